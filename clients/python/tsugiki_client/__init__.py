@@ -1,0 +1,1 @@
+"""Client of a tsugiki server: httpx and the standard library only."""

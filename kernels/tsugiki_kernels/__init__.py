@@ -1,0 +1,1 @@
+"""Kernels that apply or rebuild compressed weights: one interface, several backends."""

@@ -1,0 +1,156 @@
+"""The operations every kernel backend offers, and the resident form of the weights they read.
+
+Owns: the formulas, shapes and dtypes. Knows nothing of files, requests or schedulers.
+
+Segments. `x` and `out` are row-major over the rows of one step. A *span* `(start, stop)` names the
+rows of one variant; spans of one call never overlap. Rows outside every span are left untouched.
+
+Placement. A base linear may be fused (q, k, v stacked into one weight). A delta belongs to one of
+its parts: `Placed(offset, delta)` adds into output columns `offset : offset + delta.shape[0]`.
+
+Numbers. Activations are float32, bfloat16 or float16. Every contribution is accumulated in float32
+and rounded to the dtype of `out` once, when it is added. The reduction order of a row depends only on
+the weight, never on other rows, spans or chunk boundaries.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class SparseDelta:
+    """A quantized sparse delta whose kept columns are shared by tiles of rows (deltadq).
+
+    D[r, columns[t, j]] += step[r // rows_per_step] * (code(t, j, r % rows_per_mask) - zero)
+    with t = r // rows_per_mask. Tiles: ceil(out / rows_per_mask); the last may be ragged and its
+    missing rows hold code 0, which is never read into an output.
+    """
+
+    shape: tuple[int, int]  # (out, in), in <= 65536
+    rows_per_mask: int
+    rows_per_step: int
+    bits: int  # 1, 2, 4 or 8
+    zero: float
+    columns: Tensor  # uint16 [tiles, kept], ascending within a tile
+    # uint8 [tiles, ceil(kept * rows_per_mask * bits / 8)]; value j * rows_per_mask + r of a tile sits
+    # at bit (j * rows_per_mask + r) * bits, least significant bit first
+    codes: Tensor
+    step: Tensor  # float32 [ceil(out / rows_per_step)]
+    bias: Tensor | None  # float32 [out], added once per row of x
+
+
+@dataclass(frozen=True, slots=True)
+class LowRankDelta:
+    """y += scale * (x A^T) B^T (lora)."""
+
+    a: Tensor  # [rank, in], activation dtype
+    b: Tensor  # [out, rank], activation dtype
+    scale: float
+    bias: Tensor | None  # float32 [out]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        return (self.b.shape[0], self.a.shape[1])
+
+
+@dataclass(frozen=True, slots=True)
+class SignDelta:
+    """D[r, c] = scale[r] * (+1 if bit c of row r is set else -1) (bitdelta)."""
+
+    shape: tuple[int, int]
+    signs: Tensor  # uint8 [out, ceil(in / 8)], column c at byte c // 8, bit c % 8
+    scale: Tensor  # float32 [out]
+    bias: Tensor | None  # float32 [out]
+
+
+@dataclass(frozen=True, slots=True)
+class DenseDelta:
+    """D as it is: y += x D^T + bias. Either part may be missing (a bias alone is a delta too)."""
+
+    shape: tuple[int, int]
+    weight: Tensor | None  # [out, in], activation dtype
+    bias: Tensor | None  # float32 [out]
+
+
+Delta = SparseDelta | LowRankDelta | SignDelta | DenseDelta
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A delta and the output column of the fused linear at which it starts."""
+
+    offset: int
+    delta: Delta
+
+
+class Staged(Protocol):
+    """One variant's deltas of one linear, all of one kind, ready for a backend (opaque to callers)."""
+
+    @property
+    def nbytes(self) -> int:
+        """Resident bytes, whatever the kernel needs included."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionBatch:
+    """Where the rows of a step stand in the paged KV cache.
+
+    Sequence s owns query rows `query_start[s] : query_start[s + 1]`; they are its newest tokens, so
+    row i of it has position `context[s] - (query_start[s + 1] - i)`, counted from 0. Token p of s
+    lives in block `block_tables[s, p // block_size]`, place `p % block_size`.
+    """
+
+    query_start: Tensor  # int32 [sequences + 1]
+    context: Tensor  # int32 [sequences], tokens in the cache, the rows of this step included
+    block_tables: Tensor  # int32 [sequences, max blocks], unused entries 0
+    slots: Tensor  # int64 [rows], block * block_size + place where each row's K and V go
+    block_size: int
+
+
+class KernelBackend(Protocol):
+    """All operations; `name` is what /health shows."""
+
+    name: str
+
+    def stage(self, parts: Sequence[Placed]) -> Staged:
+        """Prepare one linear of one variant for `apply`. All parts are of one kind. Called once per
+        load, off the engine thread; keeps the tensors alive."""
+
+    def apply(
+        self, x: Tensor, out: Tensor, staged: Sequence[Staged], spans: Sequence[Span]
+    ) -> None:
+        """out[a:b, offset:offset+n] += x[a:b] @ D^T + bias, for each (a, b), each placed D.
+
+        x: [rows, in], out: [rows, fused out], same dtype, unit stride in the last dimension. All
+        staged values of one call hold the same kind of delta.
+        """
+
+    def reconstruct(self, base: Tensor, staged: Staged, out: Tensor) -> None:
+        """out = base + D over the whole fused weight ([fused out, in], dtype of base); biases apart.
+
+        out may not alias base.
+        """
+
+    def bias(self, staged: Staged, rows: int) -> Tensor | None:
+        """The float32 [rows = fused out] bias of the staged parts, or None when they have none."""
+
+    def write_kv(self, k: Tensor, v: Tensor, cache: Tensor, where: AttentionBatch) -> None:
+        """Store k, v [rows, kv_heads, head_dim] into cache[0], cache[1] at `where.slots`.
+
+        cache: [2, blocks, kv_heads, block_size, head_dim], activation dtype.
+        """
+
+    def paged_attention(
+        self, q: Tensor, cache: Tensor, where: AttentionBatch, scale: float, window: int | None
+    ) -> Tensor:
+        """softmax(scale * q K^T + causal mask) V for every row; returns [rows, heads, head_dim].
+
+        q: [rows, heads, head_dim]; head h reads KV head h // (heads // kv_heads). With a window w a
+        row at position p sees positions p - w + 1 .. p. Softmax in float32.
+        """

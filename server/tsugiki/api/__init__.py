@@ -1,0 +1,1 @@
+"""HTTP only: routes, schemas, SSE, errors, keys. Never reaches torch."""

@@ -1,0 +1,1 @@
+"""One file per method: writing and reading of the same format side by side."""

@@ -1,0 +1,175 @@
+"""What a codec is, and the packed and resident forms of a variant that every layer shares.
+
+Owns: the `Codec` protocol, `Packed` (one module as stored in a file), `Layout` (how a base's linears
+are named and fused), `ResidentVariant` (a variant in memory, ready for a step).
+Does not know: files (artifact.py), tiers (variants/), requests (engine/), activations (model/).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from torch import Tensor
+
+from tsugiki_kernels.interface import KernelBackend, Span, Staged
+
+Role = Literal["delta", "parameters"]
+Options = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """One module (a linear, a vector, an embedding) as a codec stores it."""
+
+    codec: str
+    shape: tuple[int, ...]  # of the dense parameter: [out, in] or [dim]
+    options: Options  # JSON values: seed, alpha, bits, zero, gain ... all that decoding needs
+    tensors: Mapping[str, Tensor]  # part name -> tensor, as stored in the file
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the stored tensors."""
+        return sum(t.numel() * t.element_size() for t in self.tensors.values())
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleStats:
+    """Calibration statistics of one linear's input, over the tokens of the calibration file."""
+
+    mean: Tensor  # float32 [in], E[x]
+    second_moment: Tensor  # float32 [in], E[x_j^2]
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """The effective dense form of a packed module: the oracle of the weight law."""
+
+    weight: Tensor  # float32, the shape of the dense parameter
+    bias: Tensor | None = None  # float32 [out], added to the output beside the module's own bias
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedPacked:
+    """A packed linear and the output column of the fused linear at which it starts."""
+
+    offset: int
+    packed: Packed
+    bias: Tensor | None = None  # float32 [out], a changed bias of the module, as a delta
+
+
+class Codec(Protocol):
+    """One way to store and apply a fine-tune. Stateless; one module-level CODEC instance per file.
+
+    The weight law holds for every backend, dtype and segment layout: what `apply` adds to `out`
+    equals `x @ (effective(base, packed).weight - base).T + bias` within `tolerance`.
+    """
+
+    name: str
+    role: Role
+    tolerance: float  # relative to the largest |output|, in float32 arithmetic
+
+    def compress(
+        self, base: Tensor, tuned: Tensor, stats: ModuleStats | None, options: Options
+    ) -> Packed:
+        """Pack `tuned - base` ([out, in], float32). `options` holds the module's `name` too.
+
+        Raises:
+            CompressionRefused: shapes or values that the codec cannot carry.
+        """
+
+    def effective(self, base: Tensor, packed: Packed) -> Dense:
+        """The variant's dense weight, float32: base ([out, in]) plus what is stored."""
+
+    def validate(self, packed: Packed) -> None:
+        """Check options, part names, shapes, dtypes, finiteness of an untrusted packed module.
+
+        Raises:
+            InvalidArtifact: naming the part, the value found and the value expected.
+        """
+
+    def stage(self, parts: Sequence[PlacedPacked], dtype: Any, kernels: KernelBackend) -> Staged:
+        """The resident form of one (fused) linear. Pure; runs on the loader thread."""
+
+    def apply(
+        self,
+        x: Tensor,
+        out: Tensor,
+        staged: Sequence[Staged],
+        spans: Sequence[Span],
+        kernels: KernelBackend,
+    ) -> None:
+        """Add each variant's contribution to its rows of `out`, in place."""
+
+    def rows_to_reconstruct(self, packed_options: Options, dtype: Any) -> int | None:
+        """From how many tokens of one request's chunk a rebuilt dense weight is cheaper than the
+        fused form (measured break-even); None: never."""
+
+
+@dataclass(frozen=True, slots=True)
+class FusedPart:
+    """Where one Hugging Face linear lives inside a fused linear of the decoder."""
+
+    fused: str  # for example "layers.3.qkv"
+    offset: int  # first output row in the fused weight
+    shape: tuple[int, int]  # [out, in] of this part
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Every parameter of a base that a variant may change, by canonical Hugging Face name.
+
+    Canonical: "model.layers.0.self_attn.q_proj.weight" with neither prefix changes nor duplicates.
+    """
+
+    linears: Mapping[
+        str, FusedPart
+    ]  # weight name -> place; lm_head included (fused name "lm_head")
+    biases: Mapping[str, str]  # bias name -> weight name of its linear
+    vectors: Mapping[str, int]  # norm weights: name -> length
+    embedding: str  # name of the input embedding [vocab, hidden]
+    embedding_shape: tuple[int, int]
+    tied: bool  # lm_head reads the input embedding
+    bias_allowed: frozenset[str] = (
+        frozenset()
+    )  # linears whose output may gain a bias in a checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class StagedLinear:
+    """A variant's contribution to one fused linear."""
+
+    codec: Codec
+    staged: Staged
+    reconstruct_from: int | None  # tokens of one chunk; see Codec.rows_to_reconstruct
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingDelta:
+    """What a variant changes in the input embedding and, when tied, in lm_head.
+
+    `delta` is a packed change of the base's rows (None: unchanged) and `rows` are whole replaced or
+    added rows. Rows beyond the base's vocabulary are added tokens.
+    """
+
+    row_ids: Tensor  # int64 [k], ascending
+    rows: Tensor  # [k, hidden], activation dtype: the full row, not a difference
+    delta: Packed | None
+    codec: Codec | None
+
+
+@dataclass(frozen=True, slots=True)
+class ResidentVariant:
+    """A variant in memory: immutable, shared by all requests that use this digest."""
+
+    name: str
+    digest: str  # "sha256:<64 hex>"
+    vocab_size: int  # logits beyond it are -inf
+    linears: Mapping[
+        str, StagedLinear
+    ]  # fused name -> contribution; absent: the base's output stands
+    vectors: Mapping[str, Tensor]  # norm name -> full weight, float32
+    embedding: EmbeddingDelta | None
+    lm_head_rows: Tensor | None  # [added, hidden] rows of added tokens for the output side
+    nbytes: int
+    extra: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""Continuous batching: requests, scheduler, model runner, and the client that the API talks to."""

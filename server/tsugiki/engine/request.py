@@ -1,0 +1,95 @@
+"""One generation request as the scheduler sees it: ids and counters, no tensors, no text.
+
+Owns: SamplingParams, Request and its life cycle. Does not know text, HTTP or the model.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class FinishReason(StrEnum):
+    """Why a request ended; the first two are OpenAI's words."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+class RequestStatus(StrEnum):
+    """Where a request stands."""
+
+    LOADING = "loading"  # its variant is not resident yet
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is chosen; defaults are OpenAI's (None and 0 mean "off" as said)."""
+
+    max_tokens: int = 16
+    temperature: float = 1.0  # 0: greedy
+    top_p: float = 1.0
+    top_k: int = 0  # 0: all
+    min_p: float = 0.0
+    seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    logprobs: int | None = None  # how many alternatives per generated token; 0: the chosen one only
+    prompt_logprobs: int | None = None  # the same for every prompt token but the first
+    stop_token_ids: frozenset[int] = frozenset()  # the variant's EOS ids, plus the request's own
+
+
+@dataclass(frozen=True, slots=True)
+class VariantRef:
+    """An immutable version: what `model` was resolved to. digest None: the base itself."""
+
+    name: str
+    digest: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probability of one token, and of its alternatives, most likely first."""
+
+    token_id: int
+    logprob: float
+    rank: int  # 1: the most likely
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A request in the engine. `num_computed_tokens` catches up with `num_tokens`, chunk by chunk;
+    nothing else distinguishes prefill from decode."""
+
+    request_id: str
+    variant: VariantRef
+    prompt_token_ids: tuple[int, ...]
+    params: SamplingParams
+    tenant: str
+    arrival: float  # seconds, the engine's clock
+    status: RequestStatus = RequestStatus.WAITING
+    output_token_ids: list[int] = field(default_factory=list)
+    num_computed_tokens: int = 0
+    block_table: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    preemptions: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt plus generated tokens so far."""
+        return len(self.prompt_token_ids) + len(self.output_token_ids)
+
+    def token_at(self, position: int) -> int:
+        """The token id at a position of prompt + output."""
+        prompt = len(self.prompt_token_ids)
+        if position < prompt:
+            return self.prompt_token_ids[position]
+        return self.output_token_ids[position - prompt]

@@ -1,0 +1,1 @@
+"""The base model: weights, one decoder forward, and where variants meet activations."""

@@ -1,0 +1,32 @@
+"""The text side of a base or a variant: what a fine-tune may change about text.
+
+Owns: `TextSide` (tokenizer with added tokens, chat template, EOS ids, generation defaults).
+Does not know: requests, HTTP, the model.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+
+class TextSide(Protocol):
+    """Text rules of one version; immutable and safe to use from several threads."""
+
+    eos_token_ids: frozenset[int]
+    vocab_size: int
+    generation_defaults: Mapping[str, Any]  # temperature, top_p, ... of the fine-tune
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a plain prompt."""
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of token ids."""
+
+    def token(self, token_id: int) -> str:
+        """How one token is shown in logprobs (a replacement character for half a UTF-8 sequence)."""
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> list[int]:
+        """Token ids of a conversation, generation prompt added.
+
+        Raises:
+            InvalidRequest: no chat template, or the template refuses the messages.
+        """

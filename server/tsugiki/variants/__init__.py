@@ -1,0 +1,1 @@
+"""Which variants exist, where their bytes are, and how they get into memory."""
