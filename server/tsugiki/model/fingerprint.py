@@ -1,0 +1,79 @@
+"""The identity of a base: a hash over what is stored, however it is split into files.
+
+Owns: the serialisation below and its cache. Does not know: families, dtypes of computation, variants.
+
+Serialisation (docs/format.md quotes it). For every canonical name of the checkpoint, in ascending
+order of its UTF-8 bytes (checkpoint.py says what canonical means: tied duplicates are dropped), one
+line of canonical JSON, ASCII only, no spaces, ended by a newline (0x0A):
+
+    ["model.embed_tokens.weight","BF16",[49152,576],"<sha256 of the stored bytes, 64 hex digits>"]\\n
+
+The dtype is safetensors' word; the stored bytes are the tensor's, row-major, little-endian, as in the
+file. The fingerprint is "sha256:" and the SHA-256 of all lines, in 64 hex digits.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+
+from tsugiki.model.checkpoint import Checkpoint
+
+CACHE_FILE = "fingerprints.json"
+
+
+def base_fingerprint(checkpoint: Checkpoint, cache_dir: Path | None) -> str:
+    """ "sha256:<64 hex>" of a checkpoint; reads all of it once (about 1 s per 500 MB).
+
+    With a cache directory the answer is kept there by path, size and modification time of the files.
+    """
+    if cache_dir is None:
+        return _compute(checkpoint)
+    key = _cache_key(checkpoint)
+    known = _read_cache(cache_dir)
+    if key not in known:
+        # read again before writing: another process may have added its own meanwhile
+        known = {key: _compute(checkpoint)} | _read_cache(cache_dir)
+        _write_cache(cache_dir, known)
+    return known[key]
+
+
+def _compute(checkpoint: Checkpoint) -> str:
+    total = hashlib.sha256()
+    for name in sorted(checkpoint.names(), key=lambda name: name.encode()):
+        line = [name, checkpoint.stored_dtype(name), list(checkpoint.shape(name))]
+        line.append(_content_hash(checkpoint, name))
+        total.update(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+    return f"sha256:{total.hexdigest()}"
+
+
+def _content_hash(checkpoint: Checkpoint, name: str) -> str:
+    stored = checkpoint.tensor(name).contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.sha256(memoryview(stored.numpy())).hexdigest()
+
+
+def _cache_key(checkpoint: Checkpoint) -> str:
+    stats = [(str(file.resolve()), file.stat()) for file in checkpoint.files]
+    parts = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+    # tying decides whether a stored lm_head counts
+    return hashlib.sha256(json.dumps([checkpoint.tied, parts]).encode()).hexdigest()
+
+
+def _read_cache(cache_dir: Path) -> dict[str, str]:
+    try:
+        known = json.loads((cache_dir / CACHE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # no cache yet, or a damaged one: it is only a cache, and is written anew
+    return known if isinstance(known, dict) else {}
+
+
+def _write_cache(cache_dir: Path, known: dict[str, str]) -> None:
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=cache_dir, prefix=CACHE_FILE, delete=False
+    ) as file:
+        json.dump(known, file, indent=1, sort_keys=True)
+    os.replace(file.name, cache_dir / CACHE_FILE)
