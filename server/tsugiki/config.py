@@ -1,1 +1,298 @@
-"""ServeConfig: every setting of a server, from flags, TOML and environment. The only reader of env."""
+"""ServeConfig: every setting of a server, from flags, TOML and environment. The only reader of env.
+
+Owns: the settings, where they come from (flag over environment over TOML over default), their
+validation. A new setting is one field: flag `--like-this`, TOML key `like_this` and environment
+variable `TSUGIKI_LIKE_THIS` follow from it. Does not know what the settings do.
+"""
+
+# ruff: noqa: RUF009  (setting() returns a dataclass field, not a shared default)
+import argparse
+import os
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from tsugiki.errors import ConfigError
+
+DEVICES = ("auto", "cpu", "cuda")
+DTYPES = ("bfloat16", "float32", "float16")
+KERNELS = ("auto", "reference", "cpu", "cuda")
+_UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_LOOPBACK = ("localhost", "::1")
+
+
+def parse_size(value: object) -> int:
+    """Bytes of 512, "512MiB", "4GiB" or "1.5GB" (MiB = 2**20, MB = 10**6).
+
+    Raises:
+        ConfigError: anything else.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(value).strip())
+    unit = _UNITS.get(match[2].upper()) if match else None
+    if match is None or unit is None:
+        raise ConfigError(f"{value!r} is not a size; write bytes or a unit, such as 512MiB or 4GiB")
+    return int(float(match[1]) * unit)
+
+
+def _integer(value: object) -> int:
+    if isinstance(value, bool) or not re.fullmatch(r"-?\d+", str(value)):
+        raise ConfigError(f"{value!r} is not a whole number")
+    return int(str(value))
+
+
+def _number(value: object) -> float:
+    try:
+        return float(str(value))
+    except ValueError:
+        raise ConfigError(f"{value!r} is not a number") from None
+
+
+def _boolean(value: object) -> bool:
+    word = str(value).lower()
+    if word not in ("true", "false", "1", "0", "yes", "no"):
+        raise ConfigError(f"{value!r} is neither true nor false")
+    return word in ("true", "1", "yes")
+
+
+def _path(value: object) -> Path:
+    return Path(str(value)).expanduser()
+
+
+def _paths(value: object) -> tuple[Path, ...]:
+    items = value if isinstance(value, list | tuple) else str(value).split(os.pathsep)
+    return tuple(_path(item) for item in items if str(item))
+
+
+def _choice(*allowed: str) -> Callable[[object], str]:
+    def parse(value: object) -> str:
+        if value not in allowed:
+            raise ConfigError(f"{value!r} is not one of {', '.join(allowed)}")
+        return str(value)
+
+    return parse
+
+
+def setting(parse: Callable[[Any], Any], help: str, default: Any = MISSING, **extra: Any) -> Any:
+    """A field of ServeConfig with what flag, TOML key and environment variable need."""
+    metadata = {"parse": parse, "help": help, **extra}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """One tenant. The key itself is never stored, only its sha256 (64 hex digits)."""
+
+    id: str
+    sha256: str
+    role: Literal["user", "admin"] = "user"
+    weight: float = 1.0  # share of the engine under contention
+    variants: tuple[str, ...] = ("*",)  # names it sees and reaches; "*" is all, the base included
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            raise ConfigError("[[key]] needs a non-empty id")
+        if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
+            raise ConfigError(
+                f"[[key]] {self.id!r}: sha256 must be 64 lower-case hex digits; "
+                "print them with: printf %s KEY | sha256sum"
+            )
+        if self.role not in ("user", "admin"):
+            raise ConfigError(f"[[key]] {self.id!r}: role {self.role!r} is neither user nor admin")
+        if not self.weight > 0:
+            raise ConfigError(f"[[key]] {self.id!r}: weight {self.weight!r} must be above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class ServeConfig:
+    """A server's settings. None means: decided at start from the base or the machine."""
+
+    base: str = setting(str, "base model: a Hugging Face directory, or 'demo'", metavar="DIR")
+    variants: Path = setting(_path, "directory of the registered variants", metavar="DIR")
+    host: str = setting(str, "address to listen on", "127.0.0.1")
+    port: int = setting(_integer, "port to listen on; 0 picks a free one", 8000)
+    device: str = setting(_choice(*DEVICES), "where the model runs", "auto", choices=DEVICES)
+    dtype: str = setting(_choice(*DTYPES), "activations and weights", "bfloat16", choices=DTYPES)
+    kernels: str = setting(_choice(*KERNELS), "kernel backend", "auto", choices=KERNELS)
+    threads: int | None = setting(_integer, "CPU threads of the model", None)
+    served_model_name: str | None = setting(str, "the base's id in the API", None, metavar="NAME")
+    max_model_len: int | None = setting(_integer, "longest prompt + output, in tokens", None)
+    max_num_seqs: int = setting(_integer, "requests in one step", 64)
+    max_num_batched_tokens: int = setting(_integer, "tokens in one step", 512)
+    max_queued_requests: int = setting(_integer, "waiting requests before 429", 1024)
+    block_size: int = setting(_integer, "tokens of one KV block", 16)
+    kv_memory: int | None = setting(parse_size, "bytes of the KV cache", None, metavar="BYTES")
+    variant_memory: int = setting(
+        parse_size, "bytes of variants on the device", 2**30, metavar="BYTES"
+    )
+    host_variant_memory: int = setting(
+        parse_size, "bytes of variants in host memory", 2**32, metavar="BYTES"
+    )
+    max_upload_bytes: int = setting(
+        parse_size, "largest variant file taken by PUT", 2**32, metavar="BYTES"
+    )
+    max_body_bytes: int = setting(
+        parse_size, "largest JSON body of a request", 2**26, metavar="BYTES"
+    )
+    drain_seconds: float = setting(_number, "time for running requests after SIGTERM", 30.0)
+    adapter_roots: tuple[Path, ...] = setting(
+        _paths, "directories that load_lora_adapter may read", (), metavar="DIR", nargs="+"
+    )
+    accept_derived: bool = setting(
+        _boolean, "serve deltas of the original on a base derived from it", False, switch=True
+    )
+    insecure: bool = setting(
+        _boolean, "allow a public bind without keys (management stays off)", False, switch=True
+    )
+    api_key_file: Path | None = setting(_path, "TOML file of [[key]] tables", None, metavar="FILE")
+    cache_dir: Path = setting(
+        _path, "compiled kernels and the demo base", Path(), metavar="DIR", env="TSUGIKI_CACHE"
+    )
+    keys: tuple[ApiKey, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size", "max_upload_bytes"):
+            _require(name, getattr(self, name), minimum=1)
+        for name in ("threads", "max_model_len", "kv_memory", "max_body_bytes"):
+            _require(name, getattr(self, name), minimum=1)
+        for name in ("max_queued_requests", "variant_memory", "host_variant_memory"):
+            _require(name, getattr(self, name), minimum=0)
+        _require("drain_seconds", self.drain_seconds, minimum=0)
+        _require("port", self.port, minimum=0, maximum=65535)
+        if self.cache_dir == Path():
+            object.__setattr__(self, "cache_dir", default_cache_dir())
+        for attribute in ("id", "sha256"):
+            _refuse_duplicates(attribute, [getattr(key, attribute) for key in self.keys])
+        if not (self.loopback or self.keys or self.insecure):
+            raise ConfigError(
+                f"--host {self.host} is reachable from outside and no keys are configured; "
+                "give --api-key-file, or --insecure to serve everybody"
+            )
+
+    @property
+    def loopback(self) -> bool:
+        """Only this machine can connect."""
+        return self.host in _LOOPBACK or self.host.startswith("127.")
+
+
+def _require(
+    name: str, value: float | None, *, minimum: float, maximum: float = float("inf")
+) -> None:
+    if value is not None and not minimum <= value <= maximum:
+        bound = f"at least {minimum}" if value < minimum else f"at most {maximum}"
+        raise ConfigError(f"{flag(name)} is {value}; it must be {bound}")
+
+
+def _refuse_duplicates(attribute: str, values: list[str]) -> None:
+    twice = {value for value in values if values.count(value) > 1}
+    if twice:
+        raise ConfigError(f"two [[key]] tables have the same {attribute}: {', '.join(twice)}")
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def default_cache_dir() -> Path:
+    """Where built and downloaded things are kept: $TSUGIKI_CACHE, else ~/.cache/tsugiki."""
+    return Path(os.environ.get("TSUGIKI_CACHE") or "~/.cache/tsugiki").expanduser()
+
+
+def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
+    """One flag per field of ServeConfig, and --config."""
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings in TOML")
+    for item in _settings():
+        options: dict[str, Any] = {
+            key: item.metadata[key]
+            for key in ("choices", "metavar", "nargs")
+            if key in item.metadata
+        }
+        if item.metadata.get("switch"):
+            options["action"] = argparse.BooleanOptionalAction
+        text = f"{item.metadata['help']}{_shown_default(item)}"
+        parser.add_argument(flag(item.name), default=None, help=text, **options)
+
+
+def load_config(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> ServeConfig:
+    """The settings of `tsugiki serve`: flags over environment over the TOML file over defaults.
+
+    Args:
+        flags: parsed arguments by field name (None: not given), and `config`, the TOML file.
+        environ: the process environment, unless a test says otherwise.
+
+    Raises:
+        ConfigError: a missing, unknown or bad value; names it, where it stood and the remedy.
+    """
+    environ = os.environ if environ is None else environ
+    path = flags.get("config") or environ.get("TSUGIKI_CONFIG")
+    table = _read_toml(Path(path)) if path else {}
+    keys = _keys(table.pop("key", []), path)
+    known = {item.name: item for item in _settings()}
+    for name in table:
+        if name not in known:
+            raise ConfigError(f"{path}: unknown setting {name!r}; known: {', '.join(known)}")
+    values = {
+        name: value
+        for name, item in known.items()
+        if (value := _value(item, flags, environ, table)) is not None
+    }
+    for name in ("base", "variants"):
+        if name not in values:
+            raise ConfigError(f"{flag(name)} is missing; try --base demo --variants DIR")
+    if key_file := values.get("api_key_file"):
+        keys += _keys(_read_toml(key_file).get("key", []), key_file)
+        if not keys:
+            raise ConfigError(f"{key_file}: holds no [[key]] table")
+    return ServeConfig(**values, keys=keys)
+
+
+def _settings() -> list["Field[Any]"]:
+    return [item for item in fields(ServeConfig) if "parse" in item.metadata]
+
+
+def _shown_default(item: "Field[Any]") -> str:
+    if item.default is MISSING or item.default in (None, (), Path(), False):
+        return ""
+    return f" (default {item.default})"
+
+
+def _value(
+    item: "Field[Any]", flags: Mapping[str, Any], environ: Mapping[str, str], table: dict[str, Any]
+) -> Any:
+    variable = item.metadata.get("env", f"TSUGIKI_{item.name.upper()}")
+    for source, value in (
+        (flag(item.name), flags.get(item.name)),
+        (variable, environ.get(variable) or None),
+        (item.name, table.get(item.name)),
+    ):
+        if value is not None:
+            try:
+                return item.metadata["parse"](value)
+            except ConfigError as error:
+                raise ConfigError(f"{source}: {error}") from None
+    return None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        return {name.replace("-", "_"): value for name, value in tomllib.loads(text).items()}
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+
+
+def _keys(tables: Any, path: object) -> tuple[ApiKey, ...]:
+    try:
+        return tuple(
+            ApiKey(**{**table, "variants": tuple(table.get("variants", ["*"]))}) for table in tables
+        )
+    except TypeError as error:
+        raise ConfigError(
+            f"{path}: a [[key]] table has id, sha256, role, weight, variants; {error}"
+        ) from error
