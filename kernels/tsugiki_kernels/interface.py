@@ -9,8 +9,8 @@ Placement. A base linear may be fused (q, k, v stacked into one weight). A delta
 its parts: `Placed(offset, delta)` adds into output columns `offset : offset + delta.shape[0]`.
 
 Numbers. Activations are float32, bfloat16 or float16. Every contribution is accumulated in float32
-and rounded to the dtype of `out` once, when it is added. The reduction order of a row depends only on
-the weight, never on other rows, spans or chunk boundaries.
+and rounded to the dtype of `out` once, when it is added. The reduction order of a row depends only
+on the weight, never on other rows, spans or chunk boundaries.
 """
 
 from collections.abc import Sequence
@@ -37,8 +37,8 @@ class SparseDelta:
     bits: int  # 1, 2, 4 or 8
     zero: float
     columns: Tensor  # uint16 [tiles, kept], ascending within a tile
-    # uint8 [tiles, ceil(kept * rows_per_mask * bits / 8)]; value j * rows_per_mask + r of a tile sits
-    # at bit (j * rows_per_mask + r) * bits, least significant bit first
+    # uint8 [tiles, ceil(kept * rows_per_mask * bits / 8)]; value j * rows_per_mask + r of a tile
+    # sits at bit (j * rows_per_mask + r) * bits, least significant bit first
     codes: Tensor
     step: Tensor  # float32 [ceil(out / rows_per_step)]
     bias: Tensor | None  # float32 [out], added once per row of x
@@ -90,7 +90,7 @@ class Placed:
 
 
 class Staged(Protocol):
-    """One variant's deltas of one linear, all of one kind, ready for a backend (opaque to callers)."""
+    """One variant's deltas of one linear, all of one kind, ready for a backend (opaque)."""
 
     @property
     def nbytes(self) -> int:
@@ -132,7 +132,7 @@ class KernelBackend(Protocol):
         """
 
     def reconstruct(self, base: Tensor, staged: Staged, out: Tensor) -> None:
-        """out = base + D over the whole fused weight ([fused out, in], dtype of base); biases apart.
+        """out = base + D over the whole fused weight ([fused out, in], dtype of base), no biases.
 
         out may not alias base.
         """

@@ -1,0 +1,114 @@
+"""What every backend demands of its arguments, checked once when a linear is staged or applied.
+
+Owns: dtypes, shapes and ranges that interface.py promises. Kernels trust what passed here: an index
+out of range would otherwise be a read outside the tensor.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tsugiki_kernels.errors import BadArgument
+from tsugiki_kernels.interface import (
+    Delta,
+    DenseDelta,
+    LowRankDelta,
+    SignDelta,
+    Span,
+    SparseDelta,
+)
+
+ACTIVATIONS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_tensor(
+    name: str, tensor: Tensor, dtypes: Sequence[torch.dtype], shape: Sequence[int]
+) -> None:
+    """One of the dtypes, exactly this shape, contiguous.
+
+    Raises:
+        BadArgument: naming the tensor.
+    """
+    if tensor.dtype not in dtypes:
+        expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise BadArgument(f"{name}: expected dtype {expected}, found {tensor.dtype}")
+    if tuple(tensor.shape) != tuple(shape):
+        raise BadArgument(f"{name}: expected shape {tuple(shape)}, found {tuple(tensor.shape)}")
+    if not tensor.is_contiguous():
+        raise BadArgument(f"{name}: expected a contiguous tensor, found strides {tensor.stride()}")
+
+
+def check_delta(delta: Delta) -> None:
+    """Every tensor of the delta, and its bias.
+
+    Raises:
+        BadArgument: naming the tensor or option, what was found and what was expected.
+    """
+    match delta:
+        case SparseDelta():
+            _check_sparse(delta)
+        case LowRankDelta():
+            _check_low_rank(delta)
+        case SignDelta():
+            check_tensor("signs", delta.signs, (torch.uint8,), _sign_shape(delta))
+            check_tensor("scale", delta.scale, (torch.float32,), (delta.shape[0],))
+        case DenseDelta():
+            if delta.weight is not None:
+                check_tensor("weight", delta.weight, ACTIVATIONS, delta.shape)
+    if delta.bias is not None:
+        check_tensor("bias", delta.bias, (torch.float32,), (delta.shape[0],))
+
+
+def _sign_shape(delta: SignDelta) -> tuple[int, int]:
+    return (delta.shape[0], -(-delta.shape[1] // 8))
+
+
+def _check_low_rank(delta: LowRankDelta) -> None:
+    if delta.a.ndim != 2 or delta.b.ndim != 2:
+        raise BadArgument(f"a, b: expected matrices, found {delta.a.ndim} and {delta.b.ndim} dims")
+    check_tensor("a", delta.a, ACTIVATIONS, delta.a.shape)
+    check_tensor("b", delta.b, (delta.a.dtype,), (delta.b.shape[0], delta.a.shape[0]))
+
+
+def _check_sparse(delta: SparseDelta) -> None:
+    rows, width = delta.shape
+    if delta.bits not in (1, 2, 4, 8):
+        raise BadArgument(f"bits: expected 1, 2, 4 or 8, found {delta.bits}")
+    if delta.rows_per_mask < 1 or delta.rows_per_step < 1:
+        raise BadArgument(
+            f"rows_per_mask, rows_per_step: expected at least 1, found {delta.rows_per_mask}, "
+            f"{delta.rows_per_step}"
+        )
+    if width > 65536:
+        raise BadArgument(f"shape: columns are 16-bit, so at most 65536 inputs; found {width}")
+    tiles, kept = -(-rows // delta.rows_per_mask), delta.columns.shape[-1]
+    code_bytes = -(-kept * delta.rows_per_mask * delta.bits // 8)
+    check_tensor("columns", delta.columns, (torch.uint16,), (tiles, kept))
+    check_tensor("codes", delta.codes, (torch.uint8,), (tiles, code_bytes))
+    check_tensor("step", delta.step, (torch.float32,), (-(-rows // delta.rows_per_step),))
+    largest = int(delta.columns.long().max()) if delta.columns.numel() else 0
+    if largest >= max(width, 1):
+        raise BadArgument(f"columns: expected indices below {width}, found {largest}")
+
+
+def check_spans(x: Tensor, out: Tensor, staged: int, spans: Sequence[Span]) -> None:
+    """x and out belong together and every span lies within their rows.
+
+    Raises:
+        BadArgument: naming the argument.
+    """
+    if x.dtype not in ACTIVATIONS:
+        raise BadArgument(f"x: expected float32, bfloat16 or float16, found {x.dtype}")
+    if out.dtype != x.dtype:
+        raise BadArgument(f"out: expected {x.dtype} as x has, found {out.dtype}")
+    if x.ndim != 2 or out.ndim != 2 or x.shape[0] != out.shape[0]:
+        raise BadArgument(
+            f"x, out: expected [rows, in] and [rows, out], found {tuple(x.shape)} and "
+            f"{tuple(out.shape)}"
+        )
+    if len(spans) != staged:
+        raise BadArgument(f"spans: expected one per staged value ({staged}), found {len(spans)}")
+    for start, stop in spans:
+        if not 0 <= start <= stop <= x.shape[0]:
+            raise BadArgument(f"spans: ({start}, {stop}) is not within the {x.shape[0]} rows of x")

@@ -1,0 +1,224 @@
+"""The oracle: every operation in plain torch, on any device, written to be read.
+
+Owns: the meaning of each delta as a formula. Knows nothing of speed; other backends are tested
+against it. Arithmetic is float32 with one rounding into `out`. Sums are torch's own, so values are
+equal across row layouts to float32 rounding, not bit by bit as in the compiled backends.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from tsugiki_kernels.check import check_delta, check_spans
+from tsugiki_kernels.errors import BadArgument
+from tsugiki_kernels.interface import (
+    AttentionBatch,
+    Delta,
+    DenseDelta,
+    LowRankDelta,
+    Placed,
+    SignDelta,
+    Span,
+    SparseDelta,
+    Staged,
+)
+
+ROWS_AT_ONCE = 64  # bounds the gathered copy of x: [rows, tiles, kept] float32
+
+
+@dataclass(frozen=True, slots=True)
+class StagedParts:
+    """The parts of one linear, as they came."""
+
+    parts: tuple[Placed, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors of all parts."""
+        return sum(tensor_bytes(placed.delta) for placed in self.parts)
+
+
+def tensor_bytes(delta: Delta) -> int:
+    """Bytes of a delta's tensors."""
+    values = (getattr(delta, field.name) for field in fields(delta))
+    return sum(v.numel() * v.element_size() for v in values if isinstance(v, Tensor))
+
+
+def stage_parts(parts: Sequence[Placed]) -> StagedParts:
+    """Check the parts of one linear and keep them.
+
+    Raises:
+        BadArgument: no parts, parts of several kinds, or a tensor that breaks interface.py.
+    """
+    kinds = {type(placed.delta) for placed in parts}
+    if len(kinds) != 1:
+        names = sorted(kind.__name__ for kind in kinds)
+        raise BadArgument(f"parts: expected deltas of one kind, found {names or 'none'}")
+    for placed in parts:
+        check_delta(placed.delta)
+    return StagedParts(tuple(parts))
+
+
+def unpack_codes(codes: Tensor, bits: int, count: int) -> Tensor:
+    """uint8 [tiles, bytes] -> float32 [tiles, count]: `count` fields of `bits`, LSB first."""
+    shifts = torch.arange(0, 8, bits, device=codes.device, dtype=torch.uint8)
+    values = (codes.unsqueeze(-1) >> shifts) & ((1 << bits) - 1)
+    return values.flatten(1)[:, :count].float()
+
+
+def unpack_signs(delta: SignDelta) -> Tensor:
+    """float32 [out, in] of +1 and -1."""
+    return 2.0 * unpack_codes(delta.signs, 1, delta.shape[1]) - 1.0
+
+
+def sparse_values(delta: SparseDelta) -> Tensor:
+    """float32 [tiles, kept, rows_per_mask]: code - zero, before the row's step is applied."""
+    tiles, kept = delta.columns.shape
+    codes = unpack_codes(delta.codes, delta.bits, kept * delta.rows_per_mask)
+    return codes.view(tiles, kept, delta.rows_per_mask) - delta.zero
+
+
+def row_steps(delta: SparseDelta) -> Tensor:
+    """float32 [out]: the quantization step of each row."""
+    return delta.step.repeat_interleave(delta.rows_per_step)[: delta.shape[0]]
+
+
+def dense_weight(delta: Delta) -> Tensor:
+    """D as float32 [out, in]."""
+    match delta:
+        case SparseDelta():
+            return _dense_sparse(delta)
+        case LowRankDelta():
+            return delta.scale * (delta.b.float() @ delta.a.float())
+        case SignDelta():
+            return delta.scale[:, None] * unpack_signs(delta)
+        case DenseDelta(weight=None):
+            device = None if delta.bias is None else delta.bias.device
+            return torch.zeros(delta.shape, device=device)
+        case DenseDelta():
+            return delta.weight.float()
+
+
+def _dense_sparse(delta: SparseDelta) -> Tensor:
+    rows, columns = delta.shape
+    tiles, kept = delta.columns.shape
+    tile_rows = torch.zeros(tiles, delta.rows_per_mask, columns, device=delta.columns.device)
+    where = delta.columns.long()[:, None, :].expand(tiles, delta.rows_per_mask, kept)
+    tile_rows.scatter_add_(2, where, sparse_values(delta).transpose(1, 2))
+    return tile_rows.flatten(0, 1)[:rows] * row_steps(delta)[:, None]
+
+
+def product(x: Tensor, delta: Delta) -> Tensor:
+    """x D^T as float32 [rows, out], for x float32 [rows, in]; biases apart."""
+    match delta:
+        case SparseDelta():
+            return torch.cat([_sparse_product(part, delta) for part in x.split(ROWS_AT_ONCE)])
+        case LowRankDelta():
+            return delta.scale * (x @ delta.a.float().T @ delta.b.float().T)
+        case SignDelta():
+            return (x @ unpack_signs(delta).T) * delta.scale
+        case DenseDelta():
+            return x @ dense_weight(delta).T
+
+
+def _sparse_product(x: Tensor, delta: SparseDelta) -> Tensor:
+    """Each tile meets only its kept columns of x: a small dense product per tile."""
+    gathered = x[:, delta.columns.long()]  # [rows, tiles, kept]
+    tile_sums = torch.einsum("ntk,tkr->ntr", gathered, sparse_values(delta))
+    return tile_sums.flatten(1)[:, : delta.shape[0]] * row_steps(delta)
+
+
+class ReferenceBackend:
+    """All operations in plain torch."""
+
+    name = "reference"
+
+    def stage(self, parts: Sequence[Placed]) -> StagedParts:
+        """See KernelBackend.stage.
+
+        Raises:
+            BadArgument: see stage_parts.
+        """
+        return stage_parts(parts)
+
+    def apply(
+        self, x: Tensor, out: Tensor, staged: Sequence[Staged], spans: Sequence[Span]
+    ) -> None:
+        """See KernelBackend.apply."""
+        check_spans(x, out, len(staged), spans)
+        for variant, (start, stop) in zip(staged, spans, strict=True):
+            rows = x[start:stop].float()
+            for placed in own(variant).parts if start < stop else ():
+                self._add(rows, out[start:stop], placed)
+
+    def _add(self, rows: Tensor, out: Tensor, placed: Placed) -> None:
+        delta = placed.delta
+        target = out[:, placed.offset : placed.offset + delta.shape[0]]
+        change = product(rows, delta)
+        if delta.bias is not None:
+            change = change + delta.bias
+        target.copy_(target.float() + change)
+
+    def reconstruct(self, base: Tensor, staged: Staged, out: Tensor) -> None:
+        """See KernelBackend.reconstruct."""
+        out.copy_(base)
+        for placed in own(staged).parts:
+            rows = slice(placed.offset, placed.offset + placed.delta.shape[0])
+            out[rows] = (base[rows].float() + dense_weight(placed.delta)).to(out.dtype)
+
+    def bias(self, staged: Staged, rows: int) -> Tensor | None:
+        """See KernelBackend.bias."""
+        total: Tensor | None = None
+        for placed in own(staged).parts:
+            bias = placed.delta.bias
+            if bias is not None:
+                total = torch.zeros(rows, device=bias.device) if total is None else total
+                total[placed.offset : placed.offset + len(bias)] += bias
+        return total
+
+    def write_kv(self, k: Tensor, v: Tensor, cache: Tensor, where: AttentionBatch) -> None:
+        """See KernelBackend.write_kv."""
+        block, place = where.slots // where.block_size, where.slots % where.block_size
+        cache[0, block, :, place] = k
+        cache[1, block, :, place] = v
+
+    def paged_attention(
+        self, q: Tensor, cache: Tensor, where: AttentionBatch, scale: float, window: int | None
+    ) -> Tensor:
+        """See KernelBackend.paged_attention."""
+        out = torch.empty_like(q)
+        starts = where.query_start.tolist()
+        for s, context in enumerate(where.context.tolist()):
+            rows = slice(starts[s], starts[s + 1])
+            blocks = where.block_tables[s, : -(-context // where.block_size)].long()
+            k, v = (side[blocks].transpose(1, 2).flatten(0, 1)[:context] for side in cache)
+            out[rows] = _attend(q[rows], k, v, scale, window).to(q.dtype)
+        return out
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
+    """q [rows, heads, dim], newest of k, v [context, kv_heads, dim] -> float32 like q."""
+    rows, heads, dim = q.shape
+    context, kv_heads, _ = k.shape
+    grouped = q.float().view(rows, kv_heads, heads // kv_heads, dim)
+    scores = scale * torch.einsum("rkgd,ckd->kgrc", grouped, k.float())
+    key = torch.arange(context, device=q.device)
+    position = key[context - rows :, None]
+    hidden = key > position
+    if window is not None:
+        hidden |= key <= position - window
+    weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+    return torch.einsum("kgrc,ckd->rkgd", weights, v.float()).reshape(rows, heads, dim)
+
+
+def own(staged: Staged) -> StagedParts:
+    """The staged value as this backend made it.
+
+    Raises:
+        BadArgument: the value was staged by another backend.
+    """
+    if not isinstance(staged, StagedParts):
+        raise BadArgument(f"staged: made by another backend ({type(staged).__name__})")
+    return staged
