@@ -1,4 +1,4 @@
-"""What one forward pass needs: tokens, places in the cache, and which rows belong to which variant."""
+"""What one forward needs: tokens, places in the cache, and which rows belong to which variant."""
 
 from dataclasses import dataclass
 

@@ -3,9 +3,9 @@
 Owns: finding the weight files (single or sharded), canonical names, lazy reading, clear refusals.
 Does not know: model families (architecture.py), fusing (loader.py), variants.
 
-Canonical names are Hugging Face's own ("model.layers.0.self_attn.q_proj.weight"), less what is stored
-twice: `lm_head.weight` of a checkpoint with tied embeddings, and rotary frequencies, which old
-checkpoints keep although they follow from config.json.
+Canonical names are Hugging Face's own ("model.layers.0.self_attn.q_proj.weight"), less what is
+stored twice: `lm_head.weight` of a checkpoint with tied embeddings, and rotary frequencies, which
+old checkpoints keep although they follow from config.json.
 """
 
 import json
@@ -90,7 +90,7 @@ class Checkpoint:
         stored = self.stored_dtype(name)
         if stored not in DTYPES:
             raise UnsupportedModel(
-                f"{self.path}: {name} has dtype {stored}; convert the checkpoint to bfloat16 or float32"
+                f"{self.path}: {name} has dtype {stored}; convert the checkpoint to bfloat16"
             )
         return DTYPES[stored]
 
@@ -147,7 +147,7 @@ def _stored_files(directory: Path) -> dict[str, Path]:
     """Tensor name -> file."""
     single, index = directory / SINGLE_FILE, directory / INDEX_FILE
     if single.is_file():
-        files = {name: single for name in _open_file(single).keys()}  # noqa: SIM118 - not a dict
+        files = dict.fromkeys(_open_file(single).keys(), single)
     elif index.is_file():
         files = _indexed_files(directory, index)
     else:

@@ -1,15 +1,15 @@
 """The identity of a base: a hash over what is stored, however it is split into files.
 
-Owns: the serialisation below and its cache. Does not know: families, dtypes of computation, variants.
+Owns: the serialisation below and its cache. Does not know: families, compute dtypes, variants.
 
 Serialisation (docs/format.md quotes it). For every canonical name of the checkpoint, in ascending
 order of its UTF-8 bytes (checkpoint.py says what canonical means: tied duplicates are dropped), one
 line of canonical JSON, ASCII only, no spaces, ended by a newline (0x0A):
 
-    ["model.embed_tokens.weight","BF16",[49152,576],"<sha256 of the stored bytes, 64 hex digits>"]\\n
+    ["model.embed_tokens.weight","BF16",[49152,576],"<64 hex digits>"]\\n
 
-The dtype is safetensors' word; the stored bytes are the tensor's, row-major, little-endian, as in the
-file. The fingerprint is "sha256:" and the SHA-256 of all lines, in 64 hex digits.
+The dtype is safetensors' word; the digits are the SHA-256 of the tensor's stored bytes, row-major
+and little-endian as in the file. The fingerprint is "sha256:" and the SHA-256 of all lines in hex.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ CACHE_FILE = "fingerprints.json"
 def base_fingerprint(checkpoint: Checkpoint, cache_dir: Path | None) -> str:
     """ "sha256:<64 hex>" of a checkpoint; reads all of it once (about 1 s per 500 MB).
 
-    With a cache directory the answer is kept there by path, size and modification time of the files.
+    With a cache directory the answer is kept there by path, size and modification time of files.
     """
     if cache_dir is None:
         return _compute(checkpoint)
@@ -52,7 +52,7 @@ def _compute(checkpoint: Checkpoint) -> str:
 
 def _content_hash(checkpoint: Checkpoint, name: str) -> str:
     stored = checkpoint.tensor(name).contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.sha256(memoryview(stored.numpy())).hexdigest()
+    return hashlib.sha256(stored.numpy().data).hexdigest()
 
 
 def _cache_key(checkpoint: Checkpoint) -> str:

@@ -1,0 +1,123 @@
+"""Tiny random models, saved by transformers, that every test folder shares."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+)
+
+TinyFactory = Callable[..., Path]
+
+SENTENCES = (
+    "The quick brown fox jumps over the lazy dog.",
+    "A server keeps one base model in memory and hundreds of fine-tunes beside it.",
+    "What is the capital of France? The capital of France is Paris.",
+    "Sam has 12 apples and buys 30 more. How many apples does Sam have? #### 42",
+    "My card has not arrived yet: when will it be delivered?",
+)
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def tiny_llama_config(**changes: Any) -> LlamaConfig:
+    """2 layers, hidden 64, 4 heads over 2 KV heads, vocabulary 512, tied embeddings."""
+    values: dict[str, Any] = {
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "initializer_range": 0.15,
+    }
+    return LlamaConfig(**(values | changes))
+
+
+def random_model(config: PreTrainedConfig, seed: int) -> Any:
+    """A float32 transformers model with every parameter random, norms and biases included."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config).float().eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1:
+                parameter.add_(
+                    0.2 * torch.randn_like(parameter), alpha=1.0 if "norm" in name else 2
+                )
+    return model
+
+
+def save_tokenizer(directory: Path) -> None:
+    """A byte-level BPE of at most 400 tokens with a chat template."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    fast.save_pretrained(directory)
+
+
+@pytest.fixture(scope="session")
+def tiny_model_factory(tmp_path_factory: pytest.TempPathFactory) -> TinyFactory:
+    """`make(config=None, seed=0, dtype=torch.float32, shard=None)` -> a saved model directory."""
+
+    def make(
+        config: PreTrainedConfig | None = None,
+        *,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+        shard: str | None = None,
+    ) -> Path:
+        directory = tmp_path_factory.mktemp("tiny")
+        model = random_model(config or tiny_llama_config(), seed).to(dtype)
+        model.save_pretrained(directory, max_shard_size=shard or "1GB")
+        save_tokenizer(directory)
+        return directory
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tiny_model_factory: TinyFactory) -> Path:
+    """A float32 tiny Llama with a tokenizer and a chat template."""
+    return tiny_model_factory(seed=1)
+
+
+@pytest.fixture(scope="session")
+def tiny_tuned(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A full fine-tune of `tiny_base`: every linear and every norm moved a little; float32."""
+    directory = tmp_path_factory.mktemp("tiny-tuned")
+    model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "embed_tokens" not in name:
+                parameter.add_(0.02 * torch.randn_like(parameter))
+    model.save_pretrained(directory)
+    save_tokenizer(directory)
+    return directory
