@@ -1,7 +1,7 @@
 """Smoke test of an installed wheel: run from outside the checkout, without network or GPU.
 
-Checks that the three packages import, that the command answers, that the kernel sources travelled in
-the wheel, and that every variant file given is readable and whole.
+Checks that the three packages import, that the command answers, that the kernel sources travelled
+in the wheel, and that every variant file given is readable and whole.
 """
 
 import subprocess

@@ -1,8 +1,8 @@
 """The demo: one small server that answers as three fine-tunes and as their base.
 
-Starts `tsugiki serve --base demo` with the shipped fine-tunes and prints what to try. With --once it
-sends one prompt per model, all four at the same time so that they share the engine's batches, prints a
-table and stops the server.
+Starts `tsugiki serve --base demo` with the shipped fine-tunes and prints what to try. With --once
+it sends one prompt per model, all four at the same time so that they share the engine's batches,
+prints a table and stops the server.
 """
 
 import argparse

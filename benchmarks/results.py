@@ -1,0 +1,61 @@
+"""How results are written down: what was run, where, with which versions, and honest intervals."""
+
+import json
+import platform
+import random
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent / "results"
+PACKAGES = ("torch", "transformers", "numpy")
+RESAMPLES = 2000
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Median and its 95 % bootstrap interval (percentile method, fixed seed)."""
+    generator = random.Random(0)
+    medians = sorted(
+        statistics.median(generator.choices(values, k=len(values))) for _ in range(RESAMPLES)
+    )
+    low, high = medians[int(0.025 * RESAMPLES)], medians[int(0.975 * RESAMPLES)]
+    return statistics.median(values), low, high
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, versions, commit."""
+    model = "unknown"
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
+        model = lines[0].split(":", 1)[1].strip() if lines else model
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return {
+        "cpu": model,
+        "cores": len(open_cpus()),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "commit": commit,
+    }
+
+
+def open_cpus() -> set[int]:
+    """Processors this process may use."""
+    import os
+
+    return os.sched_getaffinity(0)
+
+
+def save(name: str, data: Any) -> Path:
+    """Write benchmarks/results/NAME.json: the data, the command, the machine."""
+    FOLDER.mkdir(exist_ok=True)
+    file = FOLDER / f"{name}.json"
+    record = {"command": " ".join(sys.argv), "machine": machine(), "data": data}
+    file.write_text(json.dumps(record, indent=1) + "\n")
+    return file
