@@ -13,6 +13,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,12 +147,11 @@ def measure(
     for concurrency in (1, 8, 16):
         row = interleave(
             served([base_id], concurrency),
-            lambda batch=concurrency: transformers_speed(model, batch),
+            partial(transformers_speed, model, concurrency),
             args.pairs,
         )
         results[f"base / transformers generate @{concurrency}"] = row
         show("our base-only over HTTP / transformers generate", concurrency, row)
-    del model
     for title, names in layouts.items():
         for concurrency in (8, 16):
             row = interleave(served(names, concurrency), served([base_id], concurrency), args.pairs)

@@ -1,8 +1,8 @@
 """Distinct variants for speed runs, made from the shipped fine-tunes alone.
 
 Each shipped file is decompressed once and compressed again with other mask seeds and in the layout
-asked for: real deltas, as many files as wanted, nothing but the checkout needed. Scores of such files
-are not those of the shipped ones (a delta compressed twice); only their speed is used.
+asked for: real deltas, as many files as wanted, nothing but the checkout needed. Scores of such
+files are not those of the shipped ones (a delta compressed twice); only their speed is used.
 """
 
 import subprocess
