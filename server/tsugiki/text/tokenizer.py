@@ -14,6 +14,8 @@ class TextSide(Protocol):
     eos_token_ids: frozenset[int]
     vocab_size: int
     generation_defaults: Mapping[str, Any]  # temperature, top_p, ... of the fine-tune
+    byte_fallback_ids: frozenset[int]  # tokens <0x00> ... <0xFF> of a SentencePiece vocabulary
+    longest_token: int  # characters; bounds how few tokens a long text can have
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a plain prompt."""
@@ -22,7 +24,7 @@ class TextSide(Protocol):
         """Text of token ids."""
 
     def token(self, token_id: int) -> str:
-        """How one token is shown in logprobs (a replacement character for half a UTF-8 sequence)."""
+        """How one token is shown in logprobs (U+FFFD for half a UTF-8 sequence)."""
 
     def chat(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> list[int]:
         """Token ids of a conversation, generation prompt added.

@@ -1,0 +1,217 @@
+"""The text side of a Hugging Face directory, and of the variants made from it.
+
+Owns: reading tokenizer, chat template, EOS ids and generation defaults; what a variant's `text`
+metadata changes about them. Does not know: requests, HTTP, the model.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from tokenizers import AddedToken, Tokenizer
+from transformers import AutoTokenizer
+
+from tsugiki.errors import InvalidArtifact, InvalidRequest, UnsupportedModel
+
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+_RESERVED = {  # arguments of apply_chat_template that are not the template's variables
+    *("conversation", "messages", "chat_template", "add_generation_prompt", "tokenize", "padding"),
+    *("truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs"),
+    *("return_assistant_tokens_mask", "continue_final_message", "sanitize_control_tokens"),
+}
+
+
+@dataclass(frozen=True)
+class HfTextSide:
+    """Text rules through `tokenizers` (encode, decode) and transformers (chat templates).
+
+    Threads: the fast tokenizer is only read after construction; truncation and padding, its only
+    mutable settings, are switched off once and never touched again.
+    """
+
+    tokenizer: Tokenizer = field(repr=False)
+    renderer: Any = field(
+        repr=False
+    )  # transformers' tokenizer: sandboxed templates, special tokens
+    chat_template: str | None
+    eos_token_ids: frozenset[int]
+    vocab_size: int
+    generation_defaults: Mapping[str, Any]
+    byte_fallback_ids: frozenset[int] = field(repr=False)
+    longest_token: int
+    _anchor: tuple[int, ...]  # an ordinary token; what follows it is decoded as inside a text
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a plain prompt."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of token ids; ids without a token decode to nothing."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        return text
+
+    def token(self, token_id: int) -> str:
+        """The token's text as it stands inside a text, leading space included."""
+        before = self.decode(self._anchor, skip_special_tokens=False)
+        both = self.decode((*self._anchor, token_id), skip_special_tokens=False)
+        return both[len(before) :]
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> list[int]:
+        """Token ids of a conversation, generation prompt added; `variables` go to the template.
+
+        Raises:
+            InvalidRequest: no chat template, or the template refuses the messages.
+        """
+        if self.chat_template is None:
+            raise InvalidRequest(
+                "this model has no chat template; use /v1/completions", param="messages"
+            )
+        if reserved := sorted(_RESERVED & variables.keys()):
+            raise InvalidRequest(
+                f"{reserved[0]!r} cannot be set from a request", param="chat_template_kwargs"
+            )
+        try:
+            text = self.renderer.apply_chat_template(
+                [dict(message) for message in messages],
+                chat_template=self.chat_template,
+                add_generation_prompt=True,
+                tokenize=False,
+                **variables,
+            )
+        except (jinja2.TemplateError, ValueError, TypeError, KeyError, ArithmeticError) as error:
+            raise InvalidRequest(
+                f"the chat template refuses these messages: {error}", param="messages"
+            ) from error
+        return self.encode(text, add_special_tokens=False)
+
+    def for_variant(self, text: Mapping[str, Any] | None) -> "HfTextSide":
+        """The base's rules with what a variant file's `text` metadata changes; null keeps.
+
+        Args:
+            text: chat_template, eos_token_ids, generation_defaults, added_tokens
+                ([{id, content, special}]), vocab_size; each may be absent or null.
+
+        Raises:
+            InvalidArtifact: added tokens that do not land on their ids.
+        """
+        stated = {name: value for name, value in (text or {}).items() if value is not None}
+        side = self
+        if stated.get("added_tokens"):
+            tokenizer = _with_added_tokens(self.tokenizer, stated["added_tokens"])
+            side = replace(side, tokenizer=tokenizer, longest_token=_longest_token(tokenizer))
+        return replace(
+            side,
+            chat_template=stated.get("chat_template", self.chat_template),
+            eos_token_ids=frozenset(stated.get("eos_token_ids", self.eos_token_ids)),
+            vocab_size=stated.get("vocab_size", self.vocab_size),
+            generation_defaults=_sampling(
+                stated.get("generation_defaults", self.generation_defaults)
+            ),
+        )
+
+
+def load_text_side(base_dir: Path) -> HfTextSide:
+    """The text side of a base directory; nothing is downloaded and no code of the model runs.
+
+    Raises:
+        UnsupportedModel: no usable tokenizer or config.json.
+    """
+    config = _read_json(base_dir / "config.json", required=True)
+    generation = _read_json(base_dir / "generation_config.json", required=False)
+    renderer = _load_renderer(base_dir)
+    tokenizer: Tokenizer = renderer.backend_tokenizer
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    text_config = config.get("text_config", config)
+    return HfTextSide(
+        tokenizer=tokenizer,
+        renderer=renderer,
+        chat_template=_default_template(renderer.chat_template),
+        eos_token_ids=_eos_token_ids(generation, text_config, config, renderer.eos_token_id),
+        vocab_size=int(text_config.get("vocab_size", tokenizer.get_vocab_size())),
+        generation_defaults=_sampling(generation),
+        byte_fallback_ids=_byte_fallback_ids(tokenizer),
+        longest_token=_longest_token(tokenizer),
+        _anchor=tuple(tokenizer.encode("a", add_special_tokens=False).ids[-1:]),
+    )
+
+
+def _load_renderer(base_dir: Path) -> Any:
+    try:
+        renderer = AutoTokenizer.from_pretrained(
+            base_dir, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UnsupportedModel(f"{base_dir}: no usable tokenizer: {error}") from error
+    if getattr(renderer, "backend_tokenizer", None) is None:
+        raise UnsupportedModel(
+            f"{base_dir}: {type(renderer).__name__} is not a fast tokenizer; provide tokenizer.json"
+        )
+    return renderer
+
+
+def _read_json(path: Path, *, required: bool) -> dict[str, Any]:
+    if not path.is_file() and not required:
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UnsupportedModel(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise UnsupportedModel(f"{path} must hold a JSON object")
+    return content
+
+
+def _default_template(template: str | dict[str, str] | None) -> str | None:
+    """Old directories hold several named templates; "default" is the one for plain chat."""
+    return template.get("default") if isinstance(template, dict) else template
+
+
+def _eos_token_ids(*sources: Any) -> frozenset[int]:
+    """The first configuration that states EOS ids, and the tokenizer's own (the last source)."""
+    *configs, own = sources
+    stated: int | list[int] = next(
+        (config["eos_token_id"] for config in configs if config.get("eos_token_id") is not None), []
+    )
+    ids = {stated} if isinstance(stated, int) else set(stated)
+    return frozenset(ids if own is None else ids | {own})
+
+
+def _sampling(generation: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: generation[name] for name in _SAMPLING if generation.get(name) is not None}
+
+
+def _byte_fallback_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    """Ids of <0x00> ... <0xFF>, where the decoder joins runs of them into UTF-8."""
+    decoder = json.loads(tokenizer.to_str()).get("decoder") or {}
+    kinds = {part["type"] for part in decoder.get("decoders", [decoder]) if part}
+    if "ByteFallback" not in kinds:
+        return frozenset()
+    ids = (tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
+    return frozenset(token_id for token_id in ids if token_id is not None)
+
+
+def _longest_token(tokenizer: Tokenizer) -> int:
+    """Characters of the longest entry; byte-level entries are never shorter than their text."""
+    return max(map(len, tokenizer.get_vocab(with_added_tokens=True)), default=1)
+
+
+def _with_added_tokens(base: Tokenizer, added: Sequence[Mapping[str, Any]]) -> Tokenizer:
+    tokenizer = Tokenizer.from_str(base.to_str())
+    for item in sorted(added, key=lambda item: int(item["id"])):
+        token = AddedToken(item["content"], special=bool(item.get("special")), normalized=False)
+        if item.get("special"):
+            tokenizer.add_special_tokens([token])
+        else:
+            tokenizer.add_tokens([token])
+        found = tokenizer.token_to_id(item["content"])
+        if found != item["id"]:
+            raise InvalidArtifact(
+                f"added token {item['content']!r} has id {item['id']} in the variant, but this "
+                f"base's tokenizer gives it {found}; the variant was made on another tokenizer"
+            )
+    return tokenizer
