@@ -1,0 +1,100 @@
+"""The background loader: bytes on disk -> verified -> staged, off the engine thread.
+
+Owns the loader threads and the shape of their answers. Every digest that is submitted comes back as
+exactly one `LoadOutcome`; nothing is ever raised into the engine.
+Does not know budgets or references (residency.py), nor names (registry.py).
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tsugiki.codecs.base import ResidentVariant
+from tsugiki.errors import TsugikiError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadTimings:
+    """Milliseconds of each part of one load."""
+
+    read: float = 0.0
+    verify: float = 0.0
+    stage: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOutcome:
+    """How one load ended: a variant, or the reason why there is none."""
+
+    digest: str
+    variant: ResidentVariant | None
+    error: str | None = None
+    load_ms: float = 0.0
+    timings: LoadTimings = LoadTimings()
+
+
+Load = Callable[[str], tuple[ResidentVariant, LoadTimings]]
+
+
+class BackgroundLoader:
+    """A `residency.LoadSource` over daemon threads. `load` runs on them; `on_finished` is called
+    from them after each load, to wake an engine that has nothing else to do."""
+
+    def __init__(
+        self, load: Load, *, threads: int = 1, on_finished: Callable[[], None] = lambda: None
+    ) -> None:
+        self._load = load
+        self._on_finished = on_finished
+        self._wanted: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[LoadOutcome] = queue.SimpleQueue()
+        self._closing = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._run, name=f"tsugiki-loader-{i}", daemon=True)
+            for i in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, digest: str) -> None:
+        """Load this digest in the background."""
+        self._wanted.put(digest)
+
+    def finished(self) -> list[LoadOutcome]:
+        """The loads that ended since the last call."""
+        outcomes = []
+        while not self._done.empty():
+            outcomes.append(self._done.get())
+        return outcomes
+
+    def close(self) -> None:
+        """Finish the load in progress, forget the rest, end the threads."""
+        self._closing.set()
+        for _ in self._threads:
+            self._wanted.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self) -> None:
+        while (digest := self._wanted.get()) is not None and not self._closing.is_set():
+            self._done.put(self._attempt(digest))
+            self._on_finished()
+
+    def _attempt(self, digest: str) -> LoadOutcome:
+        begin = time.perf_counter()
+        try:
+            variant, timings = self._load(digest)
+        except Exception as error:  # whatever it is, it belongs to this variant alone
+            expected = isinstance(error, TsugikiError)
+            logger.warning("variant %s cannot be loaded: %s", digest, error, exc_info=not expected)
+            reason = str(error) if expected else f"{type(error).__name__}: {error}"
+            return LoadOutcome(digest, None, reason, _ms_since(begin))
+        return LoadOutcome(digest, variant, None, _ms_since(begin), timings)
+
+
+def _ms_since(begin: float) -> float:
+    return (time.perf_counter() - begin) * 1000
