@@ -1,4 +1,4 @@
-"""Test-run policy: markers that skip, and --no-skips, which turns any skip but `gpu` into a failure."""
+"""Test-run policy: markers that skip; --no-skips turns any skip but `gpu` into a failure."""
 
 import importlib.util
 import shutil
