@@ -3,7 +3,7 @@
 A thread (engine.local) implements it today; a process could tomorrow, without touching the API.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -117,8 +117,8 @@ class EngineClient(Protocol):
     def max_model_len(self) -> int:
         """Longest prompt + output, in tokens."""
 
-    def submit(self, spec: GenerationSpec) -> AsyncIterator[GenerationEvent]:
-        """Admit and stream. Closing the iterator aborts the request.
+    def submit(self, spec: GenerationSpec) -> AsyncGenerator[GenerationEvent, None]:
+        """Admit and stream. Closing the generator (`aclose`) aborts the request.
 
         Raises (before the first event):
             ContextTooLong, Overloaded, Unavailable.
@@ -136,6 +136,13 @@ class EngineClient(Protocol):
 
         Raises:
             InvalidArtifact (and its children), StorageFull, InvalidRequest (bad name).
+        """
+
+    async def load_adapter(self, name: str, path: Path) -> VariantInfo:
+        """Convert the PEFT directory at `path` to a variant file and make it visible as `name`.
+
+        Raises:
+            InvalidArtifact (and its children), CompressionRefused, StorageFull.
         """
 
     async def delete_variant(self, name: str) -> int:
