@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
-from collections.abc import Iterable
 from pathlib import Path
+
+from splits import write_splits
 
 
 def intent_name(label: str) -> str:
@@ -31,23 +31,14 @@ def convert(path: Path) -> list[dict[str, str]]:
         ]
 
 
-def write_jsonl(path: Path, lines: Iterable[dict[str, str]]) -> None:
-    """Write one JSON object a line."""
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    path.write_text(text, encoding="utf-8")
-
-
 def main() -> None:
     """Convert train.csv and test.csv of --data-dir."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data-dir", type=Path, required=True, help="holds train.csv, test.csv")
     arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    for split in ("train", "test"):
-        lines = convert(arguments.data_dir / f"{split}.csv")
-        write_jsonl(arguments.out / f"banking77.{split}.jsonl", lines)
-        print(f"{split}: {len(lines)} lines, {len({line['answer'] for line in lines})} intents")
+    train, test = (convert(arguments.data_dir / f"{split}.csv") for split in ("train", "test"))
+    write_splits(arguments.out, "banking77", train, test)
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def train_step(trainer: Trainer, batch: list[Example], prefix: int, lr: float) -
     result = answer_logits(trainer.model, batch, prefix)
     loss = torch.nn.functional.cross_entropy(result.logits, result.targets)
     # The optimiser only sees the masters: gradients go up to float32, weights come back down.
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     for name, parameter in trainer.live.items():
         assert parameter.grad is not None
         trainer.master[name].grad = parameter.grad.float()
