@@ -50,7 +50,7 @@ class VariantInfo:
 
 @dataclass(frozen=True, slots=True)
 class GenerationSpec:
-    """One sequence to generate. `stop` strings are matched on detokenised text by the client side."""
+    """One sequence to generate. `stop` strings are matched on detokenised text, not on tokens."""
 
     request_id: str
     variant: VariantRef

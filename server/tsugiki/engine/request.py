@@ -67,7 +67,11 @@ class TokenLogprobs:
 @dataclass(slots=True, eq=False)
 class Request:
     """A request in the engine. `num_computed_tokens` catches up with `num_tokens`, chunk by chunk;
-    nothing else distinguishes prefill from decode."""
+    nothing else distinguishes prefill from decode.
+
+    Preemption frees the blocks and sets `num_computed_tokens` back to 0; the tokens stay, and so
+    do the prompt log-probabilities that were already computed.
+    """
 
     request_id: str
     variant: VariantRef
@@ -79,17 +83,27 @@ class Request:
     output_token_ids: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
     block_table: list[int] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of prompt tokens 1, 2, ...
     finish_reason: FinishReason | None = None
     preemptions: int = 0
+    seed: int = 0  # params.seed, or one drawn at submission
+    loading_since: float | None = None  # seconds, the engine's clock; its variant is not resident
+    variant_load_ms: float | None = None  # how long it waited for its variant
 
     @property
     def num_tokens(self) -> int:
         """Prompt plus generated tokens so far."""
         return len(self.prompt_token_ids) + len(self.output_token_ids)
 
-    def token_at(self, position: int) -> int:
-        """The token id at a position of prompt + output."""
+    @property
+    def max_total_tokens(self) -> int:
+        """The most tokens this request can come to have."""
+        return len(self.prompt_token_ids) + self.params.max_tokens
+
+    def tokens(self, start: int, stop: int) -> list[int]:
+        """The token ids at positions start, ..., stop - 1 of prompt + output."""
         prompt = len(self.prompt_token_ids)
-        if position < prompt:
-            return self.prompt_token_ids[position]
-        return self.output_token_ids[position - prompt]
+        known = list(self.prompt_token_ids[start:stop])
+        if stop > prompt:
+            known += self.output_token_ids[max(0, start - prompt) : stop - prompt]
+        return known
