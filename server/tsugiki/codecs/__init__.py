@@ -1,1 +1,9 @@
-"""One file per method: writing and reading of the same format side by side."""
+"""One file per method: writing and reading of the same format side by side.
+
+`CODECS` is the explicit table: adding a method is adding its file and one entry here.
+"""
+
+from tsugiki.codecs import deltadq
+from tsugiki.codecs.base import Codec
+
+CODECS: dict[str, Codec] = {codec.name: codec for codec in (deltadq.CODEC,)}

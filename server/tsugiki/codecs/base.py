@@ -1,7 +1,7 @@
 """What a codec is, and the packed and resident forms of a variant that every layer shares.
 
-Owns: the `Codec` protocol, `Packed` (one module as stored in a file), `Layout` (how a base's linears
-are named and fused), `ResidentVariant` (a variant in memory, ready for a step).
+Owns: the `Codec` protocol, `Packed` (one module as stored in a file), `Layout` (how a base's
+linears are named and fused), `ResidentVariant` (a variant in memory, ready for a step).
 Does not know: files (artifact.py), tiers (variants/), requests (engine/), activations (model/).
 """
 
@@ -9,12 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor
 
+from tsugiki.codecs.masks import MaskCache
 from tsugiki_kernels.interface import KernelBackend, Span, Staged
 
 Role = Literal["delta", "parameters"]
 Options = Mapping[str, Any]
+Part = tuple[torch.dtype, tuple[int, ...]]  # how one stored tensor of a packed module looks
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,7 @@ class Packed:
     shape: tuple[int, ...]  # of the dense parameter: [out, in] or [dim]
     options: Options  # JSON values: seed, alpha, bits, zero, gain ... all that decoding needs
     tensors: Mapping[str, Tensor]  # part name -> tensor, as stored in the file
+    name: str = ""  # canonical name of the parameter: masks are drawn from it
 
     @property
     def nbytes(self) -> int:
@@ -81,6 +85,24 @@ class Codec(Protocol):
     def effective(self, base: Tensor, packed: Packed) -> Dense:
         """The variant's dense weight, float32: base ([out, in]) plus what is stored."""
 
+    def parts(self, shape: tuple[int, ...], options: Options) -> Mapping[str, Part]:
+        """Which tensors a module of this shape and these options stores: name -> (dtype, shape).
+
+        A pure function of its arguments: a file therefore stores no shapes of parts.
+
+        Raises:
+            InvalidArtifact: an option that is missing, of the wrong type or out of range.
+        """
+
+    def zero(self, shape: tuple[int, ...]) -> Packed:
+        """A packed linear that adds nothing: the carrier of a bias that changed alone."""
+
+    def lookup(self, packed: Packed, ids: Tensor) -> Tensor:
+        """The stored change of rows `ids` (int64 [n]) of an embedding, float32 [n, hidden].
+
+        Costs in proportion to n, never to the vocabulary.
+        """
+
     def validate(self, packed: Packed) -> None:
         """Check options, part names, shapes, dtypes, finiteness of an untrusted packed module.
 
@@ -88,8 +110,17 @@ class Codec(Protocol):
             InvalidArtifact: naming the part, the value found and the value expected.
         """
 
-    def stage(self, parts: Sequence[PlacedPacked], dtype: Any, kernels: KernelBackend) -> Staged:
-        """The resident form of one (fused) linear. Pure; runs on the loader thread."""
+    def stage(
+        self,
+        parts: Sequence[PlacedPacked],
+        dtype: Any,
+        kernels: KernelBackend,
+        masks: MaskCache | None = None,
+    ) -> Staged:
+        """The resident form of one (fused) linear. Pure; runs on the loader thread.
+
+        `masks` lets variants of one seed share regenerated masks; codecs without any ignore it.
+        """
 
     def apply(
         self,
@@ -146,7 +177,7 @@ class StagedLinear:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingDelta:
-    """What a variant changes in the input embedding and, when tied, in lm_head.
+    """What a variant changes in the input embedding (the output side is ResidentVariant's own).
 
     `delta` is a packed change of the base's rows (None: unchanged) and `rows` are whole replaced or
     added rows. Rows beyond the base's vocabulary are added tokens.
@@ -170,6 +201,9 @@ class ResidentVariant:
     ]  # fused name -> contribution; absent: the base's output stands
     vectors: Mapping[str, Tensor]  # norm name -> full weight, float32
     embedding: EmbeddingDelta | None
-    lm_head_rows: Tensor | None  # [added, hidden] rows of added tokens for the output side
+    # [k, hidden], activation dtype: whole replaced or added rows of the output side (when tied, the
+    # very tensor of `embedding.rows`); `linears["lm_head"]` holds packed changes of base rows
+    lm_head_rows: Tensor | None
     nbytes: int
     extra: Mapping[str, Any] = field(default_factory=dict)
+    lm_head_row_ids: Tensor | None = None  # int64 [k]; None: added tokens, counted from base vocab
