@@ -1,0 +1,71 @@
+"""Plain transformers models out of directories or tensors: the oracle that variants are held against.
+
+Owns: loading, and running a padded batch up to the logits of chosen positions. Does not know:
+variants, codecs, metrics.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tsugiki.errors import UnsupportedModel
+
+TIED_DUPLICATE = "lm_head.weight"
+
+
+def load_model(directory: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """The causal language model of a Hugging Face directory, in eval mode on the CPU."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=dtype, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise UnsupportedModel(f"{directory}: transformers cannot load it: {error}") from None
+    return model.eval()
+
+
+def model_of(
+    config: Mapping[str, Any],
+    tensors: Iterable[tuple[str, Tensor]],
+    dtype: torch.dtype = torch.float32,
+) -> Any:
+    """A model with this config.json and these tensors, by checkpoint name.
+
+    Raises:
+        UnsupportedModel: a tensor is missing or unknown to the model.
+    """
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    settings = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+    model = AutoModelForCausalLM.from_config(settings, dtype=dtype)
+    state = dict(tensors)
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    absent = [name for name in missing if name != TIED_DUPLICATE or not settings.tie_word_embeddings]
+    if absent or unexpected:
+        raise UnsupportedModel(f"missing tensors {absent}, unknown tensors {unexpected}")
+    model.tie_weights()
+    return model.eval()
+
+
+def answer_logits(model: Any, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
+    """Logits that predict tokens start .. end of each sequence: float32 [sum of lengths, vocab].
+
+    Only those positions reach the output projection, which for a small model is most of the work.
+    """
+    longest = max(map(len, sequences))
+    ids = torch.zeros(len(sequences), longest, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    wanted = torch.zeros_like(ids, dtype=torch.bool)
+    for row, (sequence, start) in enumerate(zip(sequences, starts, strict=True)):
+        ids[row, : len(sequence)] = torch.tensor(sequence)
+        mask[row, : len(sequence)] = 1
+        wanted[row, start - 1 : len(sequence) - 1] = True
+    with torch.inference_mode():
+        hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+        logits: Tensor = model.get_output_embeddings()(hidden.last_hidden_state[wanted])
+    return logits.float()

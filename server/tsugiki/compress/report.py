@@ -1,0 +1,156 @@
+"""What a compression achieved, in bytes that are really on the disk.
+
+Owns: the three ratios, errors and gains per tensor, their text and JSON. Does not know: how anything
+was compressed.
+
+Size law: the sections of a file sum to the file. The honest ratio compares bfloat16 bytes of exactly
+those parameters that the file changes with all bytes of the file, header included.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tsugiki.codecs.metadata import Header
+
+BF16_BYTES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleReport:
+    """One stored tensor: what the stored change D' is to the true change D."""
+
+    name: str
+    codec: str
+    parameters: int  # that the file changes
+    nbytes: int
+    relative_error: float  # |D' - D| / |D|, Frobenius
+    gain: float  # <D', D> / <D, D>; 1 when the change keeps its strength
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The end of `tsugiki compress`."""
+
+    path: str
+    digest: str
+    codec: str
+    file_bytes: int
+    sections: Mapping[str, int]  # sum to file_bytes
+    changed_parameters: int
+    model_parameters: int
+    honest_ratio: float
+    whole_model_ratio: float
+    paper_ratio: float | None  # as papers count: value bits only; None where no paper defines one
+    relative_error: float  # over all linears
+    gain: float
+    seconds: float
+    modules: tuple[ModuleReport, ...]
+    notes: tuple[str, ...] = ()
+
+    def write(self, path: Path) -> None:
+        """Save as JSON."""
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True, slots=True)
+class Deviation:
+    """Inner products from which errors and gains of tensors, and of sums of them, follow."""
+
+    power: float = 0.0  # <D, D>
+    overlap: float = 0.0  # <D', D>
+    error: float = 0.0  # |D' - D|^2
+
+    @classmethod
+    def between(cls, change: Tensor, stored: Tensor) -> "Deviation":
+        """Of a true change and its stored form, both float32 of one shape."""
+        difference = stored - change
+        return cls(_dot(change, change), _dot(stored, change), _dot(difference, difference))
+
+    def __add__(self, other: "Deviation") -> "Deviation":
+        return Deviation(
+            self.power + other.power, self.overlap + other.overlap, self.error + other.error
+        )
+
+    @property
+    def relative_error(self) -> float:
+        """|D' - D| / |D|."""
+        return math.sqrt(self.error / self.power) if self.power else 0.0
+
+    @property
+    def gain(self) -> float:
+        """<D', D> / <D, D>."""
+        return self.overlap / self.power if self.power else 1.0
+
+
+def _dot(a: Tensor, b: Tensor) -> float:
+    return float((a.double() * b).sum())
+
+
+def ratio(parameters: int, file_bytes: int) -> float:
+    """bfloat16 bytes of so many parameters over the bytes of the file."""
+    return parameters * BF16_BYTES / file_bytes
+
+
+def sections_of(header: Header) -> dict[str, int]:
+    """Name -> bytes; they sum to the file."""
+    return {section.name: section.nbytes for section in header.sections()}
+
+
+def human_bytes(count: int) -> str:
+    """1,234,567 -> "1.23 MB" (powers of ten, like file listings)."""
+    value = float(count)
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.2f} {unit}"
+        value /= 1000
+    return f"{value:.2f} GB"
+
+
+def render(report: Report, *, layers: int = 10) -> str:
+    """The report for people; the `layers` worst linears, all of them in the JSON."""
+    lines = [
+        f"{report.path}  {report.digest}",
+        f"  {report.codec}: {report.file_bytes:,} bytes ({human_bytes(report.file_bytes)})",
+        *(f"    {name:<36} {size:>12,}" for name, size in report.sections.items()),
+        *ratio_lines(report.honest_ratio, report.whole_model_ratio, report.paper_ratio),
+        f"  all linears: relative error {report.relative_error:.3f}, gain {report.gain:.3f}",
+    ]
+    worst = sorted(report.modules, key=lambda m: -m.relative_error)[:layers]
+    lines += _table(worst)
+    if len(report.modules) > layers:
+        lines.append(f"    ... the {layers} worst of {len(report.modules)}; all with --report FILE")
+    lines += [f"  note: {note}" for note in report.notes]
+    lines.append(f"  {report.seconds:.1f} seconds")
+    return "\n".join(lines)
+
+
+def ratio_lines(honest: float, whole: float, paper: float | None) -> list[str]:
+    """The three ratios, each with what it counts."""
+    lines = [
+        f"  honest ratio       {honest:8.1f}x  bf16 bytes of the changed tensors / bytes of the file",
+        f"  whole-model ratio  {whole:8.1f}x  bf16 bytes of the model / bytes of the file",
+    ]
+    if paper is not None:
+        text = "value bits only, as the paper counts; not a size on disk"
+        lines.append(f"  paper-style ratio  {paper:8.1f}x  {text}")
+    return lines
+
+
+def _table(modules: Sequence[ModuleReport]) -> list[str]:
+    head = f"    {'tensor':<46} {'codec':<9} {'bytes':>9} {'rel. error':>10} {'gain':>6}"
+    return [head] + [
+        f"    {m.name:<46} {m.codec:<9} {m.nbytes:>9,} {m.relative_error:>10.3f} {m.gain:>6.3f}"
+        for m in modules
+    ]
+
+
+def summary(report: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the file itself keeps of its report (sizes follow from the file)."""
+    keys = ("changed_parameters", "model_parameters", "paper_ratio", "relative_error", "gain")
+    return {key: report[key] for key in keys}
