@@ -1,0 +1,57 @@
+"""How the base holds the weight of one fused linear.
+
+Owns: the `BaseForm` protocol and its ordinary implementation, the dense weight. Does not know:
+variants (variant_linear.py adds them), names, files.
+"""
+
+from typing import Protocol
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class BaseForm(Protocol):
+    """The resident weight of a fused linear, computed once for all rows of a step."""
+
+    bias: Tensor | None  # [out], activation dtype
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+
+    @property
+    def nbytes(self) -> int:
+        """Resident bytes."""
+
+    def matmul(self, x: Tensor) -> Tensor:
+        """x W^T + bias: [rows, in] -> [rows, out], activation dtype."""
+
+    def dense(self) -> Tensor:
+        """W as [out, in], activation dtype: what deltas are added to for rows that skip it."""
+
+
+class DenseForm:
+    """An ordinary weight."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self.weight = weight
+        self.bias = bias
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        return (self.weight.shape[0], self.weight.shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weight and bias."""
+        tensors = [self.weight] if self.bias is None else [self.weight, self.bias]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    def matmul(self, x: Tensor) -> Tensor:
+        """See BaseForm.matmul."""
+        return F.linear(x, self.weight, self.bias)
+
+    def dense(self) -> Tensor:
+        """See BaseForm.dense."""
+        return self.weight

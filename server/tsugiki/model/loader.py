@@ -1,0 +1,181 @@
+"""A model directory into a `BaseModel` on its device, one tensor at a time.
+
+Owns: fusing q, k, v and gate, up; dtype and device; the base's identity. Does not know: variants,
+requests, the decoder's arithmetic.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tsugiki.codecs.base import Layout
+from tsugiki.errors import ConfigError, UnsupportedModel
+from tsugiki.model.architecture import Architecture, read_architecture
+from tsugiki.model.base_form import DenseForm
+from tsugiki.model.checkpoint import EMBEDDING, LM_HEAD, Checkpoint, open_checkpoint
+from tsugiki.model.decoder import Decoder, Weights
+from tsugiki.model.fingerprint import base_fingerprint
+from tsugiki.model.layout import LinearName, all_linears, layout_of
+from tsugiki_kernels.interface import KernelBackend
+from tsugiki_kernels.reference import ReferenceBackend
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """A resident base: its forward pass and everything a variant is checked against."""
+
+    id: str  # the name under which it is served: the directory's
+    path: Path
+    config: dict[str, Any]  # raw config.json
+    fingerprint: str
+    architecture: Architecture
+    layout: Layout
+    decoder: Decoder
+    vectors: Mapping[str, Tensor]  # norms and biases: canonical name -> float32 as stored, CPU
+
+    @property
+    def embedding(self) -> Tensor:
+        """The input embedding [vocab, hidden], activation dtype."""
+        return self.decoder.weights.embedding
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The activation dtype."""
+        return self.embedding.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embedding.device
+
+    @property
+    def nbytes(self) -> int:
+        """Resident bytes of all weights; a tied embedding counts once."""
+        weights = self.decoder.weights
+        shared = self.embedding.nbytes if self.layout.tied else 0
+        tensors = [weights.embedding, *weights.norms.values()]
+        linears = sum(form.nbytes for form in weights.linears.values())
+        return linears + sum(t.nbytes for t in tensors) - shared
+
+    def vector(self, name: str) -> Tensor:
+        """A norm weight or a bias by canonical name: float32 on the CPU, as stored.
+
+        Raises:
+            UnsupportedModel: the base has no such vector.
+        """
+        if name not in self.vectors:
+            raise UnsupportedModel(f"{self.path}: no norm or bias is called {name}")
+        return self.vectors[name]
+
+
+def load_base(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = torch.bfloat16,
+    kernels: KernelBackend | None = None,
+    cache_dir: Path | None = None,
+) -> BaseModel:
+    """Load a Hugging Face directory of a supported family.
+
+    `dtype` is that of weights and activations; `kernels` defaults to the reference; the fingerprint
+    is cached in `cache_dir`.
+
+    Raises:
+        UnsupportedModel: see open_checkpoint and read_architecture; a tensor of the wrong shape.
+        ConfigError: an unknown dtype.
+    """
+    checkpoint = open_checkpoint(path)
+    architecture = read_architecture(checkpoint.config)
+    layout = layout_of(architecture)
+    _check_shapes(checkpoint, layout)
+    reader = _Reader(checkpoint, torch.device(device), _torch_dtype(dtype))
+    weights = reader.weights(architecture, layout)
+    return BaseModel(
+        id=checkpoint.path.resolve().name,
+        path=checkpoint.path,
+        config=checkpoint.config,
+        fingerprint=base_fingerprint(checkpoint, cache_dir),
+        architecture=architecture,
+        layout=layout,
+        decoder=Decoder(architecture, weights, kernels or ReferenceBackend()),
+        vectors=_stored_vectors(checkpoint, layout),
+    )
+
+
+def _torch_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ConfigError(f"dtype {name!r} is unknown; choose one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def _stored_vectors(checkpoint: Checkpoint, layout: Layout) -> dict[str, Tensor]:
+    names = (*layout.vectors, *layout.biases)
+    return {name: checkpoint.tensor(name).to(torch.float32, copy=True) for name in names}
+
+
+def expected_shapes(layout: Layout) -> dict[str, tuple[int, ...]]:
+    """Canonical name -> shape of every tensor that a checkpoint of this layout stores."""
+    shapes: dict[str, tuple[int, ...]] = {n: part.shape for n, part in layout.linears.items()}
+    if layout.tied:
+        del shapes[LM_HEAD]
+    shapes[layout.embedding] = layout.embedding_shape
+    shapes |= {bias: (layout.linears[weight].shape[0],) for bias, weight in layout.biases.items()}
+    return shapes | {name: (length,) for name, length in layout.vectors.items()}
+
+
+def _check_shapes(checkpoint: Checkpoint, layout: Layout) -> None:
+    expected = expected_shapes(layout)
+    checkpoint.require(sorted(expected))
+    for name, shape in expected.items():
+        if checkpoint.shape(name) != shape:
+            raise UnsupportedModel(
+                f"{checkpoint.path}: {name} has shape {list(checkpoint.shape(name))}, "
+                f"config.json says {list(shape)}"
+            )
+    unknown = sorted(set(checkpoint.names()) - set(expected))
+    if unknown:
+        raise UnsupportedModel(
+            f"{checkpoint.path}: {unknown[0]} is no parameter of this architecture "
+            f"({len(unknown)} such tensors); it would be ignored"
+        )
+
+
+class _Reader:
+    """Copies tensors of a checkpoint to their place."""
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+        self._checkpoint = checkpoint
+        self._device = device
+        self._dtype = dtype
+
+    def weights(self, architecture: Architecture, layout: Layout) -> Weights:
+        embedding = self._stacked([EMBEDDING], layout.embedding_shape)
+        linears = {linear.fused: self._linear(linear) for linear in all_linears(architecture)}
+        head = embedding if layout.tied else self._stacked([LM_HEAD], layout.embedding_shape)
+        linears["lm_head"] = DenseForm(head)
+        norms = {name: self._stacked([name], (length,)) for name, length in layout.vectors.items()}
+        return Weights(embedding, linears, norms)
+
+    def _linear(self, linear: LinearName) -> DenseForm:
+        modules = [module for module, _ in linear.parts]
+        rows = sum(rows for _, rows in linear.parts)
+        weight = self._stacked([f"{m}.weight" for m in modules], (rows, linear.in_features))
+        bias = self._stacked([f"{m}.bias" for m in modules], (rows,)) if linear.bias else None
+        return DenseForm(weight, bias)
+
+    def _stacked(self, names: list[str], shape: tuple[int, ...]) -> Tensor:
+        """The tensors below each other, copied straight into their final place."""
+        out = torch.empty(shape, dtype=self._dtype, device=self._device)
+        at = 0
+        for name in names:
+            part = self._checkpoint.tensor(name)
+            out[at : at + len(part)].copy_(part)
+            at += len(part)
+        return out
