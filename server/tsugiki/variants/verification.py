@@ -1,0 +1,93 @@
+"""Whether a file may be served on the resident base, and what is known of it when it may not.
+
+Owns the order of the checks: cheap ones first, the digest over all bytes and every value last.
+Does not know names, nor the format itself (codecs/).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tsugiki.codecs import artifact
+from tsugiki.codecs.metadata import Header
+from tsugiki.errors import UserError
+from tsugiki.variants.version import BaseIdentity
+
+BF16_BYTES = 2
+
+Verify = Callable[[Path], Header]  # raises InvalidArtifact and its children
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedFile:
+    """A file on disk and what its verification found: a header, or an error."""
+
+    path: Path
+    digest: str  # "" when it has none that can be trusted
+    bytes: int
+    modified: int  # unix seconds
+    header: Header | None
+    error: str | None
+
+
+def verify_against(identity: BaseIdentity) -> Verify:
+    """The full check of one file against a base: header, base, shapes, digest, every value.
+
+    The returned function raises:
+        InvalidArtifact (WrongBase, CorruptArtifact): naming the value and the remedy.
+    """
+
+    def verify(path: Path) -> Header:
+        fits(artifact.read_header(path), identity)
+        return artifact.read(path).header
+
+    return verify
+
+
+def fits(header: Header, identity: BaseIdentity) -> None:
+    """Refuse a header that was made for another base, or that changes what this base has not.
+
+    Raises:
+        WrongBase, InvalidArtifact.
+    """
+    from tsugiki.codecs.staging import check_base
+
+    check_base(
+        header, identity.layout, identity.fingerprint, identity.vocab_size, identity.accept_derived
+    )
+
+
+def check(path: Path, verify: Verify) -> CheckedFile:
+    """Verify a file that is there already; what is wrong with it becomes its `error`."""
+    try:
+        header = verify(path)
+        status = path.stat()
+    except (UserError, OSError) as error:
+        return failed(path, without_path(error, path))
+    return CheckedFile(path, header.digest, status.st_size, int(status.st_mtime), header, None)
+
+
+def failed(path: Path, reason: str) -> CheckedFile:
+    """A file that must not be served, with as much as can be said of it."""
+    try:
+        status = path.stat()
+    except OSError:
+        return missing(reason)
+    return CheckedFile(path, "", status.st_size, int(status.st_mtime), None, reason)
+
+
+def missing(reason: str) -> CheckedFile:
+    """The place of a file that is not there."""
+    return CheckedFile(Path(), "", 0, 0, None, reason)
+
+
+def without_path(error: Exception, path: Path) -> str:
+    """The message without the server's own path in front, which is nobody's business."""
+    return str(error).removeprefix(f"{path}: ")
+
+
+def honest_ratio(header: Header) -> float:
+    """bf16 bytes of the tensors that the file changes / bytes of the file."""
+    elements = sum(math.prod(module.shape) for module in header.modules.values())
+    return elements * BF16_BYTES / header.file_bytes

@@ -1,0 +1,53 @@
+"""A registry over text files: a verification that needs no tensors, for tests of the rest."""
+
+import hashlib
+from pathlib import Path
+
+from tsugiki.codecs.base import Layout
+from tsugiki.codecs.metadata import BaseRef, Header, Module
+from tsugiki.errors import CorruptArtifact
+from tsugiki.variants.registry import Registry
+from tsugiki.variants.version import BaseIdentity
+
+IDENTITY = BaseIdentity("sha256:" + "0" * 64, Layout({}, {}, {}, "embed", (1, 1), True), 1)
+
+
+def digest_of(text: str) -> str:
+    """The digest that `verify_text` finds in a file of this text."""
+    return "sha256:" + hashlib.sha256(f"good {text}".encode()).hexdigest()
+
+
+def verify_text(path: Path) -> Header:
+    """A file is fit when its content begins with "good "."""
+    content = path.read_bytes()
+    if not content.startswith(b"good "):
+        raise CorruptArtifact(f"{path}: not good")
+    return Header(
+        codec="deltadq",
+        role="delta",
+        options={},
+        base=BaseRef("tiny", "LlamaForCausalLM", IDENTITY.fingerprint),
+        modules={"w": Module("deltadq", (8, 8), {})},
+        text=None,
+        probe=None,
+        created_by="test",
+        provenance={},
+        report={},
+        digest="sha256:" + hashlib.sha256(content).hexdigest(),
+        file_bytes=len(content),
+        header_bytes=8,
+        padding=0,
+        tensors=(),
+    )
+
+
+def open_registry(root: Path, **seams: object) -> Registry:
+    """What a restart of the server does."""
+    return Registry(root, IDENTITY, **({"verify": verify_text} | seams))  # type: ignore[arg-type]
+
+
+def upload(registry: Registry, text: str, *, good: bool = True) -> Path:
+    """A finished upload that `put` can take."""
+    path = registry.uploads() / f"upload-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    path.write_text(f"good {text}" if good else text)
+    return path
