@@ -103,6 +103,9 @@ class Codec(Protocol):
         Costs in proportion to n, never to the vocabulary.
         """
 
+    def prepare_lookup(self, packed: Packed, masks: MaskCache) -> Packed:
+        """The packed embedding with whatever makes `lookup` cheap; lives in memory alone."""
+
     def validate(self, packed: Packed) -> None:
         """Check options, part names, shapes, dtypes, finiteness of an untrusted packed module.
 

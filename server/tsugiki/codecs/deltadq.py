@@ -7,7 +7,7 @@ Does not know: files, bases, which kernel runs. Decoding is specified in docs/fo
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from tsugiki.codecs import packing
 from tsugiki.codecs.base import Dense, ModuleStats, Options, Packed, Part, PlacedPacked, Role
 from tsugiki.codecs.checks import check_finite, check_linear, check_parts
 from tsugiki.codecs.masks import MAX_COLUMNS, Mask, MaskCache, kept_columns
-from tsugiki.codecs.options import choice, decimal, integer, number, only
+from tsugiki.codecs.options import bias_bits, choice, decimal, integer, number, only
 from tsugiki.codecs.quantize import (
     difference,
     matching_gain,
@@ -94,9 +94,6 @@ def _settings(
     if parts & (parts - 1):
         raise error(f"option 'parts' is {parts}; expected a power of two up to 2^bits = {2**bits}")
     alpha = integer(options, "alpha", 1, columns, error)
-    bias_bits = integer(options, "bias_bits", 0, 8, error)
-    if bias_bits == 1:
-        raise error("option 'bias_bits' is 1; expected 0 (no bias) or 2..8")
     mask = Mask(
         seed=integer(options, "seed", 0, 2**64 - 1, error),
         name=name,
@@ -106,9 +103,8 @@ def _settings(
         group_size=integer(options, "group_size", alpha, columns, error),
         rows_per_mask=integer(options, "rows_per_mask", 1, 2**16, error),
     )
-    return Settings(
-        mask, bits, parts, integer(options, "rows_per_step", 1, 2**31 - 1, error), bias_bits
-    )
+    rows_per_step = integer(options, "rows_per_step", 1, 2**31 - 1, error)
+    return Settings(mask, bits, parts, rows_per_step, bias_bits(options, error))
 
 
 class DeltaDQ:
@@ -191,8 +187,14 @@ class DeltaDQ:
         }
         return Packed(self.name, shape, options, tensors)
 
+    def prepare_lookup(self, packed: Packed, masks: MaskCache) -> Packed:
+        """See `Codec.prepare_lookup`: adds the kept columns as a part `columns`."""
+        mask = _settings(packed.shape, packed.options, packed.name).mask
+        tensors = {**packed.tensors, "columns": masks.columns(mask)}
+        return replace(packed, tensors=tensors)
+
     def lookup(self, packed: Packed, ids: Tensor) -> Tensor:
-        """See `Codec.lookup`. A part `columns` (added by staging) spares drawing the masks."""
+        """See `Codec.lookup`. `prepare_lookup` spares drawing the masks."""
         mask = _settings(packed.shape, packed.options, packed.name).mask
         tiles, inverse = torch.unique(ids // mask.rows_per_mask, return_inverse=True)
         columns = packed.tensors.get("columns")
@@ -396,7 +398,7 @@ def _with_bias(packed: Packed, delta: Tensor, stats: ModuleStats) -> Packed:
     bias = pack_bias((delta - _delta(packed)) @ stats.mean.float(), bits)
     options = {**packed.options, "bias_scale": bias.scale}
     tensors = {**packed.tensors, "bias": bias.codes}
-    return Packed(packed.codec, packed.shape, options, tensors, packed.name)
+    return replace(packed, options=options, tensors=tensors)
 
 
 CODEC = DeltaDQ()

@@ -79,6 +79,18 @@ def only(
         raise error(f"options {unknown} are not known; this codec has {', '.join(sorted(known))}")
 
 
+def bias_bits(options: Mapping[str, Any], error: type[UserError] = InvalidArtifact) -> int:
+    """options["bias_bits"]: 0 (no bias correction) or 2..8.
+
+    Raises:
+        error: naming the value.
+    """
+    bits = integer(options, "bias_bits", 0, 8, error)
+    if bits == 1:
+        raise error("option 'bias_bits' is 1; expected 0 (no bias correction) or 2..8")
+    return bits
+
+
 def decimal(value: float) -> float:
     """The shortest decimal that rounds to float32(value), as the float that JSON will show."""
     return float(str(np.float32(value)))

@@ -22,9 +22,19 @@ def mid_level(bits: int) -> float:
     return (1 << bits) / 2 - 0.5
 
 
+def parity(shape: torch.Size) -> Tensor:
+    """+1 and -1 in the pattern of a chessboard, float32: a direction for entries that have none."""
+    rows, columns = shape
+    places = torch.arange(rows)[:, None] + torch.arange(columns)
+    return 1.0 - 2.0 * (places % 2)
+
+
 def symmetric_codes(values: Tensor, step: Tensor, bits: int) -> Tensor:
     """The nearest codes, uint8: value = step * (code - (2^bits - 1) / 2). A step of 0 gives 0."""
     scaled = torch.where(step > 0, values / step, torch.zeros(()))
+    # zero lies half way between two codes: taking always the same one would be a bias, and in a
+    # 16-bit checkpoint many entries of a delta are exactly zero
+    scaled = torch.where(scaled == 0, parity(values.shape) / 4, scaled)
     return (scaled + mid_level(bits)).round().clamp(0, (1 << bits) - 1).to(torch.uint8)
 
 
@@ -48,7 +58,10 @@ def symmetric_steps(values: Tensor, bits: int) -> Tensor:
 
 
 def _levels(values: Tensor, step: Tensor, bits: int) -> Tensor:
-    return symmetric_codes(values, step[:, None], bits).float() - mid_level(bits)
+    """The nearest levels of the grid; which one zero takes makes no difference to the error."""
+    mid = mid_level(bits)
+    scaled = torch.where(step > 0, 1 / step, torch.zeros(()))[:, None] * values
+    return (scaled + mid).round_().clamp_(0, 2 * mid).sub_(mid)
 
 
 def _errors(values: Tensor, step: Tensor, bits: int) -> Tensor:

@@ -1,0 +1,147 @@
+"""LoRA: a delta of low rank, scale * B A.
+
+Source: LoRA (arXiv 2106.09685). Adapters of PEFT are read by peft_adapter.py and stored as they
+are; `compress` takes the low-rank part of a full fine-tune (truncated SVD of the difference).
+Does not know: files, bases, which kernel runs.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from tsugiki.codecs.base import Dense, ModuleStats, Options, Packed, Part, PlacedPacked, Role
+from tsugiki.codecs.checks import check_linear, check_parts
+from tsugiki.codecs.masks import MaskCache
+from tsugiki.codecs.options import choice, decimal, integer, number, only
+from tsugiki.codecs.quantize import difference
+from tsugiki.errors import CompressionRefused
+from tsugiki_kernels.interface import KernelBackend, LowRankDelta, Placed, Span, Staged
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DEFAULTS = {"rank": 16, "dtype": "float16"}
+EXACT_SVD_UP_TO = 1024  # smaller side; beyond it a randomized SVD
+OVERSAMPLE = 16
+POWER_ITERATIONS = 4
+
+
+class LoRA:
+    """The codec. Stateless."""
+
+    name = "lora"
+    role: Role = "delta"
+    tolerance = 2e-5
+
+    def compress(
+        self, base: Tensor, tuned: Tensor, stats: ModuleStats | None, options: Options
+    ) -> Packed:
+        """The best approximation of `tuned - base` of rank `rank` (16), its factors in `dtype`
+        (float16); see `Codec.compress`.
+
+        Raises:
+            CompressionRefused: a rank beyond the matrix, or a shape that is no linear.
+        """
+        only(options, ("rank", "dtype", "name"), CompressionRefused)
+        wanted = {**DEFAULTS, **options}
+        name = str(options.get("name", ""))
+        dtype = choice(wanted, "dtype", DTYPES, CompressionRefused)
+        delta = difference(base, tuned, name)
+        if delta.dim() != 2:
+            raise CompressionRefused(f"{name} has shape {list(delta.shape)}; lora packs linears")
+        rank = integer(wanted, "rank", 1, min(delta.shape), CompressionRefused)
+        u, s, v = truncated_svd(delta, rank)
+        root = s.sqrt()
+        a, b = (v * root[:, None]).to(DTYPES[dtype]), (u * root).to(DTYPES[dtype])
+        return low_rank(name, a.contiguous(), b.contiguous(), 1.0)
+
+    def parts(self, shape: tuple[int, ...], options: Options) -> Mapping[str, Part]:
+        """See `Codec.parts`."""
+        only(options, ("rank", "scale", "dtype"))
+        rows, columns = check_linear(shape, self.name)
+        number(options, "scale")
+        rank = integer(options, "rank", 1, max(rows, columns))
+        dtype = DTYPES[choice(options, "dtype", DTYPES)]
+        return {"a": (dtype, (rank, columns)), "b": (dtype, (rows, rank))}
+
+    def validate(self, packed: Packed) -> None:
+        """See `Codec.validate`."""
+        check_parts(packed, self.parts(packed.shape, packed.options))
+
+    def effective(self, base: Tensor, packed: Packed) -> Dense:
+        """See `Codec.effective`."""
+        a, b = packed.tensors["a"].float(), packed.tensors["b"].float()
+        return Dense(base.float() + (b @ a) * packed.options["scale"])
+
+    def zero(self, shape: tuple[int, ...]) -> Packed:
+        """See `Codec.zero`."""
+        rows, columns = check_linear(shape, self.name)
+        return low_rank("", torch.zeros(1, columns), torch.zeros(rows, 1), 0.0)
+
+    def prepare_lookup(self, packed: Packed, masks: MaskCache) -> Packed:
+        """See `Codec.prepare_lookup`: nothing to prepare."""
+        return packed
+
+    def lookup(self, packed: Packed, ids: Tensor) -> Tensor:
+        """See `Codec.lookup`."""
+        a, b = packed.tensors["a"].float(), packed.tensors["b"][ids].float()
+        change: Tensor = (b @ a) * packed.options["scale"]
+        return change
+
+    def stage(
+        self,
+        parts: Sequence[PlacedPacked],
+        dtype: torch.dtype,
+        kernels: KernelBackend,
+        masks: MaskCache | None = None,
+    ) -> Staged:
+        """See `Codec.stage`."""
+        return kernels.stage([Placed(p.offset, _resident(p, dtype)) for p in parts])
+
+    def apply(
+        self,
+        x: Tensor,
+        out: Tensor,
+        staged: Sequence[Staged],
+        spans: Sequence[Span],
+        kernels: KernelBackend,
+    ) -> None:
+        """See `Codec.apply`."""
+        kernels.apply(x, out, staged, spans)
+
+    def rows_to_reconstruct(self, packed_options: Options, dtype: torch.dtype) -> int | None:
+        """Two thin products stay cheaper than a rebuilt weight at every length."""
+        return None
+
+
+def low_rank(name: str, a: Tensor, b: Tensor, scale: float) -> Packed:
+    """A packed module of factors as they are: a [rank, in] and b [out, rank] of one dtype."""
+    dtype = next(key for key, value in DTYPES.items() if value == a.dtype)
+    options = {"rank": a.shape[0], "scale": decimal(scale), "dtype": dtype}
+    return Packed("lora", (b.shape[0], a.shape[1]), options, {"a": a, "b": b}, name)
+
+
+def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """u [out, rank], s [rank], v [rank, in] of the largest singular values; deterministic.
+
+    Large matrices: randomized range finding with power iterations (Halko, Martinsson, Tropp 2011,
+    algorithm 4.4), seeded.
+    """
+    if min(matrix.shape) <= EXACT_SVD_UP_TO:
+        u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+        return u[:, :rank], s[:rank], v[:rank]
+    generator = torch.Generator().manual_seed(0)
+    width = min(rank + OVERSAMPLE, *matrix.shape)
+    basis = torch.linalg.qr(matrix @ torch.randn(matrix.shape[1], width, generator=generator))[0]
+    for _ in range(POWER_ITERATIONS):
+        basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ basis)[0])[0]
+    u, s, v = torch.linalg.svd(basis.T @ matrix, full_matrices=False)
+    return (basis @ u)[:, :rank], s[:rank], v[:rank]
+
+
+def _resident(part: PlacedPacked, dtype: torch.dtype) -> LowRankDelta:
+    tensors = part.packed.tensors
+    a, b = tensors["a"].to(dtype).contiguous(), tensors["b"].to(dtype).contiguous()
+    return LowRankDelta(a, b, float(part.packed.options["scale"]), part.bias)
+
+
+CODEC = LoRA()

@@ -1,0 +1,213 @@
+"""From a verified file to a variant in memory: does it fit this base, and what goes where.
+
+Owns: the checks against a base (fingerprint, names, shapes, vocabulary), the grouping of packed
+linears into fused ones, vectors, biases, embeddings, added tokens.
+Does not know: tiers and budgets (variants/), activations (model/), formats of codecs.
+
+A module of a variant file is named like the parameter it changes. Rows of an embedding or of
+lm_head that are replaced or added stand apart under the name with the suffix ":rows", so that one
+parameter can have both a compressed change and new rows.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tsugiki.codecs import CODECS
+from tsugiki.codecs.artifact import Artifact
+from tsugiki.codecs.base import (
+    EmbeddingDelta,
+    FusedPart,
+    Layout,
+    Packed,
+    PlacedPacked,
+    ResidentVariant,
+    StagedLinear,
+)
+from tsugiki.codecs.fit import LM_HEAD, ROWS, check_modules, vocab_size
+from tsugiki.codecs.masks import MaskCache
+from tsugiki.errors import InvalidArtifact
+from tsugiki_kernels.interface import KernelBackend
+
+
+def stage_variant(
+    artifact: Artifact,
+    layout: Layout,
+    base_vector: Callable[[str], Tensor],
+    dtype: torch.dtype,
+    kernels: KernelBackend,
+    masks: MaskCache,
+    name: str = "",
+) -> ResidentVariant:
+    """The resident form of a variant whose file was read and whose base was checked.
+
+    `base_vector` gives a norm weight or a bias of the base by name, `dtype` is that of activations,
+    `masks` gains what this variant needs, `name` is the registry's.
+
+    Raises:
+        InvalidArtifact: a module that this base does not have or of another shape, codecs mixed in
+            one fused linear, added tokens without rows.
+    """
+    check_modules(artifact.header, layout)
+    target = _Target(layout, base_vector, dtype, kernels, masks)
+    linears = _linears(artifact.modules, target)
+    vectors = {n: _vector(n, artifact.modules[n], target) for n in _vectors(artifact, target)}
+    embedding = _embedding(artifact, target)
+    head = _head_rows(artifact, target, embedding)
+    return ResidentVariant(
+        name=name,
+        digest=artifact.header.digest,
+        vocab_size=vocab_size(artifact.header, target.layout),
+        linears=linears,
+        vectors=vectors,
+        embedding=embedding,
+        lm_head_rows=None if head is None else head.rows,
+        nbytes=_nbytes(linears, vectors, embedding, head),
+        lm_head_row_ids=None if head is None else head.ids,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """Where a variant is to be resident: the base it must fit and the form kernels want."""
+
+    layout: Layout
+    base_vector: Callable[[str], Tensor]
+    dtype: torch.dtype
+    kernels: KernelBackend
+    masks: MaskCache
+
+
+class _Rows(NamedTuple):
+    ids: Tensor  # int64 [k], ascending
+    rows: Tensor  # [k, hidden], activation dtype
+
+
+def _linears(modules: Mapping[str, Packed], target: _Target) -> dict[str, StagedLinear]:
+    """One staged value for each fused linear that the variant touches."""
+    layout = target.layout
+    weights = {n: p for n, p in modules.items() if n in layout.linears}
+    if layout.tied and layout.embedding in modules and LM_HEAD not in modules:
+        weights[LM_HEAD] = modules[layout.embedding]
+    biases = {
+        weight: _bias(bias, modules[bias], target)
+        for bias, weight in _bias_names(modules, layout).items()
+    }
+    touched = sorted(weights.keys() | biases.keys(), key=lambda n: _place(layout.linears[n]))
+    by_fused: dict[str, list[str]] = {}
+    for weight in touched:
+        by_fused.setdefault(layout.linears[weight].fused, []).append(weight)
+    return {fused: _fused(names, weights, biases, target) for fused, names in by_fused.items()}
+
+
+def _place(part: FusedPart) -> tuple[str, int]:
+    return part.fused, part.offset
+
+
+def _bias_names(modules: Iterable[str], layout: Layout) -> dict[str, str]:
+    """Names of changed biases -> the weight of their linear; the base may have none there."""
+    possible = {f"{w.removesuffix('.weight')}.bias": w for w in layout.bias_allowed}
+    possible |= layout.biases
+    return {name: possible[name] for name in modules if name in possible}
+
+
+def _fused(
+    names: list[str],
+    weights: Mapping[str, Packed],
+    biases: Mapping[str, Tensor],
+    target: _Target,
+) -> StagedLinear:
+    codecs = sorted({weights[name].codec for name in names if name in weights}) or ["dense"]
+    if len(codecs) > 1:
+        raise InvalidArtifact(
+            f"{', '.join(names)} are one linear in memory but stored by {' and '.join(codecs)}: "
+            "compress them with the same codec"
+        )
+    codec = CODECS[codecs[0]]
+    parts = []
+    for name in names:
+        place = target.layout.linears[name]
+        packed = weights[name] if name in weights else codec.zero(place.shape)
+        parts.append(PlacedPacked(place.offset, packed, biases.get(name)))
+    staged = codec.stage(parts, target.dtype, target.kernels, target.masks)
+    limits = [codec.rows_to_reconstruct(part.packed.options, target.dtype) for part in parts]
+    known = [limit for limit in limits if limit is not None]
+    return StagedLinear(codec, staged, min(known) if known else None)
+
+
+def _vectors(artifact: Artifact, target: _Target) -> list[str]:
+    return [name for name in artifact.modules if name in target.layout.vectors]
+
+
+def _vector(name: str, packed: Packed, target: _Target) -> Tensor:
+    return CODECS[packed.codec].effective(target.base_vector(name), packed).weight
+
+
+def _bias(name: str, packed: Packed, target: _Target) -> Tensor:
+    """The change of a bias, float32 [out]; a base without this bias has zeros."""
+    if name in target.layout.biases:
+        base = target.base_vector(name).float()
+    else:
+        base = torch.zeros(packed.shape)
+    return CODECS[packed.codec].effective(base, packed).weight - base
+
+
+def _embedding(artifact: Artifact, target: _Target) -> EmbeddingDelta | None:
+    layout, modules = target.layout, artifact.modules
+    packed = modules.get(layout.embedding)
+    rows = _rows(modules.get(layout.embedding + ROWS), target)
+    if packed is None and rows is None:
+        return None
+    hidden = layout.embedding_shape[1]
+    ids, full = rows or _Rows(
+        torch.empty(0, dtype=torch.int64), torch.empty(0, hidden, dtype=target.dtype)
+    )
+    if packed is None:
+        return EmbeddingDelta(ids, full, None, None)
+    codec = CODECS[packed.codec]
+    return EmbeddingDelta(ids, full, codec.prepare_lookup(packed, target.masks), codec)
+
+
+def _head_rows(
+    artifact: Artifact, target: _Target, embedding: EmbeddingDelta | None
+) -> _Rows | None:
+    """Whole rows of the output side: lm_head's own, or those of a tied embedding."""
+    own = _rows(artifact.modules.get(LM_HEAD + ROWS), target)
+    if own is not None or not target.layout.tied or LM_HEAD in artifact.modules:
+        return own
+    if embedding is None or not len(embedding.row_ids):
+        return None
+    return _Rows(embedding.row_ids, embedding.rows)
+
+
+def _rows(packed: Packed | None, target: _Target) -> _Rows | None:
+    if packed is None:
+        return None
+    ids = packed.tensors["ids"].long()
+    base = target.layout.embedding_shape[0]
+    if int((ids >= base).sum()) != max(0, packed.shape[0] - base):
+        raise InvalidArtifact(
+            f"module {packed.name!r} does not hold all rows from {base} to {packed.shape[0] - 1}: "
+            "compress again from the full checkpoint"
+        )
+    return _Rows(ids, packed.tensors["values"].to(target.dtype))
+
+
+def _nbytes(
+    linears: Mapping[str, StagedLinear],
+    vectors: Mapping[str, Tensor],
+    embedding: EmbeddingDelta | None,
+    head: _Rows | None,
+) -> int:
+    """Resident bytes; masks shared through the cache are counted with each variant."""
+    tensors = list(vectors.values())
+    if embedding is not None:
+        tensors += [embedding.row_ids, embedding.rows]
+        tensors += [] if embedding.delta is None else list(embedding.delta.tensors.values())
+    if head is not None and (embedding is None or head.rows is not embedding.rows):
+        tensors += [head.ids, head.rows]
+    staged = sum(linear.staged.nbytes for linear in linears.values())
+    return staged + sum(t.numel() * t.element_size() for t in tensors)
