@@ -1,0 +1,78 @@
+"""vLLM's names for LoRA adapters, for those who migrate.
+
+Owns: which paths a request may name. Does not know adapters: the engine converts them.
+"""
+
+from pathlib import Path
+
+from fastapi import APIRouter, Response
+from fastapi.responses import PlainTextResponse
+
+from tsugiki.api.auth import AccessDep, ManagementDep, model_not_found
+from tsugiki.api.responses import documented_errors
+from tsugiki.api.schemas import LoadAdapterBody, UnloadAdapterBody
+from tsugiki.api.services import ServicesDep
+from tsugiki.api.variants import valid_name
+from tsugiki.errors import Conflict, InvalidRequest, Unsupported
+
+router = APIRouter(tags=["adapters"], dependencies=[ManagementDep])
+
+
+@router.post(
+    "/v1/load_lora_adapter",
+    response_class=PlainTextResponse,
+    responses=documented_errors(403, 404, 409, 507),
+)
+async def load_lora_adapter(
+    body: LoadAdapterBody, services: ServicesDep, access: AccessDep
+) -> Response:
+    """Serve the PEFT directory `lora_path` as the variant `lora_name`."""
+    path = _allowed(body.lora_path, services.config.adapter_roots)
+    access.require_sight(valid_name(body.lora_name))
+    if body.lora_name == services.engine.models()[0].id:
+        raise InvalidRequest(
+            f"{body.lora_name!r} is the base; choose another name", param="lora_name"
+        )
+    info = await services.engine.load_adapter(body.lora_name, path)
+    return PlainTextResponse(f"Success: LoRA adapter '{info.name}' added as {info.digest}.")
+
+
+@router.post(
+    "/v1/unload_lora_adapter",
+    response_class=PlainTextResponse,
+    responses=documented_errors(403, 404, 409),
+)
+async def unload_lora_adapter(
+    body: UnloadAdapterBody, services: ServicesDep, access: AccessDep
+) -> Response:
+    """Stop serving an adapter; its PEFT directory stays."""
+    name = valid_name(body.lora_name)
+    access.require_sight(name)
+    versions = [info for info in services.engine.variants() if info.name == name]
+    if not versions:
+        raise model_not_found(name)
+    if any(info.codec != "lora" for info in versions):
+        raise Conflict(f"{name!r} is not a LoRA adapter; use DELETE /v1/variants/{name}")
+    await services.engine.delete_variant(name)
+    return PlainTextResponse(f"Success: LoRA adapter '{name}' removed.")
+
+
+def _allowed(path: str, roots: tuple[Path, ...]) -> Path:
+    """The directory meant, with symbolic links followed, if it is under an allow-listed root."""
+    if not roots:
+        raise Unsupported(
+            "lora_path: loading by path is off; start the server with --adapter-roots DIR, or "
+            "upload with PUT /v1/variants/NAME",
+            param="lora_path",
+        )
+    try:
+        real = Path(path).resolve()
+        inside = any(real.is_relative_to(root.resolve()) for root in roots)
+        found = inside and real.is_dir()
+    except (OSError, ValueError, RuntimeError):
+        found = False
+    if not found:
+        raise InvalidRequest(
+            f"lora_path: {path!r} is not a directory under an allowed root", param="lora_path"
+        )
+    return real

@@ -1,0 +1,308 @@
+"""From sequences to one HTTP answer: submit all, merge their events, notice a client that left.
+
+Owns: `Generation` (what chat and completions share), `Output` (one sequence collected), cancelling.
+Does not know how answers are written.
+"""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+
+from tsugiki.api import sse
+from tsugiki.api.auth import Access
+from tsugiki.api.errors import error_body, internal_error
+from tsugiki.api.record import RequestRecord, record_of
+from tsugiki.api.schemas import GenerationBody
+from tsugiki.api.services import Services
+from tsugiki.engine.client import EngineClient, GenerationEvent, GenerationSpec
+from tsugiki.engine.request import (
+    FinishReason,
+    SamplingParams,
+    TokenLogprobs,
+    VariantRef,
+)
+from tsugiki.errors import EngineFailure, TsugikiError, Unavailable
+from tsugiki.text.tokenizer import TextSide
+
+T = TypeVar("T")
+Step = list[tuple[int, GenerationEvent]]  # (sequence, what it gained), in order of arrival
+Steps = AsyncGenerator[Step, None]
+_SEED_RANGE = 2**63
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One request for n continuations of each prompt; sequence i belongs to prompt i // n."""
+
+    id: str
+    body: GenerationBody
+    variant: VariantRef
+    text: TextSide
+    fingerprint: str
+    record: RequestRecord
+    specs: tuple[GenerationSpec, ...]
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def usage(self, *, completion_tokens: int | None = None) -> dict[str, Any]:
+        """OpenAI's usage object: every prompt counted once."""
+        generated = (
+            self.record.completion_tokens if completion_tokens is None else completion_tokens
+        )
+        prompt = self.record.prompt_tokens
+        usage: dict[str, Any] = {
+            "prompt_tokens": prompt,
+            "completion_tokens": generated,
+            "total_tokens": prompt + generated,
+        }
+        if self.record.variant_load_ms is not None:
+            usage["variant_load_ms"] = self.record.variant_load_ms
+        return usage
+
+    def envelope(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        """The outer object of an answer or a chunk."""
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.body.model,
+            "system_fingerprint": self.fingerprint,
+            "choices": choices,
+        }
+
+
+@dataclass(slots=True)
+class Output:
+    """One sequence, collected."""
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+
+    def add(self, event: GenerationEvent) -> None:
+        """Take the next event."""
+        self.text += event.text
+        self.token_ids += event.token_ids
+        self.logprobs += event.logprobs
+        self.prompt_logprobs = event.prompt_logprobs or self.prompt_logprobs
+        self.finish_reason = event.finish_reason and str(event.finish_reason)
+        self.stop_reason = event.stop_reason
+
+
+def open_generation(
+    request: Request, services: Services, access: Access, body: GenerationBody, *, kind: str
+) -> Generation:
+    """Resolve the model and note it on the record; sequences follow with `with_sequences`.
+
+    Raises:
+        ModelNotFound: unknown, or not for this caller.
+        Unsupported: a field that this server does not implement.
+    """
+    body.refuse_unsupported()
+    variant = access.resolve(body.model)
+    record = record_of(request)
+    record.variant, record.tenant = variant, access.tenant(variant)
+    return Generation(
+        id=f"{kind}-{uuid.uuid4().hex}",
+        body=body,
+        variant=variant,
+        text=services.engine.text(variant),
+        fingerprint=fingerprint(services.engine, variant),
+        record=record,
+        specs=(),
+    )
+
+
+def with_sequences(
+    generation: Generation, prompts: Iterable[tuple[tuple[int, ...], SamplingParams]]
+) -> Generation:
+    """The generation with n sequences for each (prompt, parameters); seeds differ among the n."""
+    body, prompt_tokens = generation.body, 0
+    specs: list[GenerationSpec] = []
+    for prompt, params in prompts:
+        prompt_tokens += len(prompt)
+        for choice in range(body.n or 1):
+            spec = GenerationSpec(
+                request_id=f"{generation.id}-{len(specs)}",
+                variant=generation.variant,
+                prompt_token_ids=prompt,
+                params=_own_seed(params, choice),
+                stop=body.stops,
+                include_stop=bool(body.include_stop_str_in_output),
+                tenant=generation.record.tenant,
+            )
+            specs.append(spec)
+    generation.record.prompt_tokens = prompt_tokens
+    return replace(generation, specs=tuple(specs))
+
+
+def fingerprint(engine: EngineClient, variant: VariantRef) -> str:
+    """What an answer depends on beside the request: base, variant digest, kernels, dtype."""
+    base, stats = engine.models()[0].id, engine.stats()
+    digest = "base" if variant.digest is None else variant.digest.removeprefix("sha256:")[:16]
+    return f"{base}:{digest}:{stats.kernels}:{stats.dtype}"
+
+
+async def merged(engine: EngineClient, generation: Generation) -> Steps:
+    """Events of all sequences, those that are there together given out together.
+
+    Closing this generator aborts every sequence.
+
+    Raises:
+        TsugikiError: what a sequence raised, or ended with.
+    """
+    arrivals: asyncio.Queue[tuple[int, GenerationEvent | Exception]] = asyncio.Queue()
+    pumps = [
+        asyncio.create_task(_pump(engine, spec, index, arrivals))
+        for index, spec in enumerate(generation.specs)
+    ]
+    running = len(pumps)
+    try:
+        while running:
+            arrived = [await arrivals.get()]
+            while not arrivals.empty():
+                arrived.append(arrivals.get_nowait())
+            step = [(index, _good(event)) for index, event in arrived]
+            running -= sum(event.finish_reason is not None for _, event in step)
+            generation.record.take([event for _, event in step])
+            yield step
+    finally:
+        for pump in pumps:
+            pump.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+
+
+async def first_step(request: Request, steps: Steps) -> Steps:
+    """The same steps, once the first one has come: until then errors are HTTP statuses.
+
+    Raises:
+        ClientDisconnect: the client left before.
+    """
+    try:
+        first = await unless_disconnected(request, _next(steps))
+    except BaseException:
+        await steps.aclose()
+        raise
+    return _resumed(first, steps)
+
+
+async def collect(request: Request, generation: Generation, steps: Steps) -> list[Output]:
+    """All sequences, whole.
+
+    Raises:
+        ClientDisconnect: the client left; the sequences are aborted.
+    """
+    outputs = [Output() for _ in generation.specs]
+
+    async def gather() -> None:
+        async for step in steps:
+            for index, event in step:
+                outputs[index].add(event)
+
+    try:
+        await unless_disconnected(request, gather())
+    finally:
+        await steps.aclose()
+    return outputs
+
+
+async def stream(
+    generation: Generation, steps: Steps, write: Callable[[Step], str], closing: Callable[[], str]
+) -> AsyncGenerator[str, None]:
+    """An event stream: each step written at once; an error becomes the last event."""
+    try:
+        async for step in steps:
+            if text := write(step):
+                yield text
+        yield closing()
+    except TsugikiError as error:
+        generation.record.error = error.code
+        yield sse.data(error_body(error))
+    except Exception as error:
+        generation.record.error = "internal_error"
+        yield sse.data(error_body(internal_error(error)))
+    finally:
+        await steps.aclose()
+    yield sse.DONE
+
+
+async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled when the client closes its connection.
+
+    Raises:
+        ClientDisconnect: it did.
+    """
+    task = asyncio.create_task(work)
+    watcher = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientDisconnect
+    finally:
+        task.cancel()
+        watcher.cancel()
+        await asyncio.gather(task, watcher, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _next(steps: Steps) -> Step:
+    return await anext(steps)
+
+
+async def _resumed(first: Step, rest: Steps) -> Steps:
+    try:
+        yield first
+        async for step in rest:
+            yield step
+    finally:
+        await rest.aclose()
+
+
+async def _pump(
+    engine: EngineClient,
+    spec: GenerationSpec,
+    index: int,
+    arrivals: asyncio.Queue[tuple[int, GenerationEvent | Exception]],
+) -> None:
+    """Move one sequence's events; whatever happens, exactly one terminal item is put."""
+    try:
+        events = engine.submit(spec)
+        try:
+            async for event in events:
+                arrivals.put_nowait((index, event))
+                if event.finish_reason is not None:
+                    return
+        finally:
+            await events.aclose()
+        raise EngineFailure("the engine ended this request without a last word")
+    except Exception as error:
+        arrivals.put_nowait((index, error))
+
+
+def _good(event: GenerationEvent | Exception) -> GenerationEvent:
+    if isinstance(event, Exception):
+        raise event
+    if event.finish_reason is FinishReason.ERROR:
+        raise EngineFailure(event.error or "the engine failed in a step of this request")
+    if event.finish_reason is FinishReason.ABORT:
+        raise Unavailable(event.error or "the request was aborted: the server is shutting down")
+    return event
+
+
+def _own_seed(params: SamplingParams, choice: int) -> SamplingParams:
+    if params.seed is None or choice == 0:
+        return params
+    return replace(params, seed=(params.seed + choice) % _SEED_RANGE)

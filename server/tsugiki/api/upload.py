@@ -1,0 +1,87 @@
+"""A variant file on its way in: from the socket to a temporary file, never whole in memory.
+
+Owns: the upload area inside the variants directory; nothing of a failed upload stays. Does not
+know what is in the file.
+"""
+
+import asyncio
+import errno
+import os
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from fastapi import Request
+
+from tsugiki.api.services import OpenUpload
+from tsugiki.errors import StorageFull
+
+UPLOAD_AREA = ".uploads"
+_BUFFER_BYTES = 2**20
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def open_exclusively(path: Path) -> BinaryIO:
+    """A new file for writing."""
+    return path.open("xb")
+
+
+def upload_area(variants: Path) -> Path:
+    """Where uploads of a variants directory are written: on its own file system, so that a
+    verified file becomes visible by a rename."""
+    return variants / UPLOAD_AREA
+
+
+def clear_uploads(variants: Path) -> None:
+    """Remove what a killed server left half-written."""
+    for leftover in upload_area(variants).glob("*.part"):
+        leftover.unlink()
+
+
+@asynccontextmanager
+async def received(
+    request: Request, variants: Path, open_upload: OpenUpload
+) -> AsyncGenerator[Path, None]:
+    """The request's body as a file, which is gone afterwards unless it was moved away.
+
+    Raises:
+        StorageFull: no room on disk.
+        ClientDisconnect: the body ended early.
+    """
+    area = upload_area(variants)
+    area.mkdir(parents=True, exist_ok=True)
+    path = area / f"{uuid.uuid4().hex}.part"
+    try:
+        try:
+            await _write(request, path, open_upload)
+        except OSError as error:
+            if error.errno in _FULL:
+                raise StorageFull(
+                    f"no room for this upload in {variants}; delete variants or add space"
+                ) from error
+            raise
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+async def _write(request: Request, path: Path, open_upload: OpenUpload) -> None:
+    file = await asyncio.to_thread(open_upload, path)
+    try:
+        buffer = bytearray()
+        async for chunk in request.stream():
+            buffer += chunk
+            if len(buffer) >= _BUFFER_BYTES:
+                await asyncio.to_thread(file.write, bytes(buffer))
+                buffer.clear()
+        await asyncio.to_thread(_finish, file, bytes(buffer))
+    finally:
+        file.close()
+
+
+def _finish(file: BinaryIO, rest: bytes) -> None:
+    file.write(rest)
+    file.flush()
+    os.fsync(file.fileno())
