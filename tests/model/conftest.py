@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tsugiki.codecs.base import ResidentVariant
@@ -74,6 +75,12 @@ class Sequencer:
         )
 
 
+def joined(steps: Sequence[Tensor]) -> Tensor:
+    """Logits of successive steps below each other; a step is as wide as its largest vocabulary."""
+    width = max(rows.shape[1] for rows in steps)
+    return torch.cat([F.pad(r, (0, width - r.shape[1]), value=float("-inf")) for r in steps])
+
+
 @pytest.fixture(scope="session")
 def run_sequences() -> RunSequences:
     """`run(base, sequences, chunk, variants=None)` -> float32 logits [tokens, vocab] of each."""
@@ -87,6 +94,6 @@ def run_sequences() -> RunSequences:
         sequencer = Sequencer(base, sequences, variants or [None] * len(sequences))
         while any(n < len(ids) for n, ids in zip(sequencer.done, sequences, strict=True)):
             sequencer.step(chunk)
-        return [torch.cat(rows) for rows in sequencer.logits]
+        return [joined(steps) for steps in sequencer.logits]
 
     return run
