@@ -38,6 +38,7 @@ __all__ = [
     "Header",
     "Module",
     "Section",
+    "file_bytes",
     "read",
     "read_header",
     "verify",
@@ -139,6 +140,15 @@ def write(path: str | Path, spec: ArtifactSpec, modules: Mapping[str, Packed]) -
         for blob in blobs:
             file.writelines(contents[blob.name])
     return read_header(path)
+
+
+def file_bytes(spec: ArtifactSpec, modules: Mapping[str, Packed]) -> int:
+    """The exact size of the file that `write` would write; of the tensors, only shapes count."""
+    counts = _blob_counts({name: _module(packed) for name, packed in modules.items()})
+    blobs = container.place({blob: (_blob_dtype(blob), count) for blob, count in counts.items()})
+    signed = {**_metadata(spec, modules), "digest": "sha256:" + "0" * 64}
+    encoded, _ = container.encode_header(container.canonical_json(signed), blobs)
+    return len(encoded) + sum(blob.nbytes for blob in blobs)
 
 
 def _named(path: str | Path, action: Callable[[], T]) -> T:

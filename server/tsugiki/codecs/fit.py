@@ -6,8 +6,9 @@ Does not know: tensors, kernels, residency.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
-from tsugiki.codecs.base import Layout
+from tsugiki.codecs.base import Layout, Packed
 from tsugiki.codecs.metadata import Header, Module
 from tsugiki.errors import InvalidArtifact, WrongBase
 
@@ -16,33 +17,24 @@ LM_HEAD = "lm_head.weight"
 
 
 def check_base(
-    header: Header,
-    fingerprint: str,
-    layout: Layout,
-    *,
-    derived_from: str | None = None,
-    accept_derived: bool = False,
+    header: Header, fingerprint: str, layout: Layout, accept_derived: str | None = None
 ) -> None:
     """The file was made from this base, and every module fits it.
 
-    `derived_from` is the fingerprint of the base that a compressed base was made from.
+    `accept_derived`: the fingerprint of the base that this (compressed) base was made from, when
+    its variants are to be accepted.
 
     Raises:
         WrongBase: another fingerprint, naming both.
         InvalidArtifact: see `check_modules`.
     """
     wanted = header.base.fingerprint
-    if wanted != fingerprint:
-        if wanted != derived_from:
-            raise WrongBase(
-                f"this variant was made from base {header.base.id!r} ({wanted}), but the base here "
-                f"is {fingerprint}: serve it on its own base, or compress the fine-tune again"
-            )
-        if not accept_derived:
-            raise WrongBase(
-                f"this variant was made from {header.base.id!r} ({wanted}), of which the base here "
-                f"({fingerprint}) is a compressed form: pass --accept-derived to serve it anyway"
-            )
+    if wanted not in (fingerprint, accept_derived):
+        raise WrongBase(
+            f"this variant was made from base {header.base.id!r} ({wanted}), but the base here is "
+            f"{fingerprint}: serve it on its own base, compress the fine-tune again, or, where the "
+            "base here is a compressed form of its base, pass --accept-derived"
+        )
     check_modules(header, layout)
 
 
@@ -53,7 +45,8 @@ def check_modules(header: Header, layout: Layout) -> None:
         InvalidArtifact: naming the module, its shape and the shape expected.
     """
     for name, module in header.modules.items():
-        expected = _expected_shapes(name, layout, vocab_size(header, layout))
+        rows = module.options.get("mode") == "rows"
+        expected = _expected_shapes(name, rows, layout, vocab_size(header, layout))
         if module.shape not in expected:
             raise InvalidArtifact(
                 f"module {name!r} has shape {list(module.shape)}; this base has "
@@ -63,12 +56,10 @@ def check_modules(header: Header, layout: Layout) -> None:
     _check_vocabulary(header, layout)
 
 
-def _expected_shapes(name: str, layout: Layout, vocab: int) -> list[tuple[int, ...]]:
+def _expected_shapes(name: str, rows: bool, layout: Layout, vocab: int) -> list[tuple[int, ...]]:
     hidden = layout.embedding_shape[1]
-    if name in (layout.embedding + ROWS, LM_HEAD + ROWS):
-        return [(vocab, hidden)]
-    if name == layout.embedding:
-        return [layout.embedding_shape]
+    if name.removesuffix(ROWS) in (layout.embedding, LM_HEAD):
+        return [(vocab, hidden)] if rows else [layout.embedding_shape]
     if name in layout.linears:
         return [layout.linears[name].shape]
     if name in layout.vectors:
@@ -80,20 +71,36 @@ def _expected_shapes(name: str, layout: Layout, vocab: int) -> list[tuple[int, .
 
 
 def _check_mode(name: str, module: Module, layout: Layout) -> None:
-    """Whole rows under ":rows", differences for matrices."""
+    """Whole rows for tables alone, differences for the other matrices."""
     mode = module.options.get("mode")
-    wants_rows = name.endswith(ROWS)
-    if wants_rows != (mode == "rows"):
-        raise InvalidArtifact(
-            f"module {name!r} has mode {mode!r}; rows of a matrix are stored under a name that "
-            f"ends in {ROWS!r} and with mode 'rows'"
-        )
+    tables = (layout.embedding, LM_HEAD)
+    if mode == "rows" and name.removesuffix(ROWS) not in tables:
+        raise InvalidArtifact(f"module {name!r} has mode 'rows'; only {' and '.join(tables)} can")
+    if name.endswith(ROWS) and mode != "rows":
+        raise InvalidArtifact(f"module {name!r} has mode {mode!r}; its name asks for 'rows'")
     if len(module.shape) == 2 and mode == "replace":
         raise InvalidArtifact(f"module {name!r} has mode 'replace'; matrices need 'delta'")
     if len(module.shape) == 1 and module.codec != "dense":
         raise InvalidArtifact(
             f"module {name!r} is a vector stored by {module.codec!r}; vectors are stored by 'dense'"
         )
+
+
+Stored = TypeVar("Stored", Module, Packed)
+
+
+def rows_of(table: str, modules: Mapping[str, Stored]) -> Stored | None:
+    """The module with whole rows of an embedding or lm_head, if the file has one."""
+    for name in (table + ROWS, table):
+        if name in modules and modules[name].options.get("mode") == "rows":
+            return modules[name]
+    return None
+
+
+def change_of(table: str, modules: Mapping[str, Stored]) -> Stored | None:
+    """The module with a compressed change of the base's rows, if the file has one."""
+    found = modules.get(table)
+    return None if found is None or found.options.get("mode") == "rows" else found
 
 
 def vocab_size(header: Header, layout: Layout) -> int:
@@ -109,10 +116,10 @@ def _check_vocabulary(header: Header, layout: Layout) -> None:
     size, base = vocab_size(header, layout), layout.embedding_shape[0]
     if size <= base:
         return
-    untied = not layout.tied or LM_HEAD in header.modules
-    needed = [layout.embedding + ROWS] + ([LM_HEAD + ROWS] if untied else [])
-    for name in needed:
-        if name not in header.modules or header.modules[name].options["rows"] < size - base:
+    own_head = not layout.tied or {LM_HEAD, LM_HEAD + ROWS} & header.modules.keys()
+    for name in (layout.embedding, LM_HEAD) if own_head else (layout.embedding,):
+        rows = rows_of(name, header.modules)
+        if rows is None or rows.options["rows"] < size - base:
             raise InvalidArtifact(
                 f"the vocabulary is {size}, {size - base} more than the base's, but module "
                 f"{name!r} does not hold their rows: compress again from the full checkpoint"

@@ -5,8 +5,8 @@ linears into fused ones, vectors, biases, embeddings, added tokens.
 Does not know: tiers and budgets (variants/), activations (model/), formats of codecs.
 
 A module of a variant file is named like the parameter it changes. Rows of an embedding or of
-lm_head that are replaced or added stand apart under the name with the suffix ":rows", so that one
-parameter can have both a compressed change and new rows.
+lm_head that are replaced or added may stand apart under the name with the suffix ":rows", so that
+one parameter can have both a compressed change and new rows.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -27,10 +27,20 @@ from tsugiki.codecs.base import (
     ResidentVariant,
     StagedLinear,
 )
-from tsugiki.codecs.fit import LM_HEAD, ROWS, check_modules, vocab_size
+from tsugiki.codecs.fit import (
+    LM_HEAD,
+    ROWS,
+    change_of,
+    check_base,
+    check_modules,
+    rows_of,
+    vocab_size,
+)
 from tsugiki.codecs.masks import MaskCache
 from tsugiki.errors import InvalidArtifact
 from tsugiki_kernels.interface import KernelBackend
+
+__all__ = ["check_base", "stage_variant"]
 
 
 def stage_variant(
@@ -89,9 +99,11 @@ class _Rows(NamedTuple):
 def _linears(modules: Mapping[str, Packed], target: _Target) -> dict[str, StagedLinear]:
     """One staged value for each fused linear that the variant touches."""
     layout = target.layout
-    weights = {n: p for n, p in modules.items() if n in layout.linears}
-    if layout.tied and layout.embedding in modules and LM_HEAD not in modules:
-        weights[LM_HEAD] = modules[layout.embedding]
+    weights = {n: p for n, p in modules.items() if n in layout.linears and n != LM_HEAD}
+    shares = layout.tied and not _own_head(modules)
+    head = change_of(layout.embedding if shares else LM_HEAD, modules)
+    if head is not None:
+        weights[LM_HEAD] = head
     biases = {
         weight: _bias(bias, modules[bias], target)
         for bias, weight in _bias_names(modules, layout).items()
@@ -101,6 +113,11 @@ def _linears(modules: Mapping[str, Packed], target: _Target) -> dict[str, Staged
     for weight in touched:
         by_fused.setdefault(layout.linears[weight].fused, []).append(weight)
     return {fused: _fused(names, weights, biases, target) for fused, names in by_fused.items()}
+
+
+def _own_head(modules: Mapping[str, Packed]) -> bool:
+    """Whether the variant has an lm_head of its own, whatever its base has."""
+    return LM_HEAD in modules or LM_HEAD + ROWS in modules
 
 
 def _place(part: FusedPart) -> tuple[str, int]:
@@ -157,8 +174,8 @@ def _bias(name: str, packed: Packed, target: _Target) -> Tensor:
 
 def _embedding(artifact: Artifact, target: _Target) -> EmbeddingDelta | None:
     layout, modules = target.layout, artifact.modules
-    packed = modules.get(layout.embedding)
-    rows = _rows(modules.get(layout.embedding + ROWS), target)
+    packed = change_of(layout.embedding, modules)
+    rows = _rows(rows_of(layout.embedding, modules), target)
     if packed is None and rows is None:
         return None
     hidden = layout.embedding_shape[1]
@@ -175,9 +192,8 @@ def _head_rows(
     artifact: Artifact, target: _Target, embedding: EmbeddingDelta | None
 ) -> _Rows | None:
     """Whole rows of the output side: lm_head's own, or those of a tied embedding."""
-    own = _rows(artifact.modules.get(LM_HEAD + ROWS), target)
-    if own is not None or not target.layout.tied or LM_HEAD in artifact.modules:
-        return own
+    if not target.layout.tied or _own_head(artifact.modules):
+        return _rows(rows_of(LM_HEAD, artifact.modules), target)
     if embedding is None or not len(embedding.row_ids):
         return None
     return _Rows(embedding.row_ids, embedding.rows)
