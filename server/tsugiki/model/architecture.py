@@ -6,9 +6,11 @@ family and bring old rope fields into today's form, so the two cannot drift apar
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     Gemma3TextConfig,
     LlamaConfig,
@@ -78,12 +80,12 @@ def read_architecture(raw: dict[str, Any]) -> Architecture:
     config_class, class_name, read = FAMILIES[family]
     _refuse_common(raw, class_name)
     try:
-        config = config_class.from_dict(raw)
-    except (KeyError, TypeError, ValueError) as error:
+        return read(config_class.from_dict(deepcopy(raw)))  # from_dict fills in nested dictionaries
+    except (ArithmeticError, KeyError, TypeError, ValueError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
         raise UnsupportedModel(
-            f"config.json is not a valid {family} configuration: {error}"
+            f"config.json is no valid {family} configuration: {reason}"
         ) from error
-    return read(config)
 
 
 def _refuse_common(raw: dict[str, Any], class_name: str) -> None:
