@@ -6,56 +6,11 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from tests.variants.stepped_source import SteppedSource
 
-from tsugiki.codecs.base import ResidentVariant
 from tsugiki.errors import Conflict
 from tsugiki.variants.loader import LoadOutcome
 from tsugiki.variants.residency import Residency
-
-
-def resident(digest: str, nbytes: int) -> ResidentVariant:
-    """A variant of which only the accounting matters."""
-    return ResidentVariant(
-        name=digest,
-        digest=digest,
-        vocab_size=1,
-        linears={},
-        vectors={},
-        embedding=None,
-        lm_head_rows=None,
-        nbytes=nbytes,
-    )
-
-
-class SteppedSource:
-    """A load source that loads when told to: `sizes` gives bytes, a missing size is an error."""
-
-    def __init__(self, sizes: dict[str, int]) -> None:
-        self.sizes = sizes
-        self.pending: list[str] = []
-        self.done: list[LoadOutcome] = []
-        self.submitted: Counter[str] = Counter()
-
-    def submit(self, digest: str) -> None:
-        assert digest not in self.pending, "one load of a digest at a time"
-        self.pending.append(digest)
-        self.submitted[digest] += 1
-
-    def finished(self) -> list[LoadOutcome]:
-        done, self.done = self.done, []
-        return done
-
-    def step(self, index: int = 0) -> None:
-        digest = self.pending.pop(index)
-        if digest in self.sizes:
-            variant = resident(digest, self.sizes[digest])
-            self.done.append(LoadOutcome(digest, variant, None, 5.0))
-        else:
-            self.done.append(LoadOutcome(digest, None, "no such file", 1.0))
-
-    def run(self) -> None:
-        while self.pending:
-            self.step()
 
 
 def tier(budget: int = 100, **sizes: int) -> tuple[Residency, SteppedSource]:
@@ -249,6 +204,7 @@ def test_forgetting_a_deleted_digest_leaves_no_record() -> None:
     assert "a" not in residency.snapshot()
 
 
+SMALL = st.sampled_from(["a", "b", "c"])
 DIGESTS = st.sampled_from(["a", "b", "c", "d", "huge", "broken"])
 
 
@@ -284,25 +240,30 @@ class ResidencyMachine(RuleBasedStateMachine):
     def pin(self, digest: str, pinned: bool) -> None:
         self.residency.pin(digest, pinned)
 
-    @rule(digest=DIGESTS)
-    def unload(self, digest: str) -> None:
+    @rule(digest=DIGESTS, how=st.sampled_from(["unload", "fail", "forget"]))
+    def take_away(self, digest: str, how: str) -> None:
         before = self.residency.resident_bytes
-        if self.references[digest]:
+        if how == "forget":
+            self.residency.forget(digest)
+        elif how == "fail":
+            self.residency.fail(digest, "misbehaved")
+            assert self.residency.get(digest) is None
+        elif self.references[digest]:
             with pytest.raises(Conflict):
                 self.residency.unload(digest)
-            return
-        freed = self.residency.unload(digest)
-        assert self.residency.resident_bytes == before - freed
-        assert self.residency.get(digest) is None
+        else:
+            freed = self.residency.unload(digest)
+            assert self.residency.resident_bytes == before - freed
+            assert self.residency.get(digest) is None
 
-    @rule(digest=DIGESTS)
-    def fail(self, digest: str) -> None:
-        self.residency.fail(digest, "misbehaved")
-        assert self.residency.get(digest) is None
-
-    @rule(digest=DIGESTS)
-    def forget(self, digest: str) -> None:
-        self.residency.forget(digest)
+    @rule(digests=st.lists(SMALL, min_size=1, max_size=3), hold=st.booleans())
+    def requests_arrive_and_their_variants_load(self, digests: list[str], hold: bool) -> None:
+        for digest in digests:
+            self.request(digest, retry=True)
+            if hold:
+                self.retain(digest)
+        self.source.run()
+        self.poll()
 
     @rule(index=st.integers(0, 3))
     def one_load_ends(self, index: int) -> None:
@@ -316,7 +277,8 @@ class ResidencyMachine(RuleBasedStateMachine):
             for digest, info in self.residency.snapshot().items()
             if info.state == "ready" and (info.references or info.pinned)
         }
-        for outcome in self.residency.poll():
+        outcomes = self.residency.poll()
+        for outcome in outcomes:
             assert (outcome.variant is None) == (outcome.error is not None)
             if outcome.variant is not None:
                 assert self.residency.get(outcome.digest) is outcome.variant

@@ -4,14 +4,14 @@ Owns the order of the checks: cheap ones first, the digest over all bytes and ev
 Does not know names, nor the format itself (codecs/).
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from tsugiki.codecs import artifact
+from tsugiki.codecs.fit import check_base, coverage
 from tsugiki.codecs.metadata import Header
-from tsugiki.errors import UserError
+from tsugiki.errors import InvalidArtifact, UserError
 from tsugiki.variants.version import BaseIdentity
 
 BF16_BYTES = 2
@@ -46,16 +46,14 @@ def verify_against(identity: BaseIdentity) -> Verify:
 
 
 def fits(header: Header, identity: BaseIdentity) -> None:
-    """Refuse a header that was made for another base, or that changes what this base has not.
+    """Refuse a header that was made for another base, does not fit this one, or changes nothing.
 
     Raises:
         WrongBase, InvalidArtifact.
     """
-    from tsugiki.codecs.staging import check_base
-
-    check_base(
-        header, identity.layout, identity.fingerprint, identity.vocab_size, identity.accept_derived
-    )
+    check_base(header, identity.fingerprint, identity.layout, identity.accept_derived)
+    if not coverage(header).parameters:
+        raise InvalidArtifact("the file changes no parameter of the base: it would serve the base")
 
 
 def check(path: Path, verify: Verify) -> CheckedFile:
@@ -88,6 +86,5 @@ def without_path(error: Exception, path: Path) -> str:
 
 
 def honest_ratio(header: Header) -> float:
-    """bf16 bytes of the tensors that the file changes / bytes of the file."""
-    elements = sum(math.prod(module.shape) for module in header.modules.values())
-    return elements * BF16_BYTES / header.file_bytes
+    """bf16 bytes of the parameters that the file changes / bytes of the file."""
+    return coverage(header).parameters * BF16_BYTES / header.file_bytes

@@ -22,7 +22,9 @@ class BaseIdentity:
     fingerprint: str  # "sha256:<64 hex>"
     layout: Layout
     vocab_size: int
-    accept_derived: str | None = None  # fingerprint of the original of a compressed base
+    accept_derived: str | None = (
+        None  # fingerprint of the base that a compressed base is derived from
+    )
 
 
 @dataclass(frozen=True, slots=True)
