@@ -202,6 +202,14 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("TSUGIKI_CACHE") or "~/.cache/tsugiki").expanduser()
 
 
+def client_defaults() -> tuple[str, str | None]:
+    """URL and API key of commands that talk to a server: $TSUGIKI_URL, $TSUGIKI_API_KEY."""
+    return (
+        os.environ.get("TSUGIKI_URL") or "http://127.0.0.1:8000",
+        os.environ.get("TSUGIKI_API_KEY") or None,
+    )
+
+
 def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     """One flag per field of ServeConfig, and --config."""
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings in TOML")
