@@ -30,10 +30,10 @@ def scheduler(
     )
 
 
-def step(it: Scheduler, ready: Callable[[str], bool] = lambda digest: True) -> SchedulerOutput:
+def step(it: Scheduler, ready: Callable[[Request], bool] = lambda request: True) -> SchedulerOutput:
     """Schedule and update; every completed chunk samples token 7."""
     output = it.schedule(ready)
-    it.update(output, [7 if chunk.completes else None for chunk in output.chunks])
+    it.update([(chunk, 7 if chunk.completes else None) for chunk in output.chunks])
     return output
 
 
@@ -68,7 +68,7 @@ def test_a_cold_variant_does_not_block_those_behind_it(make_request: RequestFact
     cold, warm = make_request(digest="cold"), make_request()
     it.add(cold)
     it.add(warm)
-    step(it, ready=lambda digest: False)
+    step(it, ready=lambda request: request.variant.digest is None)
     assert cold.status is RequestStatus.LOADING
     assert warm.status is RequestStatus.RUNNING
     output = step(it)
@@ -84,7 +84,7 @@ def test_while_seats_are_taken_the_next_variants_are_asked_for(
     for digest in ("a", "b", "c"):
         it.add(make_request(digest=digest))
     asked: list[str] = []
-    step(it, ready=lambda digest: bool(asked.append(digest)))
+    step(it, ready=lambda request: bool(asked.append(str(request.variant.digest))))
     assert asked == ["a", "b"]
 
 
@@ -115,16 +115,18 @@ def test_a_request_that_can_never_fit_is_refused_with_the_numbers(
     assert len(it) == 0
 
 
-def test_a_stop_token_ends_a_request_unless_ignored(make_request: RequestFactory) -> None:
+def test_a_stop_token_ends_a_request_once_min_tokens_are_there(
+    make_request: RequestFactory,
+) -> None:
     it = scheduler()
     stop = make_request(stop_token_ids=frozenset({7}), max_tokens=3)
-    go_on = make_request(stop_token_ids=frozenset({7}), max_tokens=3, ignore_eos=True)
+    go_on = make_request(stop_token_ids=frozenset({7}), max_tokens=5, min_tokens=2)
     it.add(stop)
     it.add(go_on)
     for _ in range(3):
         step(it)
     assert (stop.finish_reason, stop.output_token_ids) == (FinishReason.STOP, [7])
-    assert (go_on.finish_reason, go_on.output_token_ids) == (FinishReason.LENGTH, [7, 7, 7])
+    assert (go_on.finish_reason, go_on.output_token_ids) == (FinishReason.STOP, [7, 7, 7])
 
 
 def test_no_tokens_wanted_means_no_tokens(make_request: RequestFactory) -> None:
@@ -227,7 +229,7 @@ def test_every_request_ends_once_within_budget_and_no_block_is_lost(
 
 def run_step(it: Scheduler, number: int) -> list[str]:
     """One step in which the variants become ready one after another; checks its invariants."""
-    output = it.schedule(lambda digest: int(digest[1:]) <= number)
+    output = it.schedule(lambda request: int((request.variant.digest or "d0")[1:]) <= number)
     assert sum(c.num_tokens for c in output.chunks) <= it.limits.max_num_batched_tokens
     assert len(output.chunks) <= len(it.running) <= it.limits.max_num_seqs
     assert all(c.num_tokens > 0 for c in output.chunks)
@@ -237,5 +239,5 @@ def run_step(it: Scheduler, number: int) -> list[str]:
         room = len(chunk.request.block_table) * it.blocks.block_size
         assert chunk.start + chunk.num_tokens <= room
     it.blocks.check(r.block_table for r in it.requests())
-    finished = it.update(output, [number if c.completes else None for c in output.chunks])
+    finished = it.update([(c, number if c.completes else None) for c in output.chunks])
     return [request.request_id for request in finished]

@@ -71,7 +71,7 @@ class GenerationEvent:
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None  # on the first event only
     finish_reason: FinishReason | None = None
-    stop_reason: str | int | None = None
+    stop_reason: str | int | None = None  # the stop string or token; None for an EOS token
     error: str | None = None  # with FinishReason.ERROR
     prompt_tokens: int = 0
     completion_tokens: int = 0

@@ -40,7 +40,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     min_tokens: int = 0
-    ignore_eos: bool = False
+    ignore_eos: bool = False  # the engine client takes the EOS ids out of stop_token_ids
     logprobs: int | None = None  # how many alternatives per generated token; 0: the chosen one only
     prompt_logprobs: int | None = None  # the same for every prompt token but the first
     stop_token_ids: frozenset[int] = frozenset()  # the variant's EOS ids, plus the request's own

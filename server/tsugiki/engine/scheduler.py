@@ -6,7 +6,7 @@ There is neither a prefill nor a decode phase (vLLM v1's idea): each request has
 Does not know tensors, text, time or where variants live (it asks `ready`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from tsugiki.engine.kv_blocks import BlockManager
@@ -14,7 +14,7 @@ from tsugiki.engine.request import FinishReason, Request, RequestStatus
 from tsugiki.engine.waiting import WaitingQueue
 from tsugiki.errors import ContextTooLong
 
-Ready = Callable[[str], bool]
+Ready = Callable[[Request], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +69,6 @@ class Scheduler:
         """Everything that has not finished."""
         return list(self._requests.values())
 
-    def get(self, request_id: str) -> Request | None:
-        """An unfinished request."""
-        return self._requests.get(request_id)
-
     def add(self, request: Request) -> None:
         """Take a request into the waiting queue.
 
@@ -92,7 +88,7 @@ class Scheduler:
     def schedule(self, ready: Ready) -> SchedulerOutput:
         """Choose the chunks of the next step and give them cache blocks.
 
-        `ready(digest)` says whether a variant can be computed with; asking it may start a load. A
+        `ready(request)` says whether its variant can be computed with; asking may start a load. A
         request whose variant is not ready is passed over and keeps its place.
         """
         output = SchedulerOutput()
@@ -101,17 +97,13 @@ class Scheduler:
             self._admit(output, budget, ready)
         return output
 
-    def update(self, output: SchedulerOutput, token_ids: Sequence[int | None]) -> list[Request]:
-        """Book one computed step: token_ids[i] is what chunk i sampled, None when it was too early.
-
-        Requests that were aborted or failed since `schedule` are passed over. Returns the requests
-        that finished in this step.
+    def update(self, computed: Iterable[tuple[Chunk, int | None]]) -> list[Request]:
+        """Book one computed step: chunks of requests that still run, each with the token that it
+        sampled (None: it was not complete). Returns the requests that finished in this step.
         """
         finished = []
-        for chunk, token_id in zip(output.chunks, token_ids, strict=True):
+        for chunk, token_id in computed:
             request = chunk.request
-            if request.status is not RequestStatus.RUNNING:
-                continue
             request.num_computed_tokens += chunk.num_tokens
             if token_id is None:
                 continue
@@ -178,7 +170,7 @@ class Scheduler:
         """Let waiting requests run while there are tokens, seats and blocks for them."""
         looked_ahead = 0
         for request in self.waiting.in_order():
-            request.status = _waiting_status(request, ready)
+            request.status = RequestStatus.WAITING if ready(request) else RequestStatus.LOADING
             if budget <= 0 or len(self.running) >= self.limits.max_num_seqs:
                 looked_ahead += 1  # asking `ready` starts the loads of those who come next
                 if looked_ahead >= self.limits.load_ahead:
@@ -213,19 +205,10 @@ class Scheduler:
         return tokens
 
 
-def _waiting_status(request: Request, ready: Ready) -> RequestStatus:
-    digest = request.variant.digest
-    return RequestStatus.WAITING if digest is None or ready(digest) else RequestStatus.LOADING
-
-
 def finish_reason(request: Request) -> FinishReason | None:
     """Why a request is over after its newest token; None: it goes on."""
     params = request.params
     count = len(request.output_token_ids)
-    if (
-        count > params.min_tokens
-        and not params.ignore_eos
-        and request.output_token_ids[-1] in params.stop_token_ids
-    ):
+    if count > params.min_tokens and request.output_token_ids[-1] in params.stop_token_ids:
         return FinishReason.STOP
     return FinishReason.LENGTH if count >= params.max_tokens else None

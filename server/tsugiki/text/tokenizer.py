@@ -11,11 +11,25 @@ from typing import Any, Protocol
 class TextSide(Protocol):
     """Text rules of one version; immutable and safe to use from several threads."""
 
-    eos_token_ids: frozenset[int]
-    vocab_size: int
-    generation_defaults: Mapping[str, Any]  # temperature, top_p, ... of the fine-tune
-    byte_fallback_ids: frozenset[int]  # tokens <0x00> ... <0xFF> of a SentencePiece vocabulary
-    longest_token: int  # characters; bounds how few tokens a long text can have
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are below it."""
+
+    @property
+    def generation_defaults(self) -> Mapping[str, Any]:
+        """temperature, top_p, ... of the fine-tune."""
+
+    @property
+    def byte_fallback_ids(self) -> frozenset[int]:
+        """Tokens <0x00> ... <0xFF> of a SentencePiece vocabulary."""
+
+    @property
+    def longest_token(self) -> int:
+        """Characters; bounds how few tokens a long text can have."""
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a plain prompt."""

@@ -1,0 +1,198 @@
+"""Composes an engine from the settings: base, kernels, registry, residency, runner, thread.
+
+Owns: the order of construction, and the sizes that the settings leave open. The only module of the
+engine that knows ServeConfig.
+"""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+
+import torch
+
+from tsugiki.codecs import artifact
+from tsugiki.codecs.base import ResidentVariant
+from tsugiki.codecs.masks import MaskCache
+from tsugiki.codecs.metadata import Header
+from tsugiki.codecs.staging import stage_variant
+from tsugiki.config import ServeConfig
+from tsugiki.engine.admission import Admission, FinishRate
+from tsugiki.engine.client import ModelInfo
+from tsugiki.engine.core import EngineCore
+from tsugiki.engine.kv_blocks import BlockManager
+from tsugiki.engine.local import LocalEngine, Machine
+from tsugiki.engine.model_runner import TorchModelRunner
+from tsugiki.engine.open_requests import OpenRequests
+from tsugiki.engine.scheduler import Limits, Scheduler
+from tsugiki.engine.thread import Commands, EngineThread, wake
+from tsugiki.engine.variant_service import ConvertAdapter, VariantService
+from tsugiki.errors import ConfigError
+from tsugiki.model.demo_base import resolve_base
+from tsugiki.model.kv_cache import allocate_kv_cache, bytes_per_block
+from tsugiki.model.loader import BaseModel, load_base
+from tsugiki.text.huggingface import HfTextSide, load_text_side
+from tsugiki.variants.loader import BackgroundLoader, Load, LoadTimings
+from tsugiki.variants.registry import Registry
+from tsugiki.variants.residency import Residency
+from tsugiki.variants.verification import Verify, verify_against
+from tsugiki.variants.version import BaseIdentity
+from tsugiki_kernels.select import backend
+
+DEFAULT_MODEL_LEN = 8192
+DEFAULT_KV_BYTES = 2 * 2**30
+KV_SHARE = 0.25  # of the machine's memory, when that is less
+
+
+def create_engine(
+    config: ServeConfig, *, convert_adapter: ConvertAdapter | None = None
+) -> LocalEngine:
+    """The engine of these settings, everything loaded, not yet started.
+
+    Raises:
+        UnsupportedModel: the base cannot be served. ConfigError: settings that do not fit it.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    device = choose_device(config.device)
+    kernels = backend(config.kernels, device, config.cache_dir / "kernels")
+    base = load_base(
+        resolve_base(config.base, config.cache_dir), device, config.dtype, kernels, config.cache_dir
+    )
+    text = load_text_side(base.path)
+    sizes = choose_sizes(config, base)
+    base_info = _base_info(config, base, sizes.max_model_len)
+    identity = BaseIdentity(base.fingerprint, base.layout, base.architecture.vocab_size)
+    registry = Registry(
+        config.variants,
+        identity,
+        verify=_verify_text_too(verify_against(identity), text),
+        reserved=[base_info.id],
+    )
+    commands: Commands = SimpleQueue()
+    loader = BackgroundLoader(_load(registry, base), on_finished=lambda: commands.put(wake))
+    residency = Residency(loader, config.variant_memory)
+    core = EngineCore(_scheduler(config, sizes), _runner(base, sizes), residency)
+    thread = EngineThread(core, commands)
+    service = VariantService(
+        base=base_info,
+        base_text=text,
+        registry=registry,
+        residency=residency,
+        thread=thread,
+        open_requests=OpenRequests(),
+        convert_adapter=convert_adapter,
+    )
+    most = config.max_num_seqs + config.max_queued_requests
+    admission = Admission(sizes.max_model_len, most, FinishRate())
+    machine = Machine(kernels.name, device, config.dtype, torch.get_num_threads())
+    return LocalEngine(core, thread, service, admission, loader, machine)
+
+
+def choose_device(wanted: str) -> str:
+    """cpu or cuda; auto is cuda where there is one.
+
+    Raises:
+        ConfigError: cuda is wanted and torch sees none.
+    """
+    found = torch.cuda.is_available()
+    if wanted == "cuda" and not found:
+        raise ConfigError("--device cuda: torch sees no CUDA device; use --device cpu")
+    return "cuda" if wanted != "cpu" and found else "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What depends on the base and the machine."""
+
+    num_blocks: int
+    block_size: int
+    max_model_len: int
+
+
+def choose_sizes(config: ServeConfig, base: BaseModel) -> Sizes:
+    """Blocks of the KV cache, and the longest request.
+
+    Raises:
+        ConfigError: a --max-model-len over what the model or the cache can hold, no room for one
+            block.
+    """
+    per_block = bytes_per_block(base.architecture, config.block_size, base.dtype)
+    kv_bytes = config.kv_memory or default_kv_bytes(base.device)
+    longest = base.architecture.max_position_embeddings
+    blocks = kv_bytes // per_block
+    fits = blocks * config.block_size
+    if not blocks:
+        raise ConfigError(f"--kv-memory {kv_bytes} is less than one block of {per_block} bytes")
+    wanted = config.max_model_len or min(longest, fits, DEFAULT_MODEL_LEN)
+    if wanted > longest:
+        raise ConfigError(f"--max-model-len {wanted} is over the model's own {longest}")
+    if wanted > fits:
+        needed = -(-wanted // config.block_size) * per_block
+        raise ConfigError(
+            f"--max-model-len {wanted} does not fit into --kv-memory {kv_bytes}, which holds "
+            f"{fits} tokens; it needs {needed} bytes"
+        )
+    most_useful = config.max_num_seqs * -(-wanted // config.block_size)
+    return Sizes(min(blocks, most_useful), config.block_size, wanted)
+
+
+def default_kv_bytes(device: torch.device) -> int:
+    """A share of the memory, at most 2 GiB on a CPU."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(KV_SHARE * free)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(DEFAULT_KV_BYTES, int(KV_SHARE * memory))
+
+
+def _base_info(config: ServeConfig, base: BaseModel, max_model_len: int) -> ModelInfo:
+    return ModelInfo(
+        id=config.served_model_name or base.id,
+        parent=None,
+        digest=None,
+        codec=None,
+        bytes=base.nbytes,
+        state="ready",
+        created=int((base.path / "config.json").stat().st_mtime),
+        max_model_len=max_model_len,
+    )
+
+
+def _verify_text_too(verify: Verify, text: HfTextSide) -> Verify:
+    def check(path: Path) -> Header:
+        header = verify(path)
+        text.for_variant(header.text)
+        return header
+
+    return check
+
+
+def _load(registry: Registry, base: BaseModel) -> Load:
+    """Disk -> verified -> staged for this base; runs on the loader's one thread."""
+    masks = MaskCache()
+
+    def load(digest: str) -> tuple[ResidentVariant, LoadTimings]:
+        begin = time.perf_counter()
+        content = artifact.read(registry.path(digest))
+        read = time.perf_counter()
+        variant = stage_variant(
+            content, base.layout, base.vector, base.dtype, base.decoder.kernels, masks
+        )
+        staged = time.perf_counter()
+        return variant, LoadTimings(read=1000 * (read - begin), stage=1000 * (staged - read))
+
+    return load
+
+
+def _scheduler(config: ServeConfig, sizes: Sizes) -> Scheduler:
+    limits = Limits(config.max_num_seqs, config.max_num_batched_tokens, sizes.max_model_len)
+    return Scheduler(BlockManager(sizes.num_blocks, sizes.block_size), limits)
+
+
+def _runner(base: BaseModel, sizes: Sizes) -> TorchModelRunner:
+    cache = allocate_kv_cache(
+        base.architecture, sizes.num_blocks, sizes.block_size, base.dtype, base.device
+    )
+    return TorchModelRunner(base.decoder, cache)

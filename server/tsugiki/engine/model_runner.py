@@ -1,0 +1,107 @@
+"""Runs one step on the model: chunks in, tokens out. The seam below which tensors begin.
+
+Owns: the `ModelRunner` protocol (tests script it), and `TorchModelRunner` with the decoder and the
+KV cache tensors. Does not know queues, events, names of variants or clients.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from tsugiki.codecs.base import ResidentVariant
+from tsugiki.engine.batching import LogitRows, build
+from tsugiki.engine.logprobs import token_logprobs
+from tsugiki.engine.request import TokenLogprobs
+from tsugiki.engine.sampler import Sampled, sample
+from tsugiki.engine.scheduler import Chunk
+from tsugiki.model.decoder import Decoder
+from tsugiki.model.kv_cache import KVCache
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkResult:
+    """What a step found out about one chunk."""
+
+    token_id: int | None = None  # None: the chunk does not complete the request's tokens
+    logprobs: TokenLogprobs | None = None
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of the prompt tokens that follow its rows
+    finite: bool = True  # False: the model gave NaN or infinity, and nothing else here counts
+
+
+class ModelRunner(Protocol):
+    """One forward pass and one choice per row."""
+
+    def run(
+        self, chunks: Sequence[Chunk], variants: Mapping[str, ResidentVariant]
+    ) -> list[ChunkResult]:
+        """One result per chunk, in the order given. Repeating a call repeats its results.
+
+        `variants` holds the resident variant of every digest in the chunks. Whatever it raises is
+        the fault of these chunks together.
+        """
+
+    def forget(self) -> None:
+        """Keep no variant alive between steps."""
+
+
+class TorchModelRunner:
+    """The real one: a decoder, its KV cache, and the sampler."""
+
+    def __init__(self, decoder: Decoder, cache: KVCache) -> None:
+        self._decoder = decoder
+        self._cache = cache
+        self._device = cache.layers[0].device
+
+    @torch.inference_mode()
+    def run(
+        self, chunks: Sequence[Chunk], variants: Mapping[str, ResidentVariant]
+    ) -> list[ChunkResult]:
+        """See ModelRunner.run."""
+        plan = build(chunks, variants, self._cache.block_size, self._device)
+        results = _results(plan.logit_rows, self._decoder.forward(plan.batch, self._cache))
+        by_request = {
+            rows.chunk.request.request_id: result
+            for rows, result in zip(plan.logit_rows, results, strict=True)
+        }
+        return [by_request[chunk.request.request_id] for chunk in chunks]
+
+    def forget(self) -> None:
+        """See ModelRunner.forget."""
+        self._decoder.forget_variants()
+
+
+def _results(wanted: Sequence[LogitRows], logits: Tensor) -> list[ChunkResult]:
+    """One result per chunk, in batch order."""
+    sampled = _sample(wanted, logits)
+    scored = [_score_prompt(w, logits) if w.prompt else () for w in wanted]
+    return [
+        ChunkResult(
+            token_id=None if one is None else one.token_id,
+            logprobs=None if one is None else one.logprobs,
+            prompt_logprobs=prompt,
+            finite=one is None or one.finite,
+        )
+        for one, prompt in zip(sampled, scored, strict=True)
+    ]
+
+
+def _sample(wanted: Sequence[LogitRows], logits: Tensor) -> list[Sampled | None]:
+    rows = [w.sampled for w in wanted if w.sampled is not None]
+    if not rows:
+        return [None] * len(wanted)
+    chosen = logits if len(rows) == logits.shape[0] else logits[rows]
+    found = iter(sample(chosen, [w.chunk.request for w in wanted if w.sampled is not None]))
+    return [None if w.sampled is None else next(found) for w in wanted]
+
+
+def _score_prompt(wanted: LogitRows, logits: Tensor) -> tuple[TokenLogprobs, ...]:
+    """Log-probabilities of the prompt tokens that follow this chunk's rows."""
+    request = wanted.chunk.request
+    first = len(request.prompt_logprobs) + 1
+    tokens = request.tokens(first, first + len(wanted.prompt))
+    count = request.params.prompt_logprobs or 0
+    rows = logits[wanted.prompt.start : wanted.prompt.stop]
+    return tuple(token_logprobs(rows, tokens, [count] * len(tokens)))
