@@ -1,7 +1,8 @@
 """Options that make a variant file small enough: --target-ratio and --max-bytes.
 
-Owns: which settings of a codec trade size for quality, and in which order to try them. Does not know:
-weights, files. Sizes are exact: `Codec.parts` says what a module stores before it is packed.
+Owns: which settings of a codec trade size for quality, and in which order to try them.
+Does not know: weights, files. Sizes are exact: `Codec.parts` says what a module stores before it is
+packed.
 """
 
 import math
@@ -20,7 +21,6 @@ QUANTIZATION_NOISE: Mapping[int, float] = {1: 0.571, 2: 0.12, 4: 0.0115}
 SYSTEMATIC_COST: Mapping[int, float] = {1: 15.0, 2: 1.0, 4: 0.0}
 MAX_ALPHA = 1024
 GROUP = 64  # entries, about; the group holds a whole number of survivors
-TENSOR_SHARE = 0.9  # below this share of the limit the rest would be wasted
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def group_size_of(alpha: int) -> int:
 
 
 def deltadq_candidates(fixed: Options) -> Iterator[dict[str, Any]]:
-    """Bits and alpha by rising noise: alpha (1 + q) - 1, in units of |D|^2, plus the systematic cost.
+    """Bits and alpha by rising noise alpha (1 + q) - 1, in units of |D|^2, plus systematic cost.
 
     At equal bytes more survivors of fewer bits win, until the distortion of 1 bit outweighs it.
     """

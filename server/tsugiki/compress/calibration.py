@@ -4,8 +4,8 @@ Owns: running the fine-tune on calibration dialogues and streaming the sums. Doe
 the variant file, what the statistics are used for.
 
 Two choices follow measurements (fine-tunes of a 135M model, low-bit deltas): the first position is
-an attention sink with inputs far outside the rest and is left out; answer positions together weigh as
-much as prompt positions together, because answers are what is served.
+an attention sink with inputs far outside the rest and is left out; answer positions together weigh
+as much as prompt positions together, because answers are what is served.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

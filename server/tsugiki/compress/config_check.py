@@ -88,6 +88,8 @@ def _carried(key: str, base: Config, tuned: Config) -> bool:
         return int(tuned[key]) > int(base[key])
     if key == "tie_word_embeddings":  # a tied base with an untied fine-tune stores both changes
         return bool(base[key]) and not tuned[key]
+    if key in ("attention_bias", "mlp_bias"):  # Llama: new biases are stored as changes of zeros
+        return base["model_type"] == "llama" and not base.get(key) and bool(tuned.get(key))
     if key == "max_position_embeddings":
         return _rope_kinds(base) <= LENGTH_FREE_ROPE
     return False

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tsugiki.compress.dialogues import Dialogue
 from tsugiki.compress.hf_model import answer_logits
+from tsugiki.compress.progress import Progress
 
 BATCH_TOKENS = 1024
 RESAMPLES = 1000
@@ -41,9 +42,12 @@ class Evaluation:
     accuracy: Mapping[str, Estimate]  # exact match of the whole answer, end token included
 
 
-def evaluate(models: Mapping[str, Any], dialogues: Sequence[Dialogue]) -> Evaluation:
+def evaluate(
+    models: Mapping[str, Any], dialogues: Sequence[Dialogue], progress: Progress
+) -> Evaluation:
     """Run transformers models over the dialogues. `models` has at least "tuned" and "variant"."""
-    rows = [row for batch in batches(dialogues) for row in _score(models, batch)]
+    counted = progress.track(list(batches(dialogues)), "evaluating")
+    rows = [row for batch in counted for row in _score(models, batch)]
     sums = {key: np.array([row[key] for row in rows]) for key in rows[0]}
     tokens = sums["tokens"]
     return Evaluation(

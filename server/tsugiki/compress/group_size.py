@@ -85,11 +85,11 @@ def best_by_variance(
 def dropout_variance(delta: Tensor, stats: ModuleStats, alpha: int, size: int) -> float:
     """Expected squared output error of exact-count dropout, summed over outputs.
 
-    For one output i with z_j = D_ij x_j, keeping h / alpha of each group of h and rescaling by alpha:
+    For one output i, z_j = D_ij x_j, keeping h / alpha of each group of h and rescaling by alpha:
 
         Var = (alpha - 1) h / (h - 1) sum over groups of sum over j of (z_j - mean of the group)^2
 
-    Its expectation over x takes E[z_j z_k] = D_ij D_ik E[x_j] E[x_k] for j != k: covariances between
+    Its expectation over x takes E[z_j z_k] = D_ij D_ik E[x_j] E[x_k] for j != k: covariances of
     channels are not collected.
     """
     if size < 2:

@@ -1,4 +1,4 @@
-"""Plain transformers models out of directories or tensors: the oracle that variants are held against.
+"""Plain transformers models out of directories or tensors: the oracle of every variant.
 
 Owns: loading, and running a padded batch up to the logits of chosen positions. Does not know:
 variants, codecs, metrics.
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tsugiki.compress.job import ADAPTER_FILE
 from tsugiki.errors import UnsupportedModel
 
 TIED_DUPLICATE = "lm_head.weight"
@@ -29,6 +30,23 @@ def load_model(directory: Path, dtype: torch.dtype = torch.float32) -> Any:
     return model.eval()
 
 
+def load_fine_tune(directory: Path, base: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """A fine-tuned checkpoint, or a PEFT adapter merged into its base.
+
+    Raises:
+        UnsupportedModel: it cannot be loaded, or it is an adapter and peft is not installed.
+    """
+    if not (directory / ADAPTER_FILE).is_file():
+        return load_model(directory, dtype)
+    try:
+        from peft import PeftModel
+    except ImportError:
+        raise UnsupportedModel(
+            f"{directory} is a PEFT adapter; to run it: pip install peft"
+        ) from None
+    return PeftModel.from_pretrained(load_model(base, dtype), directory).merge_and_unload().eval()
+
+
 def model_of(
     config: Mapping[str, Any],
     tensors: Iterable[tuple[str, Tensor]],
@@ -45,7 +63,9 @@ def model_of(
     model = AutoModelForCausalLM.from_config(settings, dtype=dtype)
     state = dict(tensors)
     missing, unexpected = model.load_state_dict(state, strict=False)
-    absent = [name for name in missing if name != TIED_DUPLICATE or not settings.tie_word_embeddings]
+    absent = [
+        name for name in missing if name != TIED_DUPLICATE or not settings.tie_word_embeddings
+    ]
     if absent or unexpected:
         raise UnsupportedModel(f"missing tensors {absent}, unknown tensors {unexpected}")
     model.tie_weights()

@@ -1,10 +1,10 @@
 """What a compression achieved, in bytes that are really on the disk.
 
-Owns: the three ratios, errors and gains per tensor, their text and JSON. Does not know: how anything
-was compressed.
+Owns: the three ratios, errors and gains per tensor, their text and JSON.
+Does not know: how anything was compressed.
 
-Size law: the sections of a file sum to the file. The honest ratio compares bfloat16 bytes of exactly
-those parameters that the file changes with all bytes of the file, header included.
+Size law: the sections of a file sum to the file. The honest ratio compares bfloat16 bytes of
+exactly those parameters that the file changes with all bytes of the file, header included.
 """
 
 import json
@@ -40,6 +40,7 @@ class Report:
     path: str
     digest: str
     codec: str
+    options: Mapping[str, Any]  # shared by all modules of the codec
     file_bytes: int
     sections: Mapping[str, int]  # sum to file_bytes
     changed_parameters: int
@@ -133,7 +134,7 @@ def render(report: Report, *, layers: int = 10) -> str:
 def ratio_lines(honest: float, whole: float, paper: float | None) -> list[str]:
     """The three ratios, each with what it counts."""
     lines = [
-        f"  honest ratio       {honest:8.1f}x  bf16 bytes of the changed tensors / bytes of the file",
+        f"  honest ratio       {honest:8.1f}x  bf16 bytes of changed tensors / bytes of the file",
         f"  whole-model ratio  {whole:8.1f}x  bf16 bytes of the model / bytes of the file",
     ]
     if paper is not None:
@@ -150,7 +151,12 @@ def _table(modules: Sequence[ModuleReport]) -> list[str]:
     ]
 
 
-def summary(report: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What the file itself keeps of its report (sizes follow from the file)."""
-    keys = ("changed_parameters", "model_parameters", "paper_ratio", "relative_error", "gain")
-    return {key: report[key] for key in keys}
+def paper_ratio(codec: str, options: Mapping[str, Any]) -> float | None:
+    """DeltaDQ's own count, alpha * 16 / (bits - log2 parts): positions, parts and scales for free.
+
+    None for other codecs, and where the count has no meaning (as many parts as codes).
+    """
+    if codec != "deltadq" or not {"alpha", "bits", "parts"} <= set(options):
+        return None
+    residual = options["bits"] - math.log2(options["parts"])
+    return float(options["alpha"] * 16 / residual) if residual > 0 else None

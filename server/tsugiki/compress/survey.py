@@ -15,11 +15,10 @@ from torch import Tensor
 
 from tsugiki.codecs.base import Layout
 from tsugiki.errors import CompressionRefused
-from tsugiki.model.checkpoint import Checkpoint
+from tsugiki.model.checkpoint import LM_HEAD, Checkpoint
 
 Kind = Literal["linear", "bias", "vector", "embedding", "lm_head"]
 FLOATS = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
-LM_HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +58,18 @@ class Pairs:
         return sorted(set(self.base.names()) | set(self.tuned.names()))
 
     def counterpart(self, name: str) -> str | None:
-        """The base's tensor that this one started from; None: the base has none."""
+        """The base's tensor that this one started from; None: the base has none (see zero_bias)."""
         if name in self.base:
             return name
         if name == LM_HEAD and self.layout.tied:  # an untied fine-tune of a tied base
             return self.layout.embedding
         return None
+
+    def zero_bias(self, name: str) -> bool:
+        """Whether this is a bias that the fine-tune has and the base could have: it counts as 0."""
+        weight = f"{name.removesuffix('.bias')}.weight"
+        allowed = weight in self.layout.bias_allowed
+        return name.endswith(".bias") and name not in self.base and allowed
 
     def kind(self, name: str) -> Kind | None:
         """What a variant may do with this tensor; None: nothing."""
@@ -76,14 +81,19 @@ class Pairs:
             return "linear"
         if name in self.layout.vectors:
             return "vector"
-        return "bias" if name in self.layout.biases else None
+        return "bias" if name in self.layout.biases or self.zero_bias(name) else None
 
     def read(self, change: Change) -> Pair:
         """Both sides of a change in float32."""
-        base = self.counterpart(change.name)
-        if base is None:
-            raise CompressionRefused(f"{change.name}: the base has no such tensor")
-        return Pair(change, self.base.tensor(base).float(), self.tuned.tensor(change.name).float())
+        tuned = self.tuned.tensor(change.name).float()
+        return Pair(change, self.base_tensor(change.name).float(), tuned)
+
+    def base_tensor(self, name: str) -> Tensor:
+        """The base's side, as stored; zeros for a bias that only the fine-tune has."""
+        counterpart = self.counterpart(name)
+        if counterpart is None:
+            return torch.zeros(self.tuned.shape(name))
+        return self.base.tensor(counterpart)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +102,7 @@ class Survey:
 
     changes: tuple[Change, ...]
     unchanged: int  # tensors left out
-    model_numel: int  # parameters of the whole fine-tune
+    model_parameters: int  # parameters of the whole fine-tune
 
 
 def survey(pairs: Pairs, names: Iterable[str] | None = None) -> Survey:
@@ -115,8 +125,12 @@ def survey(pairs: Pairs, names: Iterable[str] | None = None) -> Survey:
         else:
             changes.append(change)
     refuse(problems)
-    numel = sum(torch.Size(pairs.tuned.shape(name)).numel() for name in pairs.tuned.names())
-    return Survey(tuple(changes), unchanged, numel)
+    return Survey(tuple(changes), unchanged, parameters_of(pairs.tuned))
+
+
+def parameters_of(checkpoint: Checkpoint) -> int:
+    """Parameters of a whole checkpoint; tied embeddings count once."""
+    return sum(torch.Size(checkpoint.shape(name)).numel() for name in checkpoint.names())
 
 
 def refuse(problems: list[str]) -> None:
@@ -135,12 +149,13 @@ def _structure_problem(pairs: Pairs, name: str) -> str | None:
     if name not in pairs.tuned:
         return f"{name}: missing from the fine-tune; save the whole model again"
     counterpart = pairs.counterpart(name)
-    if counterpart is None:
+    if counterpart is None and not pairs.zero_bias(name):
         return f"{name}: the base has no such tensor"
     if pairs.tuned.dtype(name) not in FLOATS:
         dtype = pairs.tuned.stored_dtype(name)
         return f"{name}: dtype {dtype}; give the fine-tune in float32 or bfloat16, not quantized"
-    ours, theirs = pairs.base.shape(counterpart), pairs.tuned.shape(name)
+    theirs = pairs.tuned.shape(name)
+    ours = theirs if counterpart is None else pairs.base.shape(counterpart)
     grows = pairs.kind(name) in ("embedding", "lm_head")
     if ours != theirs and not (grows and ours[1:] == theirs[1:] and theirs[0] > ours[0]):
         return f"{name}: shape {list(theirs)}, but {list(ours)} in the base"
@@ -150,7 +165,7 @@ def _structure_problem(pairs: Pairs, name: str) -> str | None:
 def _compare(pairs: Pairs, name: str) -> Change | str | None:
     """A change, a problem in words, or None when nothing changed."""
     tuned = pairs.tuned.tensor(name)
-    base = pairs.base.tensor(pairs.counterpart(name) or name)
+    base = pairs.base_tensor(name)
     bad = sum(int((~torch.isfinite(block)).sum()) for block in _blocks(tuned))
     if bad:
         return f"{name}: {bad} values are NaN or infinite; the training run diverged"

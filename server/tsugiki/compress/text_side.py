@@ -68,7 +68,7 @@ def _check_rows(tokens: list[AddedToken], vocab_size: int) -> None:
         if token.id >= vocab_size:
             raise CompressionRefused(
                 f"added token {token.content!r} has id {token.id}, but the embedding has "
-                f"{vocab_size} rows; call model.resize_token_embeddings(len(tokenizer)) before training"
+                f"{vocab_size} rows; call resize_token_embeddings(len(tokenizer)) before training"
             )
 
 

@@ -3,8 +3,8 @@
 Owns: the comparison of two tokenizers. Does not know: weights, chat templates, the variant file.
 
 Both tokenizers are loaded and written out again by the same library, so that old and new spellings
-of tokenizer.json compare equal. A served variant can only append tokens: `tokenizers` gives new tokens
-the next free ids, in order.
+of tokenizer.json compare equal. A served variant can only append tokens: `tokenizers` gives new
+tokens the next free ids, in order.
 """
 
 import json

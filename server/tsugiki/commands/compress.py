@@ -1,0 +1,154 @@
+"""`tsugiki compress CODEC`: a fine-tune and its base into a variant file."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+CODECS = ("deltadq", "lora", "bitdelta")
+# The codec's own flags; another codec's flag is a mistake and is refused, not ignored.
+FLAGS: dict[str, tuple[str, ...]] = {
+    "deltadq": ("alpha", "bits", "parts", "group_size", "rows_per_mask", "seed", "paper"),
+    "lora": ("rank",),
+    "bitdelta": (),
+}
+# DeltaDQ as published (arXiv 2410.08666): a mask for each row, min-max codes of 4 bits in 8 parts.
+PAPER = {
+    "alpha": 8,
+    "bits": 4,
+    "parts": 8,
+    "rows_per_mask": 1,
+    "grid": "minmax",
+    "gain_matching": False,
+    "bias_bits": 0,
+}
+AUTO = ("auto", "auto-attention")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `tsugiki compress`."""
+    parser.description = (
+        "Write a variant file: what a fine-tune changes in its base, compressed. Without "
+        "--target-ratio or --max-bytes deltadq uses alpha 16 and 1 bit (about 200x)."
+    )
+    parser.add_argument("codec", choices=CODECS, metavar="CODEC", help=" | ".join(CODECS))
+    parser.add_argument("--base", required=True, metavar="DIR", help="base model, or 'demo'")
+    parser.add_argument(
+        "--tuned", required=True, type=Path, metavar="DIR", help="fine-tune, or a PEFT adapter"
+    )
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="x.safetensors")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write the full report as JSON")
+    _add_size_arguments(parser)
+    _add_calibration_arguments(parser)
+    _add_codec_arguments(parser)
+
+
+def _add_size_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("size")
+    group.add_argument(
+        "--target-ratio", type=float, metavar="R", help="best quality at an honest ratio of R"
+    )
+    group.add_argument("--max-bytes", metavar="N", help="best quality within N (bytes, 2MB, 1MiB)")
+
+
+def _add_calibration_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("calibration")
+    group.add_argument(
+        "--calibration", type=Path, metavar="FILE", help="JSONL of prompt and answer, or messages"
+    )
+    group.add_argument(
+        "--calibration-examples", type=int, default=64, metavar="N", help="use N (default 64)"
+    )
+
+
+def _add_codec_arguments(parser: argparse.ArgumentParser) -> None:
+    deltadq = parser.add_argument_group("deltadq")
+    deltadq.add_argument("--alpha", type=int, metavar="A", help="keep 1 of A entries (16)")
+    deltadq.add_argument("--bits", type=int, metavar="K", help="bits of a kept entry, 1..8 (1)")
+    deltadq.add_argument("--parts", type=int, metavar="M", help="separate quantization (1)")
+    deltadq.add_argument(
+        "--group-size",
+        metavar="H",
+        help="entries of a dropout group, or auto | auto-attention (about 64)",
+    )
+    deltadq.add_argument(
+        "--rows-per-mask", type=int, metavar="R", help="rows that share a mask (16; paper: 1)"
+    )
+    deltadq.add_argument("--seed", type=int, metavar="N", help="of the masks (0)")
+    deltadq.add_argument(
+        "--paper", action="store_true", default=None, help="the published recipe's settings"
+    )
+    lora = parser.add_argument_group("lora")
+    lora.add_argument("--rank", type=int, metavar="R", help="rank taken from a full fine-tune (16)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compress and print the report."""
+    from tsugiki.compress.pipeline import compress
+    from tsugiki.compress.progress import Progress
+    from tsugiki.compress.report import render
+
+    report = compress(job_of(args), Progress())
+    if args.report is not None:
+        report.write(args.report)
+    print(render(report))
+    return 0
+
+
+def job_of(args: argparse.Namespace) -> Any:
+    """The job that parsed arguments describe.
+
+    Raises:
+        ConfigError: a flag of another codec, or a bad value.
+    """
+    from tsugiki.compress.job import CompressJob
+    from tsugiki.config import default_cache_dir, parse_size
+    from tsugiki.model.demo_base import resolve_base
+
+    _refuse_foreign_flags(args)
+    options, group_size = _codec_options(args)
+    return CompressJob(
+        codec=args.codec,
+        base=resolve_base(args.base, default_cache_dir()),
+        tuned=args.tuned,
+        out=args.out,
+        options=options,
+        group_size=group_size,
+        calibration=args.calibration,
+        calibration_examples=args.calibration_examples,
+        max_bytes=None if args.max_bytes is None else parse_size(args.max_bytes),
+        target_ratio=args.target_ratio,
+        cache_dir=default_cache_dir(),
+    )
+
+
+def _refuse_foreign_flags(args: argparse.Namespace) -> None:
+    from tsugiki.errors import ConfigError
+
+    for codec, names in FLAGS.items():
+        for name in names:
+            if codec != args.codec and getattr(args, name) is not None:
+                flag = "--" + name.replace("_", "-")
+                raise ConfigError(f"{flag} belongs to {codec}; {args.codec} has no such option")
+
+
+def _codec_options(args: argparse.Namespace) -> tuple[dict[str, Any], str | None]:
+    """The codec's options as asked for, and how the group size is to be chosen."""
+    from tsugiki.compress.budget import group_size_of
+    from tsugiki.errors import ConfigError
+
+    given = {name: getattr(args, name) for name in FLAGS[args.codec]}
+    options: dict[str, Any] = dict(PAPER) if given.pop("paper", None) else {}
+    options |= {name: value for name, value in given.items() if value is not None}
+    group = options.get("group_size")
+    if group in AUTO:
+        del options["group_size"]
+        if (args.target_ratio or args.max_bytes) and "alpha" not in options:
+            raise ConfigError(f"--group-size {group} needs --alpha when the size chooses the rest")
+        return options, group
+    if group is not None:
+        if not str(group).isdigit():
+            raise ConfigError(f"--group-size {group!r}: a number, or one of {', '.join(AUTO)}")
+        options["group_size"] = int(group)
+    elif options.get("alpha", 0) > 0:
+        options["group_size"] = group_size_of(options["alpha"])
+    return options, None

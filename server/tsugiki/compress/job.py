@@ -1,0 +1,110 @@
+"""What is asked of a compression, and the two directories it works on, opened and checked.
+
+Owns: `CompressJob`, `Source`. Does not know: how anything is packed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tsugiki.codecs.base import Layout
+from tsugiki.codecs.metadata import BaseRef
+from tsugiki.compress.calibration import MAX_DIALOGUES
+from tsugiki.compress.config_check import check_configs
+from tsugiki.compress.survey import Pairs, parameters_of
+from tsugiki.compress.text_side import collect_text_side
+from tsugiki.errors import CompressionRefused, ConfigError
+from tsugiki.model.architecture import Architecture, read_architecture
+from tsugiki.model.checkpoint import Checkpoint, open_checkpoint
+from tsugiki.model.fingerprint import base_fingerprint
+from tsugiki.model.layout import layout_of
+
+ADAPTER_FILE = "adapter_config.json"  # what makes a directory a PEFT adapter
+
+
+@dataclass(frozen=True, slots=True)
+class CompressJob:
+    """One call of `tsugiki compress`."""
+
+    codec: str
+    base: Path
+    tuned: Path
+    out: Path
+    options: Mapping[str, Any] = field(default_factory=dict)  # the codec's, as asked for
+    group_size: str | None = None  # "auto", "auto-attention": chosen from calibration (deltadq)
+    calibration: Path | None = None
+    calibration_examples: int = MAX_DIALOGUES
+    max_bytes: int | None = None
+    target_ratio: float | None = None
+    cache_dir: Path | None = None  # for the base's fingerprint
+
+    def __post_init__(self) -> None:
+        if self.max_bytes is not None and self.target_ratio is not None:
+            raise ConfigError("--max-bytes and --target-ratio exclude each other; give one")
+        if self.target_ratio is not None and not self.target_ratio > 0:
+            raise ConfigError(f"--target-ratio is {self.target_ratio}; it must be above 0")
+        if self.group_size is not None and self.calibration is None:
+            raise ConfigError(f"--group-size {self.group_size} needs --calibration FILE.jsonl")
+        if not self.out.parent.is_dir():
+            raise ConfigError(f"--out {self.out}: the directory {self.out.parent} does not exist")
+        if self.out.is_dir():
+            raise ConfigError(f"--out {self.out} is a directory; name a file, x.safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedBase:
+    """The base directory: nothing is read but names and shapes."""
+
+    checkpoint: Checkpoint
+    architecture: Architecture
+    layout: Layout
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the whole model."""
+        return parameters_of(self.checkpoint)
+
+    def reference(self, cache_dir: Path | None) -> BaseRef:
+        """How a variant file names this base; hashes all of it unless the cache knows it."""
+        path = self.checkpoint.path
+        names = self.checkpoint.config.get("architectures") or [self.architecture.family]
+        return BaseRef(path.resolve().name, names[0], base_fingerprint(self.checkpoint, cache_dir))
+
+
+def open_base(path: Path) -> OpenedBase:
+    """Open a base directory.
+
+    Raises:
+        UnsupportedModel: no model directory, or not of a supported family.
+    """
+    checkpoint = open_checkpoint(path)
+    architecture = read_architecture(checkpoint.config)
+    return OpenedBase(checkpoint, architecture, layout_of(architecture))
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a directory holds a PEFT adapter instead of a model."""
+    return (path / ADAPTER_FILE).is_file()
+
+
+@dataclass(frozen=True, slots=True)
+class FullFineTune:
+    """A fine-tuned checkpoint whose forward pass and tokenizer agree with its base's."""
+
+    pairs: Pairs
+    text: dict[str, Any] | None
+
+
+def open_full(base: OpenedBase, path: Path) -> FullFineTune:
+    """Open a fine-tuned checkpoint and hold everything but its tensors against the base.
+
+    Raises:
+        UnsupportedModel: no model directory. CompressionRefused: config or tokenizer differ.
+    """
+    tuned = open_checkpoint(path)
+    check_configs(base.checkpoint.config, tuned.config)
+    if path.resolve() == base.checkpoint.path.resolve():
+        raise CompressionRefused(f"{path} is the base itself; --tuned names the fine-tune")
+    text = collect_text_side(base.checkpoint.path, path, base.checkpoint.config, tuned.config)
+    return FullFineTune(Pairs(base.checkpoint, tuned, base.layout), text)

@@ -1,0 +1,166 @@
+"""From a base and a fine-tune to a variant file: the walk that `tsugiki compress` makes.
+
+Owns: the order of the stages and the report. Does not know: how a codec packs (codecs/), what may
+differ (survey.py, config_check.py, text_side.py), how a size is met (sizing.py).
+
+Memory stays that of one pair of tensors and of what is stored, whatever the size of the model.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Any
+
+from tsugiki import __version__
+from tsugiki.codecs import CODECS, artifact
+from tsugiki.codecs.artifact import ArtifactSpec
+from tsugiki.codecs.fit import LM_HEAD, ROWS
+from tsugiki.codecs.metadata import Header
+from tsugiki.compress.activations import collect
+from tsugiki.compress.adapter import adapter_modules
+from tsugiki.compress.job import CompressJob, OpenedBase, is_adapter, open_base, open_full
+from tsugiki.compress.packer import DENSE, FLOAT16, INT8, Packer, Stored, pack_all, untied_marker
+from tsugiki.compress.progress import Progress
+from tsugiki.compress.report import Deviation, Report, paper_ratio, ratio, sections_of
+from tsugiki.compress.sizing import Limit, pack_within
+from tsugiki.compress.survey import Pairs, survey
+from tsugiki.errors import CompressionRefused
+
+# Stands for the report of a file that is not packed yet: no report is longer than this one.
+LONGEST_REPORT = {
+    "changed_parameters": 10**12,
+    "model_parameters": 10**12,
+    "relative_error": 1000.0001,
+    "gain": 1000.0001,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """Everything of a variant file but the name of its base."""
+
+    stored: tuple[Stored, ...]
+    text: dict[str, Any] | None
+    model_parameters: int
+    notes: tuple[str, ...] = ()
+
+
+def compress(job: CompressJob, progress: Progress) -> Report:
+    """Carry out a job: read, refuse or pack, write the file whole or not at all, report.
+
+    Raises:
+        CompressionRefused: what the fine-tune changes cannot be carried, with the complete list; or
+            the size asked for cannot be met.
+        UnsupportedModel: a directory that is no model of a supported family.
+        ConfigError, InvalidRequest: the job's own options and files.
+    """
+    started = time.monotonic()
+    base = open_base(job.base)
+    content = _adapter(job, base) if is_adapter(job.tuned) else _full(job, base, progress)
+    modules = {item.packed.name: item.packed for item in content.stored}
+    progress.stage(f"writing {job.out}")
+    spec = replace(_spec(job, base, content.text), report=_kept_report(content))
+    header = artifact.write(job.out, spec, modules)
+    return _report(job, header, content, time.monotonic() - started)
+
+
+def _full(job: CompressJob, base: OpenedBase, progress: Progress) -> Content:
+    source = open_full(base, job.tuned)
+    names = source.pairs.names()
+    found = survey(source.pairs, progress.track(names, "comparing tensors"))
+    if not found.changes:
+        raise CompressionRefused(
+            f"no tensor of {job.tuned} differs from {job.base}: check that --base and --tuned name "
+            "two different models"
+        )
+    activations = collect(job, base, source.pairs, found, progress)
+    limit = Limit(job.max_bytes, job.target_ratio)
+    options = {**job.options, **activations.options}
+    vectors = INT8 if limit.given else FLOAT16
+    packer = Packer(CODECS[job.codec], options, base.layout, activations.stats, vectors)
+    if limit.given:
+        spec = replace(_spec(job, base, source.text), report=LONGEST_REPORT)
+        stored = pack_within(packer, source.pairs, found.changes, limit, spec, progress)
+    else:
+        changes = progress.track(found.changes, f"packing with {job.codec}")
+        stored = pack_all(packer, source.pairs, changes)
+    stored += _marker(source.pairs, stored)
+    return Content(stored, source.text, found.model_parameters, activations.notes)
+
+
+def _marker(pairs: Pairs, stored: tuple[Stored, ...]) -> tuple[Stored, ...]:
+    """What tells an untied fine-tune of a tied base from a tied one, where lm_head has no delta."""
+    tables = {pairs.layout.embedding, pairs.layout.embedding + ROWS, LM_HEAD + ROWS}
+    names = {item.packed.name for item in stored}
+    untied = pairs.layout.tied and not pairs.tuned.tied
+    if not untied or LM_HEAD in names or not names & tables:
+        return ()
+    return (untied_marker(pairs.layout),)
+
+
+def _adapter(job: CompressJob, base: OpenedBase) -> Content:
+    """A PEFT adapter is stored as it is: nothing is lost and nothing measured."""
+    if job.codec != "lora":
+        raise CompressionRefused(
+            f"{job.tuned} is a PEFT adapter, which only codec lora carries; for {job.codec} "
+            "merge it into a checkpoint first (merge_and_unload)"
+        )
+    if job.max_bytes is not None or job.target_ratio is not None or job.options:
+        raise CompressionRefused(
+            "a PEFT adapter is stored as it is: it has no size or rank to choose"
+        )
+    source = adapter_modules(base, job.tuned)
+    exact = [Stored(p, p.shape[0] * p.shape[1], Deviation()) for p in source.modules.values()]
+    return Content(tuple(exact), source.text, base.parameters)
+
+
+def _spec(job: CompressJob, base: OpenedBase, text: Mapping[str, Any] | None) -> ArtifactSpec:
+    return ArtifactSpec(
+        codec=job.codec,
+        base=base.reference(job.cache_dir),
+        role=CODECS[job.codec].role,
+        text=text,
+        created_by=f"tsugiki {__version__}",
+        provenance={"fine_tune": job.tuned.resolve().name},
+    )
+
+
+def _kept_report(content: Content) -> dict[str, Any]:
+    """What the file says of itself; sizes and ratios follow from the file."""
+    total = _total(content)
+    return {
+        "changed_parameters": sum(item.parameters for item in content.stored),
+        "model_parameters": content.model_parameters,
+        "relative_error": round(total.relative_error, 4),
+        "gain": round(total.gain, 4),
+    }
+
+
+def _total(content: Content) -> Deviation:
+    """Over everything that the variant's own codec carries."""
+    coded = [item.deviation for item in content.stored if item.packed.codec != DENSE]
+    return reduce(Deviation.__add__, coded, Deviation())
+
+
+def _report(job: CompressJob, header: Header, content: Content, seconds: float) -> Report:
+    total = _total(content)
+    changed = sum(item.parameters for item in content.stored)
+    return Report(
+        path=str(job.out),
+        digest=header.digest,
+        codec=header.codec,
+        options=dict(header.options),
+        file_bytes=header.file_bytes,
+        sections=sections_of(header),
+        changed_parameters=changed,
+        model_parameters=content.model_parameters,
+        honest_ratio=ratio(changed, header.file_bytes),
+        whole_model_ratio=ratio(content.model_parameters, header.file_bytes),
+        paper_ratio=paper_ratio(header.codec, header.options),
+        relative_error=total.relative_error,
+        gain=total.gain,
+        seconds=seconds,
+        modules=tuple(item.report() for item in content.stored),
+        notes=content.notes,
+    )
