@@ -22,13 +22,14 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     if bits == 8:
         return codes.contiguous()
     period = 8 // bits if 8 % bits == 0 else 8  # codes that together fill whole bytes
-    padded = torch.nn.functional.pad(codes, (0, -count % period)).view(rows, -1, period)
+    periods = -(-count // period)
+    padded = torch.nn.functional.pad(codes, (0, -count % period)).view(rows, periods, period)
     word = torch.zeros(padded.shape[:2], dtype=torch.int64)
     for i in range(period):
         word |= padded[:, :, i].long() << (i * bits)
     width = period * bits // 8
     spread = torch.stack([(word >> (8 * b)) & 255 for b in range(width)], dim=2)
-    return spread.view(rows, -1)[:, : packed_bytes(count, bits)].to(torch.uint8).contiguous()
+    return spread.flatten(1)[:, : packed_bytes(count, bits)].to(torch.uint8).contiguous()
 
 
 def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
@@ -39,10 +40,12 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     if 8 % bits == 0:
         mask = (1 << bits) - 1
         shifted = [(packed >> (i * bits)) & mask for i in range(8 // bits)]
-        return torch.stack(shifted, dim=2).view(rows, -1)[:, :count].contiguous()
-    padded = torch.nn.functional.pad(packed, (0, -packed.shape[1] % bits)).view(rows, -1, bits)
+        return torch.stack(shifted, dim=2).flatten(1)[:, :count].contiguous()
+    periods = -(-count // 8)
+    padded = torch.nn.functional.pad(packed, (0, periods * bits - packed.shape[1]))
+    padded = padded.view(rows, periods, bits)
     word = torch.zeros(padded.shape[:2], dtype=torch.int64)
     for b in range(bits):
         word |= padded[:, :, b].long() << (8 * b)
     codes = [(word >> (i * bits)) & ((1 << bits) - 1) for i in range(8)]
-    return torch.stack(codes, dim=2).view(rows, -1)[:, :count].to(torch.uint8).contiguous()
+    return torch.stack(codes, dim=2).flatten(1)[:, :count].to(torch.uint8).contiguous()
