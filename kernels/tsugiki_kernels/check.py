@@ -14,6 +14,7 @@ from tsugiki_kernels.interface import (
     Delta,
     DenseDelta,
     LowRankDelta,
+    Placed,
     SignDelta,
     Span,
     SparseDelta,
@@ -37,6 +38,26 @@ def check_tensor(
         raise BadArgument(f"{name}: expected shape {tuple(shape)}, found {tuple(tensor.shape)}")
     if not tensor.is_contiguous():
         raise BadArgument(f"{name}: expected a contiguous tensor, found strides {tensor.stride()}")
+
+
+def check_parts(parts: Sequence[Placed]) -> None:
+    """The parts of one linear: one kind, one input width, disjoint outputs, each delta sound.
+
+    Raises:
+        BadArgument: naming what was found.
+    """
+    kinds = sorted({type(placed.delta).__name__ for placed in parts})
+    if len(kinds) != 1:
+        raise BadArgument(f"parts: expected deltas of one kind, found {kinds or 'none'}")
+    widths = sorted({placed.delta.shape[1] for placed in parts})
+    if len(widths) != 1:
+        raise BadArgument(f"parts: expected one input width, found {widths}")
+    taken = 0
+    for placed in sorted(parts, key=lambda placed: placed.offset):
+        if placed.offset < taken:
+            raise BadArgument(f"parts: offset {placed.offset} overlaps outputs up to {taken}")
+        check_delta(placed.delta)
+        taken = placed.offset + placed.delta.shape[0]
 
 
 def check_delta(delta: Delta) -> None:
@@ -68,7 +89,8 @@ def _check_low_rank(delta: LowRankDelta) -> None:
     if delta.a.ndim != 2 or delta.b.ndim != 2:
         raise BadArgument(f"a, b: expected matrices, found {delta.a.ndim} and {delta.b.ndim} dims")
     check_tensor("a", delta.a, ACTIVATIONS, delta.a.shape)
-    check_tensor("b", delta.b, (delta.a.dtype,), (delta.b.shape[0], delta.a.shape[0]))
+    # backends may keep B transposed in memory: any strides will do
+    check_tensor("b", delta.b.contiguous(), (delta.a.dtype,), (len(delta.b), len(delta.a)))
 
 
 def _check_sparse(delta: SparseDelta) -> None:

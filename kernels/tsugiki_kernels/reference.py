@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from tsugiki_kernels.check import check_delta, check_spans
+from tsugiki_kernels.check import check_parts, check_spans
 from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.interface import (
     AttentionBatch,
@@ -50,14 +50,9 @@ def stage_parts(parts: Sequence[Placed]) -> StagedParts:
     """Check the parts of one linear and keep them.
 
     Raises:
-        BadArgument: no parts, parts of several kinds, or a tensor that breaks interface.py.
+        BadArgument: see check_parts.
     """
-    kinds = {type(placed.delta) for placed in parts}
-    if len(kinds) != 1:
-        names = sorted(kind.__name__ for kind in kinds)
-        raise BadArgument(f"parts: expected deltas of one kind, found {names or 'none'}")
-    for placed in parts:
-        check_delta(placed.delta)
+    check_parts(parts)
     return StagedParts(tuple(parts))
 
 
@@ -94,11 +89,11 @@ def dense_weight(delta: Delta) -> Tensor:
             return delta.scale * (delta.b.float() @ delta.a.float())
         case SignDelta():
             return delta.scale[:, None] * unpack_signs(delta)
-        case DenseDelta(weight=None):
+        case DenseDelta(weight=Tensor() as weight):
+            return weight.float()
+        case DenseDelta():
             device = None if delta.bias is None else delta.bias.device
             return torch.zeros(delta.shape, device=device)
-        case DenseDelta():
-            return delta.weight.float()
 
 
 def _dense_sparse(delta: SparseDelta) -> Tensor:
@@ -114,7 +109,8 @@ def product(x: Tensor, delta: Delta) -> Tensor:
     """x D^T as float32 [rows, out], for x float32 [rows, in]; biases apart."""
     match delta:
         case SparseDelta():
-            return torch.cat([_sparse_product(part, delta) for part in x.split(ROWS_AT_ONCE)])
+            chunks = torch.split(x, ROWS_AT_ONCE)
+            return torch.cat([_sparse_product(chunk, delta) for chunk in chunks])
         case LowRankDelta():
             return delta.scale * (x @ delta.a.float().T @ delta.b.float().T)
         case SignDelta():

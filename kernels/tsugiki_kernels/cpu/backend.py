@@ -1,0 +1,207 @@
+"""The CPU backend: one call into C++ per fused linear, for all variants of the step.
+
+Owns: checking what the kernels trust, and the calls. ctypes releases the GIL for each of them.
+What the kernels do not speed up goes to the reference.
+"""
+
+import ctypes
+from array import array
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tsugiki_kernels.check import ACTIVATIONS, check_spans
+from tsugiki_kernels.cpu import attention, build, staging
+from tsugiki_kernels.cpu.staging import DTYPES, CpuStaged
+from tsugiki_kernels.errors import BadArgument
+from tsugiki_kernels.interface import (
+    AttentionBatch,
+    DenseDelta,
+    LowRankDelta,
+    Placed,
+    SignDelta,
+    Span,
+    SparseDelta,
+    Staged,
+)
+from tsugiki_kernels.reference import ReferenceBackend
+
+_APPLY = (
+    *(ctypes.c_void_p,) * 2,  # linears, spans
+    ctypes.c_int64,  # variants
+    *(ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64),  # x, stride, inputs
+    *(ctypes.c_void_p, ctypes.c_int64),  # out, stride
+    *(ctypes.c_int32,) * 2,  # dtype, threads
+)
+_RECONSTRUCT = (*(ctypes.c_void_p,) * 3, ctypes.c_int64, *(ctypes.c_int32,) * 2)
+
+
+class CpuBackend:
+    """C++ kernels on the CPU; attributes `level` (instruction set) and `name` say which."""
+
+    name = "cpu"
+
+    def __init__(
+        self,
+        cache_dir: Path,
+        find_compiler: build.FindCompiler = build.find_compiler,
+        prebuilt: Path = build.PREBUILT,
+    ) -> None:
+        """Load the kernels, compiling them into `cache_dir` when they are not there yet.
+
+        Raises:
+            BackendUnavailable: see build.load_library.
+        """
+        self._library, level = build.load_library(cache_dir, find_compiler, prebuilt)
+        self.level = level.name
+        self._reference = ReferenceBackend()
+        self._apply = {
+            SparseDelta: self._function("tsugiki_sparse_apply", _APPLY),
+            SignDelta: self._function("tsugiki_sign_apply", _APPLY),
+            DenseDelta: self._function("tsugiki_dense_apply", _APPLY),
+            LowRankDelta: self._function("tsugiki_low_rank_apply", _APPLY),
+        }
+        self._reconstruct = {
+            SparseDelta: self._function("tsugiki_sparse_reconstruct", _RECONSTRUCT),
+            SignDelta: self._function("tsugiki_sign_reconstruct", _RECONSTRUCT),
+        }
+
+    def _function(self, name: str, arguments: Sequence[type]) -> "ctypes._NamedFuncPointer":
+        function = getattr(self._library, name)
+        function.argtypes = arguments
+        function.restype = None
+        return function  # type: ignore[no-any-return]
+
+    def stage(self, parts: Sequence[Placed]) -> CpuStaged:
+        """See KernelBackend.stage.
+
+        Raises:
+            BadArgument: see staging.stage.
+        """
+        return staging.stage(parts)
+
+    def apply(
+        self, x: Tensor, out: Tensor, staged: Sequence[Staged], spans: Sequence[Span]
+    ) -> None:
+        """See KernelBackend.apply.
+
+        Raises:
+            BadArgument: naming the argument that breaks the contract.
+        """
+        check_spans(x, out, len(staged), spans)
+        if not staged:
+            return
+        linears = [own(variant) for variant in staged]
+        _check_step(x, out, linears)
+        addresses = array("Q", [linear.address for linear in linears])
+        flat = array("q", chain.from_iterable(spans))
+        self._apply[linears[0].kind](
+            addresses.buffer_info()[0],
+            flat.buffer_info()[0],
+            len(linears),
+            x.data_ptr(),
+            x.stride(0),
+            x.shape[1],
+            out.data_ptr(),
+            out.stride(0),
+            DTYPES[x.dtype],
+            torch.get_num_threads(),
+        )
+
+    def reconstruct(self, base: Tensor, staged: Staged, out: Tensor) -> None:
+        """See KernelBackend.reconstruct.
+
+        Raises:
+            BadArgument: naming the argument that breaks the contract.
+        """
+        linear = own(staged)
+        _check_reconstruct(base, out, linear)
+        kernel = self._reconstruct.get(linear.kind)
+        if kernel is None:
+            return self._reference.reconstruct(base, linear.source, out)
+        if linear.covered < base.shape[0]:
+            out.copy_(base)
+        kernel(
+            linear.address,
+            base.data_ptr(),
+            out.data_ptr(),
+            linear.inputs,
+            DTYPES[base.dtype],
+            torch.get_num_threads(),
+        )
+
+    def bias(self, staged: Staged, rows: int) -> Tensor | None:
+        """See KernelBackend.bias."""
+        return self._reference.bias(own(staged).source, rows)
+
+    def write_kv(self, k: Tensor, v: Tensor, cache: Tensor, where: AttentionBatch) -> None:
+        """See KernelBackend.write_kv.
+
+        Raises:
+            BadArgument: naming the argument that breaks the contract.
+        """
+        attention.write_kv(self._library, k, v, cache, where)
+
+    def paged_attention(
+        self, q: Tensor, cache: Tensor, where: AttentionBatch, scale: float, window: int | None
+    ) -> Tensor:
+        """See KernelBackend.paged_attention.
+
+        Raises:
+            BadArgument: naming the argument that breaks the contract.
+        """
+        return attention.paged_attention(self._library, q, cache, where, scale, window)
+
+
+def own(staged: Staged) -> CpuStaged:
+    """The staged value as this backend made it.
+
+    Raises:
+        BadArgument: the value was staged by another backend.
+    """
+    if not isinstance(staged, CpuStaged):
+        raise BadArgument(f"staged: made by another backend ({type(staged).__name__})")
+    return staged
+
+
+def _check_step(x: Tensor, out: Tensor, linears: Sequence[CpuStaged]) -> None:
+    for name, tensor in (("x", x), ("out", out)):
+        if tensor.stride(1) != 1 or tensor.device.type != "cpu":
+            raise BadArgument(
+                f"{name}: expected unit stride in the last dimension on cpu, found strides "
+                f"{tensor.stride()} on {tensor.device}"
+            )
+    inputs, outputs, kind = x.shape[1], out.shape[1], linears[0].kind
+    for linear in linears:
+        if linear.kind is not kind:
+            raise BadArgument(
+                f"staged: expected one kind of delta, found {kind.__name__} and "
+                f"{linear.kind.__name__}"
+            )
+        if linear.inputs != inputs or linear.width > outputs:
+            raise BadArgument(
+                f"x, out: a delta of {linear.inputs} inputs and outputs up to {linear.width} does "
+                f"not fit {tuple(x.shape)} and {tuple(out.shape)}"
+            )
+
+
+def _check_reconstruct(base: Tensor, out: Tensor, linear: CpuStaged) -> None:
+    if base.ndim != 2 or base.shape[1] != linear.inputs or base.shape[0] < linear.width:
+        raise BadArgument(
+            f"base: expected [at least {linear.width}, {linear.inputs}], found {tuple(base.shape)}"
+        )
+    if base.dtype not in ACTIVATIONS:
+        raise BadArgument(f"base: expected float32, bfloat16 or float16, found {base.dtype}")
+    if out.dtype != base.dtype or out.shape != base.shape:
+        raise BadArgument(
+            f"out: expected {base.dtype} {tuple(base.shape)} as base, found {out.dtype} "
+            f"{tuple(out.shape)}"
+        )
+    if out.data_ptr() == base.data_ptr():
+        raise BadArgument("out: may not be base itself")
+    for name, tensor in (("base", base), ("out", out)):
+        if not tensor.is_contiguous() or tensor.device.type != "cpu":
+            raise BadArgument(f"{name}: expected a contiguous tensor on cpu")

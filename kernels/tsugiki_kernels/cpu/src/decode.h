@@ -1,0 +1,124 @@
+// Packed codes of 1, 2, 4 or 8 bits -> 16 floats `code - zero`. Sixteen consecutive codes occupy
+// 2 * BITS whole bytes, least significant bits first.
+#pragma once
+
+#include "simd.h"
+
+namespace tsugiki {
+
+#if defined(TSUGIKI_AVX512)
+
+inline __m512i shifts_of(int bits, int per_word) {
+  alignas(64) int32_t shift[LANES];
+  for (int i = 0; i < LANES; ++i) shift[i] = (i % per_word) * bits;
+  return _mm512_load_si512(shift);
+}
+
+// permutexvar reads the low 4 bits of each lane only, so the table repeats instead of masking.
+inline __m512 table_of(int bits, float zero) {
+  alignas(64) float table[LANES];
+  for (int i = 0; i < LANES; ++i) table[i] = float(i & ((1 << bits) - 1)) - zero;
+  return _mm512_load_ps(table);
+}
+
+template <int BITS>
+struct Decoder;
+
+template <>
+struct Decoder<1> {
+  __m512 off, on;
+  explicit Decoder(float zero) : off(_mm512_set1_ps(-zero)), on(_mm512_set1_ps(1.0f - zero)) {}
+  Floats operator()(const uint8_t* p) const {
+    uint16_t word;
+    std::memcpy(&word, p, 2);
+    return {_mm512_mask_blend_ps(_cvtu32_mask16(word), off, on)};
+  }
+};
+
+template <>
+struct Decoder<2> {
+  __m512 table;
+  __m512i shifts = shifts_of(2, 16);
+  explicit Decoder(float zero) : table(table_of(2, zero)) {}
+  Floats operator()(const uint8_t* p) const {
+    int32_t word;
+    std::memcpy(&word, p, 4);
+    const __m512i index = _mm512_srlv_epi32(_mm512_set1_epi32(word), shifts);
+    return {_mm512_permutexvar_ps(index, table)};
+  }
+};
+
+template <>
+struct Decoder<4> {
+  __m512 table;
+  __m512i shifts = shifts_of(4, 8);
+  explicit Decoder(float zero) : table(table_of(4, zero)) {}
+  Floats operator()(const uint8_t* p) const {
+    const __m512i halves = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+    const __m512i words = _mm512_castsi128_si512(_mm_loadl_epi64((const __m128i*)p));
+    const __m512i index = _mm512_srlv_epi32(_mm512_permutexvar_epi32(halves, words), shifts);
+    return {_mm512_permutexvar_ps(index, table)};
+  }
+};
+
+template <>
+struct Decoder<8> {
+  __m512 zero;
+  explicit Decoder(float z) : zero(_mm512_set1_ps(z)) {}
+  Floats operator()(const uint8_t* p) const {
+    const __m512i codes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
+    return {_mm512_sub_ps(_mm512_cvtepi32_ps(codes), zero)};
+  }
+};
+
+#else
+
+typedef int32_t Int8x __attribute__((vector_size(32)));
+
+inline Half16 spread8(Uint8x word, int bits, int first) {
+  Uint8x shifts;
+  for (int i = 0; i < 8; ++i) shifts[i] = uint32_t((first + i) * bits);
+  const Uint8x code = (word >> shifts) & ((1u << bits) - 1);
+  return __builtin_convertvector((Int8x)code, Half16);
+}
+
+inline Uint8x splat_word(uint32_t w) { return Uint8x{w, w, w, w, w, w, w, w}; }
+
+template <int BITS>
+struct Decoder {
+  Floats zero;
+  explicit Decoder(float z) : zero(splat(z)) {}
+  Floats operator()(const uint8_t* p) const { return codes(p) - zero; }
+
+ private:
+  static Floats codes(const uint8_t* p) {
+    if constexpr (BITS == 8) {
+      float wide[LANES];
+      for (int i = 0; i < LANES; ++i) wide[i] = p[i];
+      return load(wide);
+    } else if constexpr (BITS == 4) {
+      uint32_t word[2];
+      std::memcpy(word, p, 8);
+      return {spread8(splat_word(word[0]), 4, 0), spread8(splat_word(word[1]), 4, 0)};
+    } else {
+      uint32_t word = 0;
+      std::memcpy(&word, p, 2 * BITS);
+      return {spread8(splat_word(word), BITS, 0), spread8(splat_word(word), BITS, 8)};
+    }
+  }
+};
+
+#endif
+
+// Codes of the last, incomplete vector of a row: lanes beyond `count` come out as 0.
+template <int BITS>
+inline Floats decode_some(const Decoder<BITS>& decode, const uint8_t* p, int64_t count) {
+  uint8_t bytes[2 * BITS] = {};
+  std::memcpy(bytes, p, (count * BITS + 7) / 8);
+  float lanes[LANES];
+  store(lanes, decode(bytes));
+  for (int64_t i = count; i < LANES; ++i) lanes[i] = 0.0f;
+  return load(lanes);
+}
+
+}  // namespace tsugiki

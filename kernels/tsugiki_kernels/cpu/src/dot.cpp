@@ -1,0 +1,95 @@
+// Deltas whose rows are read along the inputs: sign bits (bitdelta) and dense weights or biases.
+
+#include "dot.h"
+
+namespace tsugiki {
+
+struct DensePart {
+  int64_t offset;
+  int64_t rows;
+  int64_t dtype;
+  const void* weight;  // [rows, inputs], null when only the bias differs
+  const float* bias;   // may be null
+};
+
+struct DenseLinear {
+  int64_t count;
+  DensePart parts[1];
+};
+
+constexpr int64_t TOKENS_AT_ONCE = 16;
+
+inline void group_sums(const SignPart& part, int64_t inputs, int64_t row, int64_t count,
+                       const float* x, int64_t stride, int64_t tokens, float* sums) {
+  const SignRows rows{part.signs, part.sign_stride, inputs};
+  dot(rows, row, count, inputs, x, stride, tokens, sums, LANES);
+}
+
+inline void group_sums(const DensePart& part, int64_t inputs, int64_t row, int64_t count,
+                       const float* x, int64_t stride, int64_t tokens, float* sums) {
+  if (part.weight == nullptr) return;
+  dot_dense(Dtype(part.dtype), part.weight, row, count, inputs, x, stride, tokens, sums, LANES);
+}
+
+// Signs come as halves, hence the 2.
+inline Floats scale_of(const SignPart& part, int64_t row, int64_t count) {
+  return splat(2.0f) * load_up_to(FLOAT32, part.scale, row, count);
+}
+
+inline Floats scale_of(const DensePart&, int64_t, int64_t) { return splat(1.0f); }
+
+inline int64_t cost_of(const SignPart&, int64_t inputs) { return inputs; }
+inline int64_t cost_of(const DensePart& part, int64_t inputs) { return part.weight ? inputs : 1; }
+
+// Sixteen outputs of one part for all tokens of its variant.
+template <class Part>
+void apply_group(const Step& step, const Part& part, int64_t group, const Span& span,
+                 const float* x, int64_t stride) {
+  const int64_t row = group * LANES, count = std::min<int64_t>(LANES, part.rows - row);
+  const Floats scale = scale_of(part, row, count), bias = bias_of(part.bias, row, count);
+  for (int64_t t = span.start; t < span.stop; t += TOKENS_AT_ONCE) {
+    const int64_t tokens = std::min(TOKENS_AT_ONCE, span.stop - t);
+    float sums[TOKENS_AT_ONCE * LANES] = {};
+    group_sums(part, step.inputs, row, count, x + (t - span.start) * stride, stride, tokens, sums);
+    for (int64_t i = 0; i < tokens; ++i)
+      add_to_out(step, t + i, part.offset + row, count, fma(scale, load(sums + i * LANES), bias));
+  }
+}
+
+template <class Linear>
+void apply(const Step& step, const Linear* const* linears, const Span* spans, int64_t variants) {
+  const Rows rows(step, spans, variants);
+  TaskList list;
+  for (int64_t v = 0; v < variants; ++v)
+    for (int64_t p = 0; p < linears[v]->count; ++p) {
+      const auto& part = linears[v]->parts[p];
+      list.add(v, p, (part.rows + LANES - 1) / LANES, cost_of(part, step.inputs) * rows.count(v));
+    }
+  list.cut(step.threads);
+  parallel_for(int64_t(list.tasks.size()), step.threads, list.worth_forking(), [&](int64_t i) {
+    const Task& task = list.tasks[i];
+    const auto& part = linears[task.variant]->parts[task.part];
+    for (int64_t g = task.first_group; g < task.last_group; ++g)
+      apply_group(step, part, g, spans[task.variant], rows.of(task.variant), rows.stride);
+  });
+}
+
+}  // namespace tsugiki
+
+using namespace tsugiki;
+
+extern "C" void tsugiki_sign_apply(const void* const* linears, const int64_t* spans,
+                                   int64_t variants, const void* x, int64_t x_stride,
+                                   int64_t inputs, void* out, int64_t out_stride, int32_t dtype,
+                                   int32_t threads) {
+  const Step step{x, x_stride, inputs, out, out_stride, Dtype(dtype), threads};
+  apply(step, (const SignLinear* const*)linears, (const Span*)spans, variants);
+}
+
+extern "C" void tsugiki_dense_apply(const void* const* linears, const int64_t* spans,
+                                    int64_t variants, const void* x, int64_t x_stride,
+                                    int64_t inputs, void* out, int64_t out_stride, int32_t dtype,
+                                    int32_t threads) {
+  const Step step{x, x_stride, inputs, out, out_stride, Dtype(dtype), threads};
+  apply(step, (const DenseLinear* const*)linears, (const Span*)spans, variants);
+}

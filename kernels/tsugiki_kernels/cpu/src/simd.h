@@ -1,0 +1,287 @@
+// Sixteen float32 lanes, the unit of every kernel here, and the loads and stores of the activation
+// dtypes. AVX-512 has its own instructions; elsewhere a pair of 8-lane GCC vectors, which AVX2
+// holds in registers and plain x86-64 splits further. Lane arithmetic is the same for every kernel
+// of one library: multiply-adds are written out and -ffp-contract=off keeps the compiler from
+// fusing others, so that two code paths of one sum agree bit by bit.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace tsugiki {
+
+constexpr int LANES = 16;
+
+enum Dtype : int32_t { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
+
+typedef float Half16 __attribute__((vector_size(32)));     // 8 float lanes
+typedef uint32_t Uint8x __attribute__((vector_size(32)));  // 8 uint32 lanes
+
+inline Half16 fma8(Half16 a, Half16 b, Half16 c) {
+#if defined(__FMA__)
+  return (Half16)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+
+inline Half16 load8(const float* p) {
+  Half16 v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+inline Half16 splat8(float f) { return Half16{f, f, f, f, f, f, f, f}; }
+
+inline float bf16_to_float(uint16_t bits) {
+  const uint32_t wide = uint32_t(bits) << 16;
+  float f;
+  std::memcpy(&f, &wide, 4);
+  return f;
+}
+
+inline uint16_t float_to_bf16(float f) {
+  uint32_t bits;
+  std::memcpy(&bits, &f, 4);
+  if (f != f) return 0x7fc0;
+  return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+inline float f16_to_float(uint16_t h) {
+#if defined(__F16C__)
+  return _cvtsh_ss(h);
+#else
+  const uint32_t sign = uint32_t(h & 0x8000) << 16, magnitude = h & 0x7fff;
+  uint32_t bits = (magnitude << 13) + (112u << 23);
+  if (magnitude >= 0x7c00) bits += 112u << 23;  // infinity, NaN
+  float f;
+  if (magnitude < 0x400) {
+    f = float(magnitude) * 0x1p-24f;  // subnormal
+    std::memcpy(&bits, &f, 4);
+  }
+  bits |= sign;
+  std::memcpy(&f, &bits, 4);
+  return f;
+#endif
+}
+
+inline uint16_t float_to_f16(float f) {
+#if defined(__F16C__)
+  return _cvtss_sh(f, _MM_FROUND_TO_NEAREST_INT);
+#else
+  uint32_t bits;
+  std::memcpy(&bits, &f, 4);
+  const uint16_t sign = uint16_t((bits >> 16) & 0x8000);
+  bits &= 0x7fffffff;
+  if (bits > 0x7f800000) return sign | 0x7e00;
+  if (bits >= 0x477ff000) return sign | 0x7c00;  // rounds to infinity
+  if (bits < 0x38800000) {                       // subnormal: let the float adder round
+    float magnitude;
+    std::memcpy(&magnitude, &bits, 4);
+    magnitude += 0.5f;
+    std::memcpy(&bits, &magnitude, 4);
+    return sign | uint16_t(bits - 0x3f000000);
+  }
+  return sign | uint16_t((bits - (112u << 23) + 0xfff + ((bits >> 13) & 1)) >> 13);
+#endif
+}
+
+// One stored value of each activation dtype.
+struct Float32 {
+  float bits;
+  float value() const { return bits; }
+  static Float32 from(float f) { return {f}; }
+};
+struct Bfloat16 {
+  uint16_t bits;
+  float value() const { return bf16_to_float(bits); }
+  static Bfloat16 from(float f) { return {float_to_bf16(f)}; }
+};
+struct Float16 {
+  uint16_t bits;
+  float value() const { return f16_to_float(bits); }
+  static Float16 from(float f) { return {float_to_f16(f)}; }
+};
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
+#define TSUGIKI_AVX512 1
+
+struct Floats {
+  __m512 v;
+};
+
+inline Floats zeros() { return {_mm512_setzero_ps()}; }
+inline Floats splat(float f) { return {_mm512_set1_ps(f)}; }
+inline Floats load(const float* p) { return {_mm512_loadu_ps(p)}; }
+inline void store(float* p, Floats a) { _mm512_storeu_ps(p, a.v); }
+inline Floats fma(Floats a, Floats b, Floats c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline Floats operator+(Floats a, Floats b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline Floats operator-(Floats a, Floats b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline Floats operator*(Floats a, Floats b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline Floats max(Floats a, Floats b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline Half16 low(Floats a) { return (Half16)_mm512_castps512_ps256(a.v); }
+inline Half16 high(Floats a) { return (Half16)_mm512_extractf32x8_ps(a.v, 1); }
+
+inline Floats load_bf16(const uint16_t* p) {
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
+}
+
+inline Floats load_f16(const uint16_t* p) {
+  return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))};
+}
+
+// Round to nearest even on the integers: exact for denormals too, unlike vcvtneps2bf16.
+inline void store_bf16(uint16_t* p, Floats a) {
+  const __m512i bits = _mm512_castps_si512(a.v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
+  const __m512i safe = _mm512_mask_mov_epi32(up, nan, _mm512_set1_epi32(0x7fc00000));
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(safe, 16)));
+}
+
+inline void store_f16(uint16_t* p, Floats a) {
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
+}
+
+// x[columns[0]], ... x[columns[15]]
+inline Floats gather(const float* x, const uint16_t* columns) {
+  const __m512i index = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)columns));
+  return {_mm512_i32gather_ps(index, x, 4)};
+}
+
+// 2^n for lanes holding whole numbers in [-126, 127]
+inline Floats power_of_two(Floats n) {
+  const __m512i exponent = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(exponent, 23))};
+}
+
+inline Floats round_to_whole(Floats a) {
+  return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+
+#else
+
+struct Floats {
+  Half16 lo, hi;
+};
+
+inline Floats zeros() { return {splat8(0), splat8(0)}; }
+inline Floats splat(float f) { return {splat8(f), splat8(f)}; }
+inline Floats load(const float* p) { return {load8(p), load8(p + 8)}; }
+inline void store(float* p, Floats a) { std::memcpy(p, &a, sizeof a); }
+inline Floats fma(Floats a, Floats b, Floats c) {
+  return {fma8(a.lo, b.lo, c.lo), fma8(a.hi, b.hi, c.hi)};
+}
+inline Floats operator+(Floats a, Floats b) { return {a.lo + b.lo, a.hi + b.hi}; }
+inline Floats operator-(Floats a, Floats b) { return {a.lo - b.lo, a.hi - b.hi}; }
+inline Floats operator*(Floats a, Floats b) { return {a.lo * b.lo, a.hi * b.hi}; }
+inline Floats max(Floats a, Floats b) {
+  return {a.lo > b.lo ? a.lo : b.lo, a.hi > b.hi ? a.hi : b.hi};
+}
+inline Half16 low(Floats a) { return a.lo; }
+inline Half16 high(Floats a) { return a.hi; }
+
+template <float (*convert)(uint16_t)>
+inline Floats load_16bit(const uint16_t* p) {
+  float wide[LANES];
+  for (int i = 0; i < LANES; ++i) wide[i] = convert(p[i]);
+  return load(wide);
+}
+
+template <uint16_t (*convert)(float)>
+inline void store_16bit(uint16_t* p, Floats a) {
+  float wide[LANES];
+  store(wide, a);
+  for (int i = 0; i < LANES; ++i) p[i] = convert(wide[i]);
+}
+
+inline Floats load_bf16(const uint16_t* p) { return load_16bit<bf16_to_float>(p); }
+inline Floats load_f16(const uint16_t* p) { return load_16bit<f16_to_float>(p); }
+inline void store_bf16(uint16_t* p, Floats a) { store_16bit<float_to_bf16>(p, a); }
+inline void store_f16(uint16_t* p, Floats a) { store_16bit<float_to_f16>(p, a); }
+
+inline Floats gather(const float* x, const uint16_t* columns) {
+  float values[LANES];
+  for (int i = 0; i < LANES; ++i) values[i] = x[columns[i]];
+  return load(values);
+}
+
+inline Half16 power_of_two8(Half16 n) {
+  typedef int32_t Int8x __attribute__((vector_size(32)));
+  const Int8x bits = (__builtin_convertvector(n, Int8x) + 127) << 23;
+  return (Half16)bits;
+}
+
+inline Floats power_of_two(Floats n) { return {power_of_two8(n.lo), power_of_two8(n.hi)}; }
+
+// Adding and taking away 1.5 * 2^23 leaves the nearest whole number, for |a| < 2^22.
+inline Floats round_to_whole(Floats a) {
+  const Floats shift = splat(12582912.0f);
+  return (a + shift) - shift;
+}
+
+#endif
+
+inline Floats load_as(Dtype dtype, const void* p, int64_t index) {
+  if (dtype == BFLOAT16) return load_bf16((const uint16_t*)p + index);
+  if (dtype == FLOAT16) return load_f16((const uint16_t*)p + index);
+  return load((const float*)p + index);
+}
+
+inline void store_as(Dtype dtype, void* p, int64_t index, Floats a) {
+  if (dtype == BFLOAT16) return store_bf16((uint16_t*)p + index, a);
+  if (dtype == FLOAT16) return store_f16((uint16_t*)p + index, a);
+  store((float*)p + index, a);
+}
+
+inline int64_t dtype_size(Dtype dtype) { return dtype == FLOAT32 ? 4 : 2; }
+
+// The same for fewer than 16 values: the other lanes are zero, and memory beyond is not touched.
+__attribute__((noinline)) inline Floats load_some(Dtype dtype, const void* p, int64_t index,
+                                                 int64_t count) {
+  alignas(64) char lanes[LANES * 4] = {};
+  const int64_t size = dtype_size(dtype);
+  std::memcpy(lanes, (const char*)p + index * size, count * size);
+  return load_as(dtype, lanes, 0);
+}
+
+__attribute__((noinline)) inline void store_some(Dtype dtype, void* p, int64_t index, Floats a,
+                                                 int64_t count) {
+  alignas(64) char lanes[LANES * 4];
+  const int64_t size = dtype_size(dtype);
+  store_as(dtype, lanes, 0, a);
+  std::memcpy((char*)p + index * size, lanes, count * size);
+}
+
+inline Floats load_up_to(Dtype dtype, const void* p, int64_t index, int64_t count) {
+  return count >= LANES ? load_as(dtype, p, index) : load_some(dtype, p, index, count);
+}
+
+inline void store_up_to(Dtype dtype, void* p, int64_t index, Floats a, int64_t count) {
+  if (count >= LANES) return store_as(dtype, p, index, a);
+  store_some(dtype, p, index, a, count);
+}
+
+// The one order in which lanes are summed: pairs at distance 8, 4, 2, 1.
+inline float sum(Floats a) {
+  float s[8];
+  const Half16 eight = low(a) + high(a);
+  std::memcpy(s, &eight, sizeof s);
+  for (int i = 0; i < 4; ++i) s[i] = s[i] + s[i + 4];
+  return (s[0] + s[2]) + (s[1] + s[3]);
+}
+
+inline float largest(Floats a) {
+  float s[LANES];
+  store(s, a);
+  float top = s[0];
+  for (int i = 1; i < LANES; ++i) top = s[i] > top ? s[i] : top;
+  return top;
+}
+
+}  // namespace tsugiki

@@ -1,0 +1,219 @@
+// Sparse quantized deltas: y[r] += step[r] * sum_j (code(r, j) - zero) * x[column(r, j)] + bias[r].
+//
+// Tile form (rows_per_mask a multiple of 16): 16 rows share their columns, so one gathered x meets
+// 16 weights, one vector per kept column; no reduction across lanes. Even and odd kept columns go
+// to two sums, added at the end, for every number of tokens.
+//
+// Row form (any other rows_per_mask; codes repacked row by row): lane l sums the kept columns
+// j = l (mod 16); with several tokens the lanes become 16 separate sums over 8 tokens each, which
+// add the same numbers in the same order.
+
+#include "sparse.h"
+
+namespace tsugiki {
+
+// step[row / rows_per_step] for 16 rows
+inline Floats steps_of(const SparsePart& part, int64_t row, int64_t count) {
+  if (part.rows_per_step == 1) return load_up_to(FLOAT32, part.step, row, count);
+  if (part.rows_per_step % LANES == 0) return splat(part.step[row / part.rows_per_step]);
+  float lanes[LANES] = {};
+  int64_t index = row / part.rows_per_step, left = part.rows_per_step - row % part.rows_per_step;
+  for (int64_t i = 0; i < count; ++i, --left) {
+    if (left == 0) ++index, left = part.rows_per_step;
+    lanes[i] = part.step[index];
+  }
+  return load(lanes);
+}
+
+template <int BITS, int TOKENS, int GROUPS>
+inline void tile_sums(const SparsePart& part, const Decoder<BITS>& decode, const Group* groups,
+                      const float* x, Floats (&sums)[GROUPS][TOKENS]) {
+  const int64_t stride = part.rows_per_mask * BITS / 8;
+  Floats even[GROUPS][TOKENS], odd[GROUPS][TOKENS];
+  for (int g = 0; g < GROUPS; ++g)
+    for (int t = 0; t < TOKENS; ++t) even[g][t] = odd[g][t] = zeros();
+  auto meet = [&](int64_t j, Floats(&into)[GROUPS][TOKENS]) {
+    for (int g = 0; g < GROUPS; ++g) {
+      const Floats weights = decode(groups[g].codes + j * stride);
+      const float* values = x + int64_t(groups[g].columns[j]) * TOKENS;
+      for (int t = 0; t < TOKENS; ++t) into[g][t] = fma(weights, splat(values[t]), into[g][t]);
+    }
+  };
+  int64_t j = 0;
+  for (; j + 1 < part.kept; j += 2) {
+    meet(j, even);
+    meet(j + 1, odd);
+  }
+  if (j < part.kept) meet(j, even);
+  for (int g = 0; g < GROUPS; ++g)
+    for (int t = 0; t < TOKENS; ++t) sums[g][t] = even[g][t] + odd[g][t];
+}
+
+inline void finish(const Step& step, const SparsePart& part, int64_t group, int64_t first_row,
+                   int tokens, const Floats* sums) {
+  const int64_t row = group * LANES, count = std::min<int64_t>(LANES, part.rows - row);
+  const Floats steps = steps_of(part, row, count), bias = bias_of(part.bias, row, count);
+  for (int t = 0; t < tokens; ++t)
+    add_to_out(step, first_row + t, part.offset + row, count, fma(steps, sums[t], bias));
+}
+
+template <int BITS, int TOKENS, int GROUPS>
+inline void tile_groups(const Step& step, const SparsePart& part, const Decoder<BITS>& decode,
+                        int64_t first, int64_t last, const TokenBlock& block) {
+  int64_t g = first;
+  for (; g + GROUPS <= last; g += GROUPS) {
+    Group groups[GROUPS];
+    Floats sums[GROUPS][TOKENS];
+    for (int i = 0; i < GROUPS; ++i) groups[i] = group_of(part, g + i);
+    tile_sums<BITS, TOKENS, GROUPS>(part, decode, groups, block.data, sums);
+    for (int i = 0; i < GROUPS; ++i)
+      finish(step, part, g + i, block.first_row, block.tokens, sums[i]);
+  }
+  if constexpr (GROUPS > 1)
+    tile_groups<BITS, TOKENS, 1>(step, part, decode, g, last, block);
+}
+
+// Few tokens leave registers free: several groups at once hide the latency of the adds.
+template <int BITS>
+void tile_block(const Step& step, const SparsePart& part, int64_t first, int64_t last,
+                const TokenBlock& block) {
+  const Decoder<BITS> decode(part.zero);
+  switch (block.width) {
+    case 1: return tile_groups<BITS, 1, 4>(step, part, decode, first, last, block);
+    case 2: return tile_groups<BITS, 2, 2>(step, part, decode, first, last, block);
+    case 4: return tile_groups<BITS, 4, 1>(step, part, decode, first, last, block);
+    default: return tile_groups<BITS, 8, 1>(step, part, decode, first, last, block);
+  }
+}
+
+// Columns of the last, incomplete vector of a row; its unused lanes repeat a column of the row.
+inline void columns_of_tail(const uint16_t* columns, int64_t count, uint16_t (&lanes)[LANES]) {
+  for (int64_t i = 0; i < LANES; ++i) lanes[i] = columns[i < count ? i : 0];
+}
+
+template <int BITS>
+inline float row_sum(const Decoder<BITS>& decode, const uint16_t* columns, const uint8_t* codes,
+                     int64_t kept, const float* x) {
+  Floats total = zeros();
+  int64_t j = 0;
+  for (; j + LANES <= kept; j += LANES)
+    total = fma(decode(codes + j * BITS / 8), gather(x, columns + j), total);
+  if (j < kept) {
+    uint16_t lanes[LANES];
+    columns_of_tail(columns + j, kept - j, lanes);
+    total = fma(decode_some(decode, codes + j * BITS / 8, kept - j), gather(x, lanes), total);
+  }
+  return sum(total);
+}
+
+inline void meet_eight(const Floats& weights, const uint16_t* columns, const float* x,
+                       Half16 (&total)[LANES]) {
+  float lanes[LANES];
+  store(lanes, weights);
+#pragma GCC unroll 16
+  for (int l = 0; l < LANES; ++l)
+    total[l] = fma8(splat8(lanes[l]), load8(x + int64_t(columns[l]) * WIDEST), total[l]);
+}
+
+template <int BITS>
+inline Half16 row_sum_of_eight(const Decoder<BITS>& decode, const uint16_t* columns,
+                               const uint8_t* codes, int64_t kept, const float* x) {
+  Half16 total[LANES];
+  for (int l = 0; l < LANES; ++l) total[l] = splat8(0);
+  int64_t j = 0;
+  for (; j + LANES <= kept; j += LANES)
+    meet_eight(decode(codes + j * BITS / 8), columns + j, x, total);
+  if (j < kept) {
+    uint16_t lanes[LANES];
+    columns_of_tail(columns + j, kept - j, lanes);
+    meet_eight(decode_some(decode, codes + j * BITS / 8, kept - j), lanes, x, total);
+  }
+  for (int half = 8; half >= 1; half /= 2)  // the order of sum(Floats)
+    for (int l = 0; l < half; ++l) total[l] = total[l] + total[l + half];
+  return total[0];
+}
+
+template <int BITS>
+void row_block(const Step& step, const SparsePart& part, int64_t first, int64_t last,
+               const TokenBlock& block) {
+  const Decoder<BITS> decode(part.zero);
+  for (int64_t group = first; group < last; ++group) {
+    float sums[WIDEST][LANES] = {};
+    const int64_t stop = std::min<int64_t>(LANES, part.rows - group * LANES);
+    for (int64_t i = 0; i < stop; ++i) {
+      const int64_t row = group * LANES + i;
+      const uint16_t* columns = part.columns + row / part.rows_per_mask * part.kept;
+      const uint8_t* codes = part.codes + row * part.code_stride;
+      if (block.width == 1) {
+        sums[0][i] = row_sum(decode, columns, codes, part.kept, block.data);
+      } else {
+        const Half16 eight = row_sum_of_eight(decode, columns, codes, part.kept, block.data);
+        for (int t = 0; t < WIDEST; ++t) sums[t][i] = eight[t];
+      }
+    }
+    Floats lanes[WIDEST];
+    for (int t = 0; t < block.tokens; ++t) lanes[t] = load(sums[t]);
+    finish(step, part, group, block.first_row, block.tokens, lanes);
+  }
+}
+
+template <int BITS>
+void part_block(const Step& step, const SparsePart& part, int64_t first, int64_t last,
+                const TokenBlock& block) {
+  if (part.by_row) return row_block<BITS>(step, part, first, last, block);
+  tile_block<BITS>(step, part, first, last, block);
+}
+
+void apply_block(const Step& step, const SparsePart& part, int64_t first, int64_t last,
+                 const TokenBlock& block) {
+  switch (part.bits) {
+    case 1: return part_block<1>(step, part, first, last, block);
+    case 2: return part_block<2>(step, part, first, last, block);
+    case 4: return part_block<4>(step, part, first, last, block);
+    default: return part_block<8>(step, part, first, last, block);
+  }
+}
+
+inline int width_for(const SparseLinear& linear, int tokens) {
+  if (tokens == 1) return 1;
+  if (linear.parts[0].by_row) return WIDEST;
+  return tokens == 2 ? 2 : tokens <= 4 ? 4 : WIDEST;
+}
+
+// Multiply-adds of one group, in vectors. The row form pays for its gathers.
+inline int64_t group_cost(const SparsePart& part, int64_t tokens) {
+  return part.by_row ? (part.kept + LANES) * 2 * tokens : (part.kept + 4) * (tokens + 1);
+}
+
+void sparse_apply(const Step& step, const SparseLinear* const* linears, const Span* spans,
+                  int64_t variants) {
+  const Tokens tokens(step, spans, variants,
+                      [&](int64_t v, int count) { return width_for(*linears[v], count); });
+  TaskList list;
+  for (int64_t v = 0; v < variants; ++v) {
+    if (spans[v].start == spans[v].stop) continue;
+    for (int64_t p = 0; p < linears[v]->count; ++p) {
+      const SparsePart& part = linears[v]->parts[p];
+      list.add(v, p, (part.rows + LANES - 1) / LANES, group_cost(part, tokens.paid(v)));
+    }
+  }
+  list.cut(step.threads);
+  parallel_for(int64_t(list.tasks.size()), step.threads, list.worth_forking(), [&](int64_t i) {
+    const Task& task = list.tasks[i];
+    const SparsePart& part = linears[task.variant]->parts[task.part];
+    for (int64_t b = tokens.first[task.variant]; b < tokens.first[task.variant + 1]; ++b)
+      apply_block(step, part, task.first_group, task.last_group, tokens.blocks[b]);
+  });
+}
+
+}  // namespace tsugiki
+
+using namespace tsugiki;
+
+extern "C" void tsugiki_sparse_apply(const void* const* linears, const int64_t* spans,
+                                     int64_t variants, const void* x, int64_t x_stride,
+                                     int64_t inputs, void* out, int64_t out_stride, int32_t dtype,
+                                     int32_t threads) {
+  const Step step{x, x_stride, inputs, out, out_stride, Dtype(dtype), threads};
+  sparse_apply(step, (const SparseLinear* const*)linears, (const Span*)spans, variants);
+}

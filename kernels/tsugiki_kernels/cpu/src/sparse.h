@@ -1,0 +1,44 @@
+// The resident form of a sparse quantized delta, mirrored by staging.py.
+#pragma once
+
+#include "decode.h"
+#include "step.h"
+
+namespace tsugiki {
+
+struct SparsePart {
+  int64_t offset;         // first output column in the fused linear
+  int64_t rows;           // outputs
+  int64_t kept;           // columns kept per row
+  int64_t rows_per_mask;  // rows that share one list of columns
+  int64_t rows_per_step;
+  int64_t code_stride;  // bytes of codes per tile (tile form) or per row (row form)
+  int32_t bits;
+  int32_t by_row;  // 0: tile form, 1: row form
+  float zero;
+  int32_t unused;
+  const uint16_t* columns;  // [ceil(rows / rows_per_mask), kept]
+  const uint8_t* codes;
+  const float* step;
+  const float* bias;  // may be null
+};
+
+struct SparseLinear {
+  int64_t count;
+  SparsePart parts[1];  // `count` of them
+};
+
+// Where the columns and codes of a 16-row group of a tile begin.
+struct Group {
+  const uint16_t* columns;
+  const uint8_t* codes;
+};
+
+inline Group group_of(const SparsePart& part, int64_t group) {
+  const int64_t per_tile = part.rows_per_mask / LANES;
+  const int64_t tile = group / per_tile, place = group % per_tile;
+  return {part.columns + tile * part.kept,
+          part.codes + tile * part.code_stride + place * 2 * part.bits};
+}
+
+}  // namespace tsugiki

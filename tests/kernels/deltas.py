@@ -1,0 +1,145 @@
+"""Random deltas of every kind, and the dense float64 formula that they must equal."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from tsugiki_kernels.interface import (
+    Delta,
+    DenseDelta,
+    LowRankDelta,
+    Placed,
+    SignDelta,
+    Span,
+    SparseDelta,
+)
+
+
+def sparse(
+    shape: tuple[int, int],
+    seed: int,
+    *,
+    rows_per_mask: int = 16,
+    rows_per_step: int = 1,
+    bits: int = 4,
+    kept: int = 9,
+    bias: bool = True,
+) -> SparseDelta:
+    """A random sparse delta; the last tile is ragged when shape[0] does not divide."""
+    g = torch.Generator().manual_seed(seed)
+    out, inputs = shape
+    tiles = -(-out // rows_per_mask)
+    picks = [torch.randperm(inputs, generator=g)[:kept].sort().values for _ in range(tiles)]
+    code_bytes = -(-kept * rows_per_mask * bits // 8)
+    return SparseDelta(
+        shape=shape,
+        rows_per_mask=rows_per_mask,
+        rows_per_step=rows_per_step,
+        bits=bits,
+        zero=((1 << bits) - 1) / 2,
+        columns=torch.stack(picks).to(torch.uint16),
+        codes=torch.randint(0, 256, (tiles, code_bytes), generator=g, dtype=torch.uint8),
+        step=torch.rand(-(-out // rows_per_step), generator=g) / (1 << bits),
+        bias=torch.randn(out, generator=g) if bias else None,
+    )
+
+
+def low_rank(shape: tuple[int, int], seed: int, rank: int = 5, bias: bool = False) -> LowRankDelta:
+    g = torch.Generator().manual_seed(seed)
+    return LowRankDelta(
+        a=torch.randn(rank, shape[1], generator=g) / shape[1] ** 0.5,
+        b=torch.randn(shape[0], rank, generator=g),
+        scale=0.75,
+        bias=torch.randn(shape[0], generator=g) if bias else None,
+    )
+
+
+def sign(shape: tuple[int, int], seed: int) -> SignDelta:
+    g = torch.Generator().manual_seed(seed)
+    size = (shape[0], -(-shape[1] // 8))
+    signs = torch.randint(0, 256, size, generator=g, dtype=torch.uint8)
+    return SignDelta(shape, signs, torch.rand(shape[0], generator=g), None)
+
+
+def dense(shape: tuple[int, int], seed: int, weight: bool = True) -> DenseDelta:
+    g = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(shape, generator=g) / shape[1] ** 0.5
+    return DenseDelta(shape, matrix if weight else None, torch.randn(shape[0], generator=g))
+
+
+KINDS: dict[str, Callable[[tuple[int, int], int], Delta]] = {
+    "sparse tiles 1 bit": lambda shape, seed: sparse(shape, seed, bits=1),
+    "sparse tiles 2 bits": lambda shape, seed: sparse(shape, seed, bits=2, rows_per_step=4),
+    "sparse tiles 4 bits": lambda shape, seed: sparse(shape, seed, bits=4, rows_per_step=16),
+    "sparse tiles 8 bits": lambda shape, seed: sparse(shape, seed, bits=8, rows_per_step=6),
+    "sparse tiles of 32": lambda shape, seed: sparse(shape, seed, rows_per_mask=32, bits=1),
+    "sparse tiles of 48": lambda shape, seed: sparse(shape, seed, rows_per_mask=48, bits=2),
+    "sparse rows 1 bit": lambda shape, seed: sparse(shape, seed, rows_per_mask=1, bits=1),
+    "sparse rows 2 bits": lambda shape, seed: sparse(shape, seed, rows_per_mask=1, bits=2),
+    "sparse rows 4 bits": lambda shape, seed: sparse(shape, seed, rows_per_mask=1, kept=16),
+    "sparse rows 8 bits": lambda shape, seed: sparse(
+        shape, seed, rows_per_mask=1, bits=8, kept=37, bias=False
+    ),
+    "sparse tiles of 3": lambda shape, seed: sparse(shape, seed, rows_per_mask=3, kept=21),
+    "low rank": low_rank,
+    "low rank 17": lambda shape, seed: low_rank(shape, seed, rank=17, bias=True),
+    "sign": sign,
+    "dense": dense,
+    "bias alone": lambda shape, seed: dense(shape, seed, weight=False),
+}
+
+
+def cast(delta: Delta, dtype: torch.dtype) -> Delta:
+    """The delta with what is kept in the activation dtype in that dtype."""
+    match delta:
+        case LowRankDelta(a=a, b=b):
+            return replace(delta, a=a.to(dtype), b=b.to(dtype))
+        case DenseDelta(weight=Tensor() as weight):
+            return replace(delta, weight=weight.to(dtype))
+    return delta
+
+
+def dense64(delta: Delta) -> Tensor:
+    """D by the formulas of interface.py, element by element, in float64 [out, in]."""
+    match delta:
+        case SparseDelta():
+            return _sparse64(delta)
+        case LowRankDelta(a=a, b=b, scale=scale):
+            return scale * (b.double() @ a.double())
+        case SignDelta(shape=shape, signs=signs, scale=scale):
+            column = torch.arange(shape[1])
+            bit = (signs[:, column // 8] >> (column % 8).to(torch.uint8)) & 1
+            return scale.double()[:, None] * (bit.double() * 2 - 1)
+        case DenseDelta(weight=weight, shape=shape):
+            return torch.zeros(shape).double() if weight is None else weight.double()
+    raise TypeError(delta)
+
+
+def _sparse64(delta: SparseDelta) -> Tensor:
+    dense = torch.zeros(delta.shape, dtype=torch.float64)
+    tile_bits = [int.from_bytes(bytes(row.tolist()), "little") for row in delta.codes]
+    for r in range(delta.shape[0]):
+        tile, place = divmod(r, delta.rows_per_mask)
+        for j, column in enumerate(delta.columns[tile].tolist()):
+            shift = (j * delta.rows_per_mask + place) * delta.bits
+            code = (tile_bits[tile] >> shift) & ((1 << delta.bits) - 1)
+            dense[r, column] += float(delta.step[r // delta.rows_per_step]) * (code - delta.zero)
+    return dense
+
+
+def expected64(
+    x: Tensor, out: Tensor, variants: Sequence[Sequence[Placed]], spans: Sequence[Span]
+) -> Tensor:
+    """What `apply` must leave in out, in float64."""
+    result = out.double().clone()
+    for parts, (start, stop) in zip(variants, spans, strict=True):
+        for placed in parts:
+            delta = placed.delta
+            columns = slice(placed.offset, placed.offset + delta.shape[0])
+            change = x[start:stop].double() @ dense64(delta).T
+            if delta.bias is not None:
+                change = change + delta.bias.double()
+            result[start:stop, columns] += change
+    return result
