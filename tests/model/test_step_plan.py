@@ -1,5 +1,6 @@
 """Rows, groups and weights of a step, worked out before any activation exists."""
 
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 
 from tsugiki.codecs.base import ResidentVariant, StagedLinear
 from tsugiki.model.batch import Segment
+from tsugiki.model.norms import NormWeights
 from tsugiki.model.step_plan import Planner, StepPlan, remaining_rows, select_rows
 
 
@@ -30,7 +32,7 @@ def variant(
 def test_a_step_of_the_base_alone_has_no_plan() -> None:
     plan = StepPlan([Segment(None, 0, 5, 5)], 5)
     assert plan.linear("layers.0.qkv") is None
-    assert not plan.changes_vector("model.norm.weight")
+    assert plan.variants == []
 
 
 def test_one_call_per_codec_covers_all_its_variants() -> None:
@@ -70,17 +72,24 @@ def test_remaining_rows_are_maximal_runs() -> None:
 
 
 def test_every_row_gets_the_norm_of_its_variant() -> None:
-    base, changed = torch.tensor([1.0, 1.0]), torch.tensor([3.0, 4.0])
+    stored = {"n": torch.tensor([1.0, 1.0]), "m": torch.tensor([5.0, 6.0]), "k": torch.ones(3)}
     segments = [
         Segment(None, 0, 1, 1),
-        Segment(variant("a", vectors={"n": changed}), 1, 3, 2),
+        Segment(variant("a", vectors={"n": torch.tensor([3.0, 4.0])}), 1, 3, 2),
         Segment(variant("b"), 3, 4, 1),
     ]
-    plan = StepPlan(segments, 4)
-    assert plan.changes_vector("n")
-    assert plan.vector_rows("n", base, plus_one=False).tolist() == [[1, 1], [3, 4], [3, 4], [1, 1]]
-    shifted = StepPlan(segments, 4).vector_rows("n", base + 1, plus_one=True)
-    assert shifted.tolist() == [[2, 2], [4, 5], [4, 5], [2, 2]]
+    for plus in (0, 1):
+        planner = Planner(NormWeights(stored, plus_one=bool(plus)), torch.device("cpu"))
+        _, norms = planner.plan(segments, 4)
+        assert norms is not None
+        assert (norms.rows("n") - plus).tolist() == [[1, 1], [3, 4], [3, 4], [1, 1]]
+        assert (norms.rows("m") - plus).tolist() == [[5, 6]] * 4
+        assert norms.rows("k").shape == (4, 3)
+
+
+def test_variants_with_the_norms_of_the_base_need_no_norms_of_their_own() -> None:
+    planner = Planner(NormWeights({"n": torch.ones(2)}, plus_one=False), torch.device("cpu"))
+    assert planner.plan([Segment(variant(), 0, 2, 1)], 2)[1] is None
 
 
 def test_a_selection_of_rows_renumbers_segments_and_drops_empty_ones() -> None:
@@ -94,10 +103,13 @@ def test_a_selection_of_rows_renumbers_segments_and_drops_empty_ones() -> None:
 
 
 def test_the_planner_keeps_a_plan_while_segments_repeat_and_lets_go_when_told() -> None:
-    planner, one = Planner(), variant()
+    planner = Planner(NormWeights({"n": torch.ones(2)}, plus_one=False), torch.device("cpu"))
+    one = variant(vectors={"n": torch.zeros(2)})
     segments = (Segment(one, 0, 2, 1),)
     first = planner.plan(segments, 2)
     assert planner.plan((Segment(one, 0, 2, 1),), 2) is first
     assert planner.plan((Segment(one, 0, 3, 1),), 3) is not first
+    held = sys.getrefcount(one)
     planner.forget()
+    assert sys.getrefcount(one) < held
     assert planner.plan(segments, 2) is not first

@@ -18,8 +18,9 @@ from tsugiki.model.batch import Batch
 from tsugiki.model.embedding import embed, finish_logits
 from tsugiki.model.kv_cache import KVCache
 from tsugiki.model.layout import FINAL_NORM
+from tsugiki.model.norms import NormWeights, rms_normalise
 from tsugiki.model.rope import cos_sin, rotate
-from tsugiki.model.step_plan import Planner, StepPlan, select_rows
+from tsugiki.model.step_plan import Planner, StepNorms, StepPlan, select_rows
 from tsugiki.model.variant_linear import Scratch, VariantLinear
 from tsugiki_kernels.interface import AttentionBatch, KernelBackend
 
@@ -58,6 +59,7 @@ class Step:
     """What every layer of one forward shares."""
 
     plan: StepPlan
+    norms: StepNorms | None  # None: the base's for all rows
     where: AttentionBatch
     cos_sin: Sequence[Tensor]  # per distinct rope: [2, rows, 1, head_dim]
     cache: KVCache
@@ -72,7 +74,6 @@ class Decoder:
         self.architecture = architecture
         self.weights = weights
         self.kernels = kernels
-        self._planner = Planner()
         scratch = Scratch()
         self._linears = {
             name: VariantLinear(name, form, kernels, scratch)
@@ -80,15 +81,12 @@ class Decoder:
         }
         self._ropes = sorted(set(architecture.ropes))
         self._layers = [self._layer(i) for i in range(architecture.num_layers)]
-        # what rows are multiplied with: Gemma's 1 + weight stays in float32
-        plus_one = architecture.norm_plus_one
-        self._norms = {n: w.float() + 1 if plus_one else w for n, w in weights.norms.items()}
-        self._split = (
-            architecture.num_heads,
-            *(architecture.num_kv_heads,) * 2,
-        )  # q, k, v
+        self._norms = NormWeights(weights.norms, architecture.norm_plus_one)
+        self._planner = Planner(self._norms, weights.embedding.device)
         self._activation = ACTIVATION_FUNCTIONS[architecture.activation]
-        device = weights.embedding.device
+        device, scale = weights.embedding.device, architecture.embed_scale
+        # Gemma rounds the scale to the embedding's dtype before it multiplies
+        self._embed_scale = None if scale is None else weights.embedding.new_tensor(scale)
         self._inv_freq = [torch.tensor(rope.inv_freq, device=device) for rope in self._ropes]
 
     @torch.inference_mode()
@@ -99,18 +97,14 @@ class Decoder:
         own vocabulary are -inf.
         """
         rows = len(batch.token_ids)
-        step = Step(
-            self._planner.plan(batch.segments, rows),
-            batch.attention,
-            self._rotations(batch.positions),
-            cache,
-        )
-        hidden = embed(batch.token_ids, self.weights.embedding, step.plan.variant_segments)
-        if self.architecture.embed_scale is not None:
-            hidden = hidden * torch.tensor(self.architecture.embed_scale, dtype=hidden.dtype)
+        plan, norms = self._planner.plan(batch.segments, rows)
+        step = Step(plan, norms, batch.attention, self._rotations(batch.positions), cache)
+        hidden = embed(batch.token_ids, self.weights.embedding, plan.variant_segments)
+        if self._embed_scale is not None:
+            hidden = hidden * self._embed_scale
         for layer in self._layers:
             hidden = self._layer_forward(layer, hidden, step)
-        hidden = self._norm(FINAL_NORM, hidden, step.plan)
+        hidden = self._norm(FINAL_NORM, hidden, norms)
         return self._logits(hidden, batch)
 
     def forget_variants(self) -> None:
@@ -138,28 +132,27 @@ class Decoder:
 
     def _layer_forward(self, layer: Layer, hidden: Tensor, step: Step) -> Tensor:
         prefix, sandwich = layer.prefix, self.architecture.sandwich_norms
-        x = self._norm(f"{prefix}.input_layernorm.weight", hidden, step.plan)
+        x = self._norm(f"{prefix}.input_layernorm.weight", hidden, step.norms)
         x = self._attention(layer, x, step)
         if sandwich:
-            x = self._norm(f"{prefix}.post_attention_layernorm.weight", x, step.plan)
+            x = self._norm(f"{prefix}.post_attention_layernorm.weight", x, step.norms)
         hidden = hidden + x
         before_mlp = "pre_feedforward_layernorm" if sandwich else "post_attention_layernorm"
-        x = self._norm(f"{prefix}.{before_mlp}.weight", hidden, step.plan)
+        x = self._norm(f"{prefix}.{before_mlp}.weight", hidden, step.norms)
         x = self._mlp(layer, x, step.plan)
         if sandwich:
-            x = self._norm(f"{prefix}.post_feedforward_layernorm.weight", x, step.plan)
+            x = self._norm(f"{prefix}.post_feedforward_layernorm.weight", x, step.norms)
         return hidden + x
 
     def _attention(self, layer: Layer, x: Tensor, step: Step) -> Tensor:
         a = self.architecture
         qkv = layer.qkv.forward(x, step.plan.linear(layer.qkv.name))
         heads = qkv.view(len(x), a.num_heads + 2 * a.num_kv_heads, a.head_dim)
-        q, k, v = torch.split_with_sizes(heads, self._split, dim=1)
+        qk, v = heads[:, : -a.num_kv_heads], heads[:, -a.num_kv_heads :]
         if a.qk_norm:
-            q = self._norm(f"{layer.prefix}.self_attn.q_norm.weight", q, step.plan)
-            k = self._norm(f"{layer.prefix}.self_attn.k_norm.weight", k, step.plan)
-        cos, sin = step.cos_sin[layer.rope]
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+            qk = self._head_norms(layer, qk, step.norms)
+        qk = rotate(qk, *step.cos_sin[layer.rope])
+        q, k = qk[:, : a.num_heads], qk[:, a.num_heads :]
         cache = step.cache.layers[layer.index]
         self.kernels.write_kv(k, v, cache, step.where)
         out = self.kernels.paged_attention(q, cache, step.where, a.attention_scale, layer.window)
@@ -170,20 +163,29 @@ class Decoder:
         gate, up = gate_up.chunk(2, dim=-1)
         return layer.down.forward(self._activation(gate) * up, plan.linear(layer.down.name))
 
-    def _norm(self, name: str, x: Tensor, plan: StepPlan) -> Tensor:
+    def _norm(self, name: str, x: Tensor, norms: StepNorms | None) -> Tensor:
         """RMS norm over the last dimension, each row with its variant's weight.
 
-        Normalised in float32. Gemma multiplies before the result is rounded, the others after.
+        Gemma multiplies in float32 and rounds then; the others round first.
         """
-        weight, plus_one = self._norms[name], self.architecture.norm_plus_one
-        if plan.changes_vector(name):
-            weight = plan.vector_rows(name, weight, plus_one)
-            weight = weight.unsqueeze(1) if x.dim() == 3 else weight
-        dim = (x.shape[-1],)
-        if plus_one:
-            normed = F.rms_norm(x.float(), dim, None, self.architecture.norm_eps)
-            return (normed * weight).to(x.dtype)
-        return F.rms_norm(x, dim, None, self.architecture.norm_eps) * weight
+        if self.architecture.norm_plus_one:
+            normed = rms_normalise(x.float(), self.architecture.norm_eps)
+            return (normed * self._norm_weight(name, norms)).to(x.dtype)
+        return rms_normalise(x, self.architecture.norm_eps) * self._norm_weight(name, norms)
+
+    def _head_norms(self, layer: Layer, qk: Tensor, norms: StepNorms | None) -> Tensor:
+        """`_norm` over each head of q and k ([rows, heads + kv_heads, head_dim]), jointly."""
+        x = qk.float() if self.architecture.norm_plus_one else qk
+        normed = rms_normalise(x, self.architecture.norm_eps)
+        q_and_k = normed.tensor_split((self.architecture.num_heads,), 1)
+        for part, name in zip(q_and_k, ("q_norm", "k_norm"), strict=True):
+            weight = self._norm_weight(f"{layer.prefix}.self_attn.{name}.weight", norms)
+            part.mul_(weight if norms is None else weight.unsqueeze(1))
+        return normed.to(qk.dtype)
+
+    def _norm_weight(self, name: str, norms: StepNorms | None) -> Tensor:
+        """[dim] for all rows, or [rows, dim]."""
+        return self._norms.base(name) if norms is None else norms.rows(name)
 
     def _logits(self, hidden: Tensor, batch: Batch) -> Tensor:
         segments = select_rows(batch.segments, batch.logit_rows.tolist())

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tsugiki.codecs.base import Codec, ResidentVariant, StagedLinear
 from tsugiki.model.batch import Segment
+from tsugiki.model.norms import NormWeights, Stacks
 from tsugiki_kernels.interface import Span, Staged
 
 
@@ -44,17 +45,13 @@ class LinearPlan:
 
 
 class StepPlan:
-    """The plan of one step over `rows` rows; parts are worked out when first asked for."""
+    """The plan of one step over `rows` rows; a linear's part is worked out when first asked for."""
 
     def __init__(self, segments: Sequence[Segment], rows: int) -> None:
         self.rows = rows
-        self.segments = tuple(segments)
         self.variant_segments = tuple((s, s.variant) for s in segments if s.variant is not None)
+        self.variants = list({id(v): v for _, v in self.variant_segments}.values())
         self._linears: dict[str, LinearPlan | None] = {}
-        self._variants = list({id(v): v for _, v in self.variant_segments}.values())
-        self._changed_vectors = frozenset(n for v in self._variants for n in v.vectors)
-        self._row_variant: Tensor | None = None
-        self._tables: dict[str, Tensor] = {}
 
     def linear(self, name: str) -> LinearPlan | None:
         """The plan of a fused linear; None: the base's output stands for all rows."""
@@ -64,31 +61,26 @@ class StepPlan:
             self._linears[name] = plan_linear(name, self.variant_segments, self.rows)
         return self._linears[name]
 
-    def changes_vector(self, name: str) -> bool:
-        """Whether some row of the step has its own weight for this norm."""
-        return name in self._changed_vectors
+    def row_variants(self) -> Tensor:
+        """int64 [rows], CPU: 0 for base rows, else 1 + the place of the variant in `variants`."""
+        number = {id(variant): i for i, variant in enumerate(self.variants, start=1)}
+        index = torch.zeros(self.rows, dtype=torch.int64)
+        for segment, variant in self.variant_segments:
+            index[segment.start : segment.stop] = number[id(variant)]
+        return index
 
-    def vector_rows(self, name: str, base: Tensor, plus_one: bool) -> Tensor:
-        """The weight of a norm for every row: [rows, dim], dtype and device of `base`.
 
-        base: [dim], as the decoder multiplies with it; `plus_one` says that this is 1 + weight.
-        """
-        if name not in self._tables:
-            own = [v.vectors.get(name) for v in self._variants]
-            shifted = [None if w is None else w.to(base.device) + int(plus_one) for w in own]
-            table = [base] + [base if w is None else w.to(base.dtype) for w in shifted]
-            self._tables[name] = torch.stack(table)
-        return self._tables[name].index_select(0, self._variant_of_rows(base.device))
+@dataclass(frozen=True, slots=True)
+class StepNorms:
+    """The norms of one step, when some of its variants have their own."""
 
-    def _variant_of_rows(self, device: torch.device) -> Tensor:
-        """int64 [rows]: 0 for base rows, 1 + position in the list of variants for the others."""
-        if self._row_variant is None:
-            number = {id(v): i for i, v in enumerate(self._variants, start=1)}
-            index = torch.zeros(self.rows, dtype=torch.int64)
-            for segment, variant in self.variant_segments:
-                index[segment.start : segment.stop] = number[id(variant)]
-            self._row_variant = index.to(device)
-        return self._row_variant
+    weights: NormWeights
+    stacks: Stacks
+    row_variants: Tensor  # int64 [rows], see StepPlan.row_variants
+
+    def rows(self, name: str) -> Tensor:
+        """[rows, dim]: the weight of a norm for every row."""
+        return self.weights.rows(name, self.stacks, self.row_variants)
 
 
 def plan_linear(
@@ -148,20 +140,30 @@ def select_rows(segments: Sequence[Segment], rows: Sequence[int]) -> list[Segmen
 class Planner:
     """Keeps the last plan: successive decode steps have the same segments.
 
-    The kept plan holds its variants in memory; `forget` lets go of them.
+    What it keeps holds variants in memory; `forget` lets go of them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, norms: NormWeights, device: torch.device) -> None:
+        self._weights = norms
+        self._device = device
         self._key: object = None
-        self._plan = StepPlan((), 0)
+        self._kept: tuple[StepPlan, StepNorms | None] = (StepPlan((), 0), None)
 
-    def plan(self, segments: Sequence[Segment], rows: int) -> StepPlan:
-        """The plan of these segments."""
+    def plan(self, segments: Sequence[Segment], rows: int) -> tuple[StepPlan, StepNorms | None]:
+        """The plan of these segments, and the norms of their rows (None: the base's for all)."""
         key = (rows, [(id(s.variant), s.start, s.stop, s.chunk_tokens) for s in segments])
         if key != self._key:  # ids are sound: the kept plan keeps its variants alive
-            self._plan, self._key = StepPlan(segments, rows), key
-        return self._plan
+            plan = StepPlan(segments, rows)
+            self._kept, self._key = (plan, self._norms(plan)), key
+        return self._kept
 
     def forget(self) -> None:
         """Drop the kept plan and with it the last references to its variants."""
-        self._key, self._plan = None, StepPlan((), 0)
+        self._key, self._kept = None, (StepPlan((), 0), None)
+        self._weights.forget()
+
+    def _norms(self, plan: StepPlan) -> StepNorms | None:
+        stacks = self._weights.stack(plan.variants)
+        if stacks is None:
+            return None
+        return StepNorms(self._weights, stacks, plan.row_variants().to(self._device))

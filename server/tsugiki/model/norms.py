@@ -1,0 +1,79 @@
+"""RMS norms whose weight may differ from row to row.
+
+Owns: norm weights as the decoder multiplies with them, stacked so that a step of many variants
+needs one gather per norm and no work per variant. Does not know: layers, segments.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tsugiki.codecs.base import ResidentVariant
+
+Stacks = Mapping[int, Tensor]  # length of the norms -> their weights
+
+
+def rms_normalise(x: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) over the last dimension, in float32 (Zhang, Sennrich 2019)."""
+    return F.rms_norm(x, (x.shape[-1],), None, eps)
+
+
+class NormWeights:
+    """The norms of a base, and of every variant that was in the last step."""
+
+    def __init__(self, stored: Mapping[str, Tensor], plus_one: bool) -> None:
+        """`stored`: canonical name -> [dim], activation dtype. With `plus_one` (Gemma) rows are
+        multiplied with 1 + weight in float32, else with the weight in the activation dtype."""
+        self._plus_one = plus_one
+        self._names: dict[int, list[str]] = {}
+        for name, weight in stored.items():
+            self._names.setdefault(len(weight), []).append(name)
+        self._place = {
+            name: (dim, i) for dim, names in self._names.items() for i, name in enumerate(names)
+        }
+        self._base = {
+            dim: torch.stack([self._as_multiplied(stored[name]) for name in names])
+            for dim, names in self._names.items()
+        }
+        self._variants: dict[int, Stacks] = {}
+
+    def base(self, name: str) -> Tensor:
+        """[dim]: what every row of the plain base is multiplied with."""
+        dim, index = self._place[name]
+        return self._base[dim][index]
+
+    def stack(self, variants: Sequence[ResidentVariant]) -> Stacks | None:
+        """The norms of the base and of these variants: dim -> [norms, 1 + variants, dim].
+
+        None when all of them have the base's norms. Only these variants' weights are kept.
+        """
+        if not any(variant.vectors for variant in variants):
+            return None
+        self._variants = {id(v): self._variants.get(id(v)) or self._of(v) for v in variants}
+        own = [self._variants[id(v)] for v in variants]
+        return {
+            dim: torch.stack([base, *(stacks[dim] for stacks in own)], dim=1)
+            for dim, base in self._base.items()
+        }
+
+    def rows(self, name: str, stacks: Stacks, index: Tensor) -> Tensor:
+        """[rows, dim]: one norm's weight for every row; index (int64 [rows]): 0 is the base."""
+        dim, number = self._place[name]
+        return stacks[dim][number].index_select(0, index)
+
+    def forget(self) -> None:
+        """Keep no variant's weights."""
+        self._variants = {}
+
+    def _of(self, variant: ResidentVariant) -> Stacks:
+        """One variant's norms, the base's where it changes none: dim -> [norms, dim]."""
+        stacks = {dim: base.clone() for dim, base in self._base.items()}
+        for name, weight in variant.vectors.items():
+            dim, number = self._place[name]
+            stacks[dim][number] = self._as_multiplied(weight)
+        return stacks
+
+    def _as_multiplied(self, weight: Tensor) -> Tensor:
+        return weight.float() + 1 if self._plus_one else weight
