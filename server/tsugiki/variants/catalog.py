@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tsugiki.errors import InvalidArtifact, InvalidRequest, ModelNotFound
 from tsugiki.variants.store import Alias
-from tsugiki.variants.verification import CheckedFile, honest_ratio, missing
+from tsugiki.variants.verification import CheckedFile, missing
 from tsugiki.variants.version import Version, split_model
 
 FILE = "file"  # in Alias.activations: the operator's file of that name
@@ -105,7 +105,7 @@ def _version(name: str, file: CheckedFile, active: bool, entry: str, created: in
         path=file.path,
         codec=header.codec if header else "",
         bytes=file.bytes,
-        ratio=honest_ratio(header) if header else 0.0,
+        ratio=file.ratio,
         created=created,
         active=active,
         error=file.error,

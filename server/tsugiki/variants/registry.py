@@ -21,6 +21,7 @@ from tsugiki.variants.verification import (
     Verify,
     check,
     failed,
+    passed,
     verify_against,
     without_path,
 )
@@ -267,8 +268,7 @@ class Registry:
             reason = without_path(error, path)
             logger.warning("upload for variant %r refused: %s", name, reason)
             raise type(error)(f"the file for variant {name!r} is refused: {reason}") from error
-        size = path.stat().st_size
-        return CheckedFile(path, header.digest, size, int(self._clock()), header, None)
+        return passed(path, header, int(self._clock()))
 
     def _check_placed(self, path: Path) -> CheckedFile:
         if not NAME.fullmatch(path.stem) or path.stem in self._reserved:

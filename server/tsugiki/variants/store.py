@@ -61,7 +61,7 @@ class Store:
     def uploads(self) -> Path:
         """The directory for bodies that are still arriving."""
         with _disk_errors(self.root):
-            self._uploads.mkdir(parents=True, exist_ok=True)
+            _make_directory(self._uploads)
         return self._uploads
 
     def blob_path(self, digest: str) -> Path:
@@ -110,7 +110,7 @@ class Store:
         target = self._aliases / f"{alias.name}.json"
         temporary = target.with_suffix(".tmp")
         with _disk_errors(self.root):
-            self._aliases.mkdir(parents=True, exist_ok=True)
+            _make_directory(self._aliases)
             temporary.write_text(json.dumps(asdict(alias), indent=1))
             _sync(temporary)
             self._crash_point("alias written")
@@ -137,9 +137,17 @@ class Store:
                 self.remove(path)
 
     def _move(self, source: Path, target: Path) -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_directory(target.parent)
         os.replace(source, target)
         _sync(target.parent)
+
+
+def _make_directory(path: Path) -> None:
+    """Like mkdir -p, durably."""
+    if not path.is_dir():
+        _make_directory(path.parent)
+        path.mkdir(exist_ok=True)
+        _sync(path.parent)
 
 
 def _sync(path: Path) -> None:

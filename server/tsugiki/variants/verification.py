@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tsugiki.codecs import artifact
+from tsugiki.codecs.base import Layout
 from tsugiki.codecs.fit import check_base, coverage
 from tsugiki.codecs.metadata import Header
 from tsugiki.errors import InvalidArtifact, UserError
@@ -27,6 +28,7 @@ class CheckedFile:
     digest: str  # "" when it has none that can be trusted
     bytes: int
     modified: int  # unix seconds
+    ratio: float  # see honest_ratio
     header: Header | None
     error: str | None
 
@@ -54,16 +56,33 @@ def fits(header: Header, identity: BaseIdentity) -> None:
     check_base(header, identity.fingerprint, identity.layout, identity.accept_derived)
     if not coverage(header).parameters:
         raise InvalidArtifact("the file changes no parameter of the base: it would serve the base")
+    _check_fused(header, identity.layout)
+
+
+def _check_fused(header: Header, layout: Layout) -> None:
+    """Linears that are one in memory (q, k, v) are applied by one codec."""
+    codecs: dict[str, str] = {}  # fused linear -> codec
+    for name in sorted(header.modules.keys() & layout.linears.keys()):
+        fused, codec = layout.linears[name].fused, header.modules[name].codec
+        if codecs.setdefault(fused, codec) != codec:
+            raise InvalidArtifact(
+                f"the parts of linear {fused} are stored by {codecs[fused]!r} and {codec!r}: "
+                "compress them with the same codec"
+            )
 
 
 def check(path: Path, verify: Verify) -> CheckedFile:
     """Verify a file that is there already; what is wrong with it becomes its `error`."""
     try:
-        header = verify(path)
-        status = path.stat()
+        return passed(path, verify(path), int(path.stat().st_mtime))
     except (UserError, OSError) as error:
         return failed(path, without_path(error, path))
-    return CheckedFile(path, header.digest, status.st_size, int(status.st_mtime), header, None)
+
+
+def passed(path: Path, header: Header, modified: int) -> CheckedFile:
+    """A file that may be served."""
+    ratio = honest_ratio(header)
+    return CheckedFile(path, header.digest, header.file_bytes, modified, ratio, header, None)
 
 
 def failed(path: Path, reason: str) -> CheckedFile:
@@ -72,12 +91,12 @@ def failed(path: Path, reason: str) -> CheckedFile:
         status = path.stat()
     except OSError:
         return missing(reason)
-    return CheckedFile(path, "", status.st_size, int(status.st_mtime), None, reason)
+    return CheckedFile(path, "", status.st_size, int(status.st_mtime), 0.0, None, reason)
 
 
 def missing(reason: str) -> CheckedFile:
     """The place of a file that is not there."""
-    return CheckedFile(Path(), "", 0, 0, None, reason)
+    return CheckedFile(Path(), "", 0, 0, 0.0, None, reason)
 
 
 def without_path(error: Exception, path: Path) -> str:
