@@ -95,7 +95,8 @@ class Residency:
 
         A digest that failed before is answered with that failure again, unless `retry`.
         """
-        if digest in self._resident:
+        arriving = self._on_its_way(digest)
+        if digest in self._resident or (arriving and digest not in self._cancelled):
             return
         info = self._info(digest)
         if info.state == "failed" and not retry:
@@ -103,7 +104,7 @@ class Residency:
             return
         self._cancelled.discard(digest)
         self._publish(digest, state="loading", error=None)
-        if not self._on_its_way(digest):
+        if not arriving:
             self._queued.append(digest)
             self._start_loads()
 
