@@ -28,7 +28,7 @@ def backend(
 ) -> KernelBackend:
     """The backend of this name for tensors on `device` ("cpu", "cuda", "cuda:1" ...).
 
-    `cache_dir` holds compiled kernels; None: ~/.cache/tsugiki.
+    `cache_dir` holds compiled kernels; None: ~/.cache/tsugiki/kernels.
 
     Raises:
         BackendUnavailable: an unknown name, or one that this machine or build cannot offer.
@@ -42,7 +42,7 @@ def backend(
         return ReferenceBackend()
     if not on_cpu:
         raise BackendUnavailable(f"the CPU kernels cannot serve device {device!r}")
-    kernels = (cache_dir or Path.home() / ".cache" / "tsugiki") / "kernels"
+    kernels = cache_dir or Path.home() / ".cache" / "tsugiki" / "kernels"
     try:
         return CpuBackend(kernels, find_compiler, prebuilt)
     except BackendUnavailable as error:

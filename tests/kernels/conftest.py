@@ -1,6 +1,7 @@
 """The backends under test."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -10,10 +11,16 @@ from tsugiki_kernels.reference import ReferenceBackend
 
 
 @pytest.fixture(scope="session")
-def cpu_backend(tmp_path_factory: pytest.TempPathFactory) -> CpuBackend:
+def compiled(request: pytest.FixtureRequest) -> Path:
+    """Where libraries are compiled to; kept between runs, for names carry a digest of sources."""
     if shutil.which("g++") is None:
         pytest.skip("no g++ on the PATH")
-    return CpuBackend(tmp_path_factory.mktemp("kernels"))
+    return Path(request.config.cache.mkdir("tsugiki_kernels"))
+
+
+@pytest.fixture(scope="session")
+def cpu_backend(compiled: Path) -> CpuBackend:
+    return CpuBackend(compiled, prebuilt=compiled / "none")
 
 
 @pytest.fixture(params=["reference", pytest.param("cpu", marks=pytest.mark.compiler)])

@@ -49,13 +49,16 @@ class CpuBackend:
         cache_dir: Path,
         find_compiler: build.FindCompiler = build.find_compiler,
         prebuilt: Path = build.PREBUILT,
+        processor: frozenset[str] | None = None,
     ) -> None:
         """Load the kernels, compiling them into `cache_dir` when they are not there yet.
+
+        `processor`: instruction sets to restrict oneself to; None: all that this one has.
 
         Raises:
             BackendUnavailable: see build.load_library.
         """
-        self._library, level = build.load_library(cache_dir, find_compiler, prebuilt)
+        self._library, level = build.load_library(cache_dir, find_compiler, prebuilt, processor)
         self.level = level.name
         self._reference = ReferenceBackend()
         self._apply = {

@@ -87,15 +87,20 @@ def build_all(out: Path, find_compiler: FindCompiler = find_compiler) -> list[Pa
 
 
 def load_library(
-    cache_dir: Path, find_compiler: FindCompiler = find_compiler, prebuilt: Path = PREBUILT
+    cache_dir: Path,
+    find_compiler: FindCompiler = find_compiler,
+    prebuilt: Path = PREBUILT,
+    processor: frozenset[str] | None = None,
 ) -> tuple[ctypes.CDLL, Level]:
-    """The best library that this processor runs: ahead-of-time, cached, or compiled now.
+    """The best library that a processor with these flags (None: this one) runs: ahead-of-time,
+    cached, or compiled now.
 
     Raises:
         BackendUnavailable: neither a library nor a compiler, or no OpenMP runtime.
         CompileFailed: the compiler rejected the sources.
     """
-    path, level = _library(cache_dir, find_compiler, prebuilt)
+    levels = supported_levels(cpu_flags() if processor is None else processor)
+    path, level = _library(levels, cache_dir, find_compiler, prebuilt)
     ctypes.CDLL(_openmp_runtime(), mode=ctypes.RTLD_GLOBAL)
     try:
         return ctypes.CDLL(str(path)), level
@@ -103,8 +108,9 @@ def load_library(
         raise BackendUnavailable(f"cannot load {path}: {error}; delete it to rebuild") from error
 
 
-def _library(cache_dir: Path, find_compiler: FindCompiler, prebuilt: Path) -> tuple[Path, Level]:
-    levels = supported_levels(cpu_flags())
+def _library(
+    levels: list[Level], cache_dir: Path, find_compiler: FindCompiler, prebuilt: Path
+) -> tuple[Path, Level]:
     for level in levels:
         path = prebuilt / _file_name(level)
         if path.exists():
