@@ -1,5 +1,6 @@
 """Tiny random models, saved by transformers, that every test folder shares."""
 
+import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +17,7 @@ from transformers import (
 )
 
 from tsugiki.model.demo_base import ensure_demo_base
+from tsugiki_kernels.cpu.backend import CpuBackend
 
 TinyFactory = Callable[..., Path]
 
@@ -124,6 +126,14 @@ def tiny_tuned(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     model.save_pretrained(directory)
     save_tokenizer(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def cpu_backend(tmp_path_factory: pytest.TempPathFactory) -> CpuBackend:
+    """The C++ kernels, compiled once per session."""
+    if shutil.which("g++") is None:
+        pytest.skip("no g++ on the PATH: nothing was checked on the CPU kernels")
+    return CpuBackend(tmp_path_factory.mktemp("kernels"))
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from tsugiki.model.loader import load_base
+from tsugiki_kernels.interface import KernelBackend
 
 SIZES: dict[str, Any] = {
     "vocab_size": 160,
@@ -124,6 +125,20 @@ def test_logits_equal_those_of_transformers(
     for ours, theirs in zip(found, expected, strict=True):
         assert (ours - theirs).abs().max().item() <= 1e-4
         assert theirs.abs().max().item() > 0.5
+
+
+@pytest.mark.compiler
+@pytest.mark.parametrize("case", ["llama-biases", "mistral-window", "qwen3-layer-types", "gemma3"])
+def test_the_compiled_kernels_give_the_logits_of_transformers(
+    case: str, tiny_model_factory: Any, run_sequences: Any, cpu_backend: KernelBackend
+) -> None:
+    directory = tiny_model_factory(CASES[case](), seed=3)
+    base = load_base(directory, "cpu", torch.float32, cpu_backend)
+    sequences = prompts(base.architecture.vocab_size)
+    expected = transformers_logits(directory, sequences)
+    found = run_sequences(base, sequences, chunk=(9, 1, 32, 13))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours - theirs).abs().max().item() <= 1e-4
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 16, 100])
