@@ -129,11 +129,12 @@ def tiny_tuned(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture(scope="session")
-def cpu_backend(tmp_path_factory: pytest.TempPathFactory) -> CpuBackend:
-    """The C++ kernels, compiled once per session."""
+def cpu_backend(request: pytest.FixtureRequest) -> CpuBackend:
+    """The C++ kernels, compiled into pytest's cache, which outlives the session."""
     if shutil.which("g++") is None:
         pytest.skip("no g++ on the PATH: nothing was checked on the CPU kernels")
-    return CpuBackend(tmp_path_factory.mktemp("kernels"))
+    compiled = Path(request.config.cache.mkdir("tsugiki_kernels"))
+    return CpuBackend(compiled, prebuilt=compiled / "none")
 
 
 @pytest.fixture(scope="session")
