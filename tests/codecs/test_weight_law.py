@@ -10,12 +10,12 @@ from tsugiki.codecs.masks import MaskCache
 
 # eps of the activation dtype: the output is rounded once, factors of lora once each
 ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2**-7, torch.float16: 2**-9}
-LAYOUTS = {
-    "one row": [(0, 1)],
-    "a chunk": [(0, 37)],
-    "rows of three variants and of none": [(2, 3), (3, 9), (11, 12)],
-    "an empty span between": [(0, 4), (4, 4), (4, 7)],
-}
+LAYOUTS = (  # one row; a chunk; three variants and rows of none; an empty span between two
+    [(0, 1)],
+    [(0, 37)],
+    [(2, 3), (3, 9), (11, 12)],
+    [(0, 4), (4, 4), (4, 7)],
+)
 OUT, IN, OFFSET, FUSED = 40, 52, 8, 60
 
 
@@ -29,13 +29,16 @@ def expected(x: Tensor, y: Tensor, packed: Packed) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
-@pytest.mark.parametrize("spans", LAYOUTS.values(), ids=LAYOUTS)
-def test_fused_output_is_the_product_with_the_effective_weight(
-    recipe, example, kernels, dtype, spans
-):
-    variants = [example(recipe, (OUT, IN), seed=s).packed for s in range(len(spans))]
+def test_fused_output_is_the_product_with_the_effective_weight(recipe, example, kernels, dtype):
+    variants = [example(recipe, (OUT, IN), seed=s).packed for s in range(3)]
     codec = CODECS[variants[0].codec]
     staged = [codec.stage([PlacedPacked(OFFSET, p)], dtype, kernels) for p in variants]
+    for spans in LAYOUTS:
+        _holds(variants[: len(spans)], staged[: len(spans)], spans, kernels, dtype)
+
+
+def _holds(variants, staged, spans, kernels, dtype):
+    codec = CODECS[variants[0].codec]
     rows = max(stop for _, stop in spans) + 2
     x = torch.randn(rows, IN, generator=torch.Generator().manual_seed(5)).to(dtype)
     y = torch.randn(rows, FUSED, generator=torch.Generator().manual_seed(6)).to(dtype)

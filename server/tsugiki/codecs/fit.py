@@ -6,9 +6,8 @@ Does not know: tensors, kernels, residency.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
-from tsugiki.codecs.base import Layout, Packed
+from tsugiki.codecs.base import Layout
 from tsugiki.codecs.metadata import Header, Module
 from tsugiki.errors import InvalidArtifact, WrongBase
 
@@ -39,45 +38,60 @@ def check_base(
 
 
 def check_modules(header: Header, layout: Layout) -> None:
-    """Every module names a parameter of this base and has its shape; added tokens have rows.
+    """Every module names a parameter of this base and has its shape; the parts of a fused linear
+    share a codec; added tokens have rows.
 
     Raises:
         InvalidArtifact: naming the module, its shape and the shape expected.
     """
     for name, module in header.modules.items():
-        rows = module.options.get("mode") == "rows"
-        expected = _expected_shapes(name, rows, layout, vocab_size(header, layout))
-        if module.shape not in expected:
+        expected = _expected_shape(name, layout, vocab_size(header, layout))
+        if module.shape != expected:
+            known = "no such parameter" if expected is None else str(list(expected))
             raise InvalidArtifact(
-                f"module {name!r} has shape {list(module.shape)}; this base has "
-                + (" or ".join(str(list(shape)) for shape in expected) or "no such parameter")
+                f"module {name!r} has shape {list(module.shape)}; this base has {known}"
             )
-        _check_mode(name, module, layout)
+        _check_mode(name, module)
+    _check_fused(header, layout)
     _check_vocabulary(header, layout)
 
 
-def _expected_shapes(name: str, rows: bool, layout: Layout, vocab: int) -> list[tuple[int, ...]]:
+def _check_fused(header: Header, layout: Layout) -> None:
+    """The parts of a fused linear are computed in one call, so they share a codec."""
+    first: dict[str, str] = {}  # fused linear -> the first of its parts
+    for name in sorted(header.modules.keys() & layout.linears.keys()):
+        other = first.setdefault(layout.linears[name].fused, name)
+        codec, expected = header.modules[name].codec, header.modules[other].codec
+        if codec != expected:
+            raise InvalidArtifact(
+                f"{other} is stored by {expected!r} and {name} by {codec!r}, but they are one "
+                "linear in memory: compress them with the same codec"
+            )
+
+
+def _expected_shape(name: str, layout: Layout, vocab: int) -> tuple[int, ...] | None:
     hidden = layout.embedding_shape[1]
-    if name.removesuffix(ROWS) in (layout.embedding, LM_HEAD):
-        return [(vocab, hidden)] if rows else [layout.embedding_shape]
+    if name in (layout.embedding + ROWS, LM_HEAD + ROWS):
+        return (vocab, hidden)
+    if name == layout.embedding:
+        return layout.embedding_shape
     if name in layout.linears:
-        return [layout.linears[name].shape]
+        return layout.linears[name].shape
     if name in layout.vectors:
-        return [(layout.vectors[name],)]
+        return (layout.vectors[name],)
     weight = layout.biases.get(name, name.removesuffix(".bias") + ".weight")
     if name in layout.biases or (name.endswith(".bias") and weight in layout.bias_allowed):
-        return [layout.linears[weight].shape[:1]]
-    return []
+        return layout.linears[weight].shape[:1]
+    return None
 
 
-def _check_mode(name: str, module: Module, layout: Layout) -> None:
-    """Whole rows for tables alone, differences for the other matrices."""
+def _check_mode(name: str, module: Module) -> None:
+    """Whole rows where the name says so, differences for matrices, vectors as they are."""
     mode = module.options.get("mode")
-    tables = (layout.embedding, LM_HEAD)
-    if mode == "rows" and name.removesuffix(ROWS) not in tables:
-        raise InvalidArtifact(f"module {name!r} has mode 'rows'; only {' and '.join(tables)} can")
-    if name.endswith(ROWS) and mode != "rows":
-        raise InvalidArtifact(f"module {name!r} has mode {mode!r}; its name asks for 'rows'")
+    if name.endswith(ROWS) != (mode == "rows"):
+        raise InvalidArtifact(
+            f"module {name!r} has mode {mode!r}; mode 'rows' goes with names that end in {ROWS!r}"
+        )
     if len(module.shape) == 2 and mode == "replace":
         raise InvalidArtifact(f"module {name!r} has mode 'replace'; matrices need 'delta'")
     if len(module.shape) == 1 and module.codec != "dense":
@@ -86,26 +100,9 @@ def _check_mode(name: str, module: Module, layout: Layout) -> None:
         )
 
 
-Stored = TypeVar("Stored", Module, Packed)
-
-
-def rows_of(table: str, modules: Mapping[str, Stored]) -> Stored | None:
-    """The module with whole rows of an embedding or lm_head, if the file has one."""
-    for name in (table + ROWS, table):
-        if name in modules and modules[name].options.get("mode") == "rows":
-            return modules[name]
-    return None
-
-
-def change_of(table: str, modules: Mapping[str, Stored]) -> Stored | None:
-    """The module with a compressed change of the base's rows, if the file has one."""
-    found = modules.get(table)
-    return None if found is None or found.options.get("mode") == "rows" else found
-
-
 def vocab_size(header: Header, layout: Layout) -> int:
     """The variant's own vocabulary: what its text side says, else the base's."""
-    if header.text is None or header.text["vocab_size"] is None:
+    if header.text is None:
         return layout.embedding_shape[0]
     size: int = header.text["vocab_size"]
     return size
@@ -118,11 +115,11 @@ def _check_vocabulary(header: Header, layout: Layout) -> None:
         return
     own_head = not layout.tied or {LM_HEAD, LM_HEAD + ROWS} & header.modules.keys()
     for name in (layout.embedding, LM_HEAD) if own_head else (layout.embedding,):
-        rows = rows_of(name, header.modules)
+        rows = header.modules.get(name + ROWS)
         if rows is None or rows.options["rows"] < size - base:
             raise InvalidArtifact(
                 f"the vocabulary is {size}, {size - base} more than the base's, but module "
-                f"{name!r} does not hold their rows: compress again from the full checkpoint"
+                f"{name + ROWS!r} does not hold their rows: compress again from the full checkpoint"
             )
 
 
@@ -144,6 +141,9 @@ def coverage(header: Header) -> Coverage:
 
 
 def _parameters(module: Module) -> int:
-    if module.options.get("mode") == "rows":
+    mode = module.options.get("mode")
+    if mode == "none":
+        return 0
+    if mode == "rows":
         return int(module.options["rows"]) * module.shape[1]
     return module.shape[0] * (module.shape[1] if len(module.shape) == 2 else 1)

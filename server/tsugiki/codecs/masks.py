@@ -137,7 +137,8 @@ def _smallest(keys: NDArray[np.uint64], kept: int) -> NDArray[np.uint64]:
 class MaskCache:
     """Masks shared by variants of the same seed and layout; owned by whoever loads variants.
 
-    Not bounded by itself: hold one for as long as the variants that share it. Use from one thread.
+    Not bounded by itself: hold one for as long as the variants that share it. Two threads that want
+    the same mask at once may both draw it; they get equal ones.
     """
 
     entries: dict[Mask, Tensor] = field(default_factory=dict)

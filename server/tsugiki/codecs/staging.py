@@ -5,7 +5,7 @@ linears into fused ones, vectors, biases, embeddings, added tokens.
 Does not know: tiers and budgets (variants/), activations (model/), formats of codecs.
 
 A module of a variant file is named like the parameter it changes. Rows of an embedding or of
-lm_head that are replaced or added may stand apart under the name with the suffix ":rows", so that
+lm_head that are replaced or added stand apart under the name with the suffix ":rows", so that
 one parameter can have both a compressed change and new rows.
 """
 
@@ -30,10 +30,8 @@ from tsugiki.codecs.base import (
 from tsugiki.codecs.fit import (
     LM_HEAD,
     ROWS,
-    change_of,
     check_base,
     check_modules,
-    rows_of,
     vocab_size,
 )
 from tsugiki.codecs.masks import MaskCache
@@ -101,18 +99,24 @@ def _linears(modules: Mapping[str, Packed], target: _Target) -> dict[str, Staged
     layout = target.layout
     weights = {n: p for n, p in modules.items() if n in layout.linears and n != LM_HEAD}
     shares = layout.tied and not _own_head(modules)
-    head = change_of(layout.embedding if shares else LM_HEAD, modules)
+    head = modules.get(layout.embedding if shares else LM_HEAD)
     if head is not None:
         weights[LM_HEAD] = head
     biases = {
         weight: _bias(bias, modules[bias], target)
         for bias, weight in _bias_names(modules, layout).items()
     }
+    weights = {n: p for n, p in weights.items() if n in biases or not _is_nothing(p)}
     touched = sorted(weights.keys() | biases.keys(), key=lambda n: _place(layout.linears[n]))
     by_fused: dict[str, list[str]] = {}
     for weight in touched:
         by_fused.setdefault(layout.linears[weight].fused, []).append(weight)
     return {fused: _fused(names, weights, biases, target) for fused, names in by_fused.items()}
+
+
+def _is_nothing(packed: Packed) -> bool:
+    """A module that says "like the base": lm_head of a variant that unties but keeps it."""
+    return packed.options.get("mode") == "none"
 
 
 def _own_head(modules: Mapping[str, Packed]) -> bool:
@@ -137,13 +141,7 @@ def _fused(
     biases: Mapping[str, Tensor],
     target: _Target,
 ) -> StagedLinear:
-    codecs = sorted({weights[name].codec for name in names if name in weights}) or ["dense"]
-    if len(codecs) > 1:
-        raise InvalidArtifact(
-            f"{', '.join(names)} are one linear in memory but stored by {' and '.join(codecs)}: "
-            "compress them with the same codec"
-        )
-    codec = CODECS[codecs[0]]
+    codec = CODECS[next((weights[name].codec for name in names if name in weights), "dense")]
     parts = []
     for name in names:
         place = target.layout.linears[name]
@@ -174,8 +172,8 @@ def _bias(name: str, packed: Packed, target: _Target) -> Tensor:
 
 def _embedding(artifact: Artifact, target: _Target) -> EmbeddingDelta | None:
     layout, modules = target.layout, artifact.modules
-    packed = change_of(layout.embedding, modules)
-    rows = _rows(rows_of(layout.embedding, modules), target)
+    packed = modules.get(layout.embedding)
+    rows = _rows(modules.get(layout.embedding + ROWS), target)
     if packed is None and rows is None:
         return None
     hidden = layout.embedding_shape[1]
@@ -193,7 +191,7 @@ def _head_rows(
 ) -> _Rows | None:
     """Whole rows of the output side: lm_head's own, or those of a tied embedding."""
     if not target.layout.tied or _own_head(artifact.modules):
-        return _rows(rows_of(LM_HEAD, artifact.modules), target)
+        return _rows(artifact.modules.get(LM_HEAD + ROWS), target)
     if embedding is None or not len(embedding.row_ids):
         return None
     return _Rows(embedding.row_ids, embedding.rows)
