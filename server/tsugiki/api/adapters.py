@@ -6,13 +6,13 @@ Owns: which paths a request may name. Does not know adapters: the engine convert
 from pathlib import Path
 
 from fastapi import APIRouter, Response
-from fastapi.responses import PlainTextResponse
+from fastapi.responses import JSONResponse
 
 from tsugiki.api.auth import AccessDep, ManagementDep, model_not_found
-from tsugiki.api.responses import documented_errors
+from tsugiki.api.responses import Deleted, VariantCard, documented_errors
 from tsugiki.api.schemas import LoadAdapterBody, UnloadAdapterBody
 from tsugiki.api.services import ServicesDep
-from tsugiki.api.variants import valid_name
+from tsugiki.api.variants import valid_name, variant_card
 from tsugiki.errors import Conflict, InvalidRequest, Unsupported
 
 router = APIRouter(tags=["adapters"], dependencies=[ManagementDep])
@@ -20,7 +20,7 @@ router = APIRouter(tags=["adapters"], dependencies=[ManagementDep])
 
 @router.post(
     "/v1/load_lora_adapter",
-    response_class=PlainTextResponse,
+    response_model=VariantCard,
     responses=documented_errors(403, 404, 409, 507),
 )
 async def load_lora_adapter(
@@ -34,12 +34,12 @@ async def load_lora_adapter(
             f"{body.lora_name!r} is the base; choose another name", param="lora_name"
         )
     info = await services.engine.load_adapter(body.lora_name, path)
-    return PlainTextResponse(f"Success: LoRA adapter '{info.name}' added as {info.digest}.")
+    return JSONResponse(variant_card(info))
 
 
 @router.post(
     "/v1/unload_lora_adapter",
-    response_class=PlainTextResponse,
+    response_model=Deleted,
     responses=documented_errors(403, 404, 409),
 )
 async def unload_lora_adapter(
@@ -53,8 +53,8 @@ async def unload_lora_adapter(
         raise model_not_found(name)
     if any(info.codec != "lora" for info in versions):
         raise Conflict(f"{name!r} is not a LoRA adapter; use DELETE /v1/variants/{name}")
-    await services.engine.delete_variant(name)
-    return PlainTextResponse(f"Success: LoRA adapter '{name}' removed.")
+    freed = await services.engine.delete_variant(name)
+    return JSONResponse({"name": name, "deleted": True, "bytes_freed": freed})
 
 
 def _allowed(path: str, roots: tuple[Path, ...]) -> Path:

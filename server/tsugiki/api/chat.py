@@ -86,6 +86,7 @@ class _ChatWriter:
                 "finish_reason": output.finish_reason,
                 "stop_reason": output.stop_reason,
             }
+            | self._generation.shown_ids(output.token_ids)
             for index, output in enumerate(outputs)
         ]
         answer = self._generation.envelope("chat.completion", choices)
@@ -107,7 +108,8 @@ class _ChatWriter:
         if index not in self._opened:
             self._opened.add(index)
             chunks.append(self._chunk(index, {"role": "assistant", "content": ""}))
-        if event.text or event.finish_reason or (self._body.logprobs and event.logprobs):
+        shown = event.token_ids and (self._body.logprobs or self._body.return_token_ids)
+        if event.text or event.finish_reason or shown:
             delta = {"content": event.text} if event.text or event.logprobs else {}
             chunks.append(self._chunk(index, delta, event))
         return chunks
@@ -121,6 +123,8 @@ class _ChatWriter:
             "logprobs": self._logprobs(event.logprobs) if event and event.logprobs else None,
             "finish_reason": event and event.finish_reason,
         }
+        if event is not None:
+            choice |= self._generation.shown_ids(event.token_ids)
         if event and event.finish_reason:
             choice["stop_reason"] = event.stop_reason
         chunk = self._generation.envelope("chat.completion.chunk", [choice])

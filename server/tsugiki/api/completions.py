@@ -127,7 +127,8 @@ class _CompletionWriter:
             first = index not in self._characters
             echo = self._echo(index) if first else ""
             offset = self._characters.get(index, 0)
-            if not (first and echo) and not (event.text or event.logprobs or event.finish_reason):
+            shown = event.logprobs or (self._body.return_token_ids and event.token_ids)
+            if not (first and echo) and not (event.text or event.finish_reason or shown):
                 continue
             output = Output()
             output.add(event)
@@ -165,13 +166,14 @@ class _CompletionWriter:
                 shown = output.prompt_logprobs or (None,) * len(prompt)
                 entries = [*zip(prompt, shown, strict=True), *entries]
             logprobs = completion_logprobs(entries, self._names, offset)
-        return {
+        choice = {
             "index": index,
             "text": echo + output.text,
             "logprobs": logprobs,
             "finish_reason": output.finish_reason,
             "stop_reason": output.stop_reason,
         }
+        return choice | self._generation.shown_ids(output.token_ids)
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         chunk = self._generation.envelope("text_completion", choices)

@@ -7,7 +7,7 @@ Does not know how answers are written.
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -75,6 +75,10 @@ class Generation:
             "choices": choices,
         }
 
+    def shown_ids(self, token_ids: Sequence[int]) -> dict[str, Any]:
+        """The generated token ids of a choice, when `return_token_ids` asks for them."""
+        return {"token_ids": list(token_ids)} if self.body.return_token_ids else {}
+
 
 @dataclass(slots=True)
 class Output:
@@ -109,13 +113,14 @@ def open_generation(
     body.refuse_unsupported()
     variant = access.resolve(body.model)
     record = record_of(request)
-    record.variant, record.tenant = variant, access.tenant(variant)
+    record.variant = identity(services.engine, variant)
+    record.tenant = access.tenant(variant)
     return Generation(
         id=f"{kind}-{uuid.uuid4().hex}",
         body=body,
         variant=variant,
         text=services.engine.text(variant),
-        fingerprint=fingerprint(services.engine, variant),
+        fingerprint=fingerprint(services.engine, record.variant),
         record=record,
         specs=(),
     )
@@ -144,10 +149,17 @@ def with_sequences(
     return replace(generation, specs=tuple(specs))
 
 
-def fingerprint(engine: EngineClient, variant: VariantRef) -> str:
+def identity(engine: EngineClient, variant: VariantRef) -> VariantRef:
+    """The version as answers, logs and metrics name it: the base by its fingerprint."""
+    if variant.digest is not None:
+        return variant
+    return VariantRef(variant.name, engine.models()[0].digest)
+
+
+def fingerprint(engine: EngineClient, identified: VariantRef) -> str:
     """What an answer depends on beside the request: base, variant digest, kernels, dtype."""
     base, stats = engine.models()[0].id, engine.stats()
-    digest = "base" if variant.digest is None else variant.digest.removeprefix("sha256:")[:16]
+    digest = (identified.digest or "").removeprefix("sha256:")[:16]
     return f"{base}:{digest}:{stats.kernels}:{stats.dtype}"
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from tsugiki.api.responses import ErrorAnswer, Health
@@ -21,6 +21,10 @@ _NOT_NOW: dict[int | str, dict[str, Any]] = {
     503: {"model": ErrorAnswer},
     500: {"model": ErrorAnswer},
 }
+
+# The route's own media type is text; errors are JSON all the same.
+_ERROR_SCHEMA = {"$ref": "#/components/schemas/ErrorAnswer"}
+_PLAIN_ERROR: dict[str, Any] = {"content": {"application/json": {"schema": _ERROR_SCHEMA}}}
 
 
 @router.get("/health", response_model=Health, responses=_NOT_NOW)
@@ -43,12 +47,8 @@ async def ready(services: ServicesDep) -> Response:
 
 @router.get(
     "/metrics",
-    responses={
-        200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
-        401: {"model": ErrorAnswer},
-        500: {"model": ErrorAnswer},
-    },
-    response_class=Response,
+    responses={401: _PLAIN_ERROR, 500: _PLAIN_ERROR},
+    response_class=PlainTextResponse,
 )
 async def metrics(services: ServicesDep) -> Response:
     """Prometheus exposition."""

@@ -36,7 +36,7 @@ class RequestRecord:
     started: float = field(default_factory=time.monotonic)
     status: int = CLIENT_CLOSED_REQUEST  # until an answer starts
     tenant: str = ""
-    variant: VariantRef | None = None
+    variant: VariantRef | None = None  # the base with its fingerprint as digest
     prompt_tokens: int = 0
     completion_tokens: int = 0
     variant_load_ms: float | None = None
@@ -100,11 +100,6 @@ def record_of(request: Request) -> RequestRecord:
     return record
 
 
-def variant_label(variant: VariantRef) -> str:
-    """`NAME@sha256:...`; the plain base is just its name."""
-    return variant.name if variant.digest is None else f"{variant.name}@{variant.digest}"
-
-
 class RecordMiddleware:
     """Outermost: request id, identity headers, the log line, and a 500 for what nobody caught."""
 
@@ -151,4 +146,5 @@ def _add_identity(message: Message, record: RequestRecord) -> None:
     headers = MutableHeaders(scope=message)
     headers["x-request-id"] = record.id
     if record.variant is not None:
-        headers["x-tsugiki-variant"] = variant_label(record.variant)
+        name, digest = record.variant.name, record.variant.digest
+        headers["x-tsugiki-variant"] = f"{name}@{digest}" if digest else name

@@ -99,6 +99,7 @@ class GenerationBody(RequestBody):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     return_tokens_as_token_ids: bool | None = None
+    return_token_ids: bool | None = None
     user: str | None = None
 
     @property

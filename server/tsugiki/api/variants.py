@@ -60,7 +60,7 @@ NameDep = Annotated[str, Depends(_visible_name)]
 @router.get("/v1/variants", response_model=VariantList, responses=documented_errors())
 async def list_variants(services: ServicesDep, access: AccessDep) -> Response:
     """Every version that the caller may see."""
-    cards = [_card(info) for info in _visible(services.engine, access)]
+    cards = [variant_card(info) for info in _visible(services.engine, access)]
     return JSONResponse({"object": "list", "data": cards})
 
 
@@ -71,7 +71,9 @@ async def get_variant(name: NameDep, services: ServicesDep, access: AccessDep) -
     if not versions:
         raise model_not_found(name)
     active = next((info for info in versions if info.active), versions[0])
-    return JSONResponse({**_card(active), "versions": [_card(info) for info in versions]})
+    return JSONResponse(
+        {**variant_card(active), "versions": [variant_card(info) for info in versions]}
+    )
 
 
 @management.put(
@@ -106,7 +108,7 @@ async def put_variant(
     variants = services.config.variants
     async with received(request, variants, services.open_upload) as path:
         info, new = await engine.put_variant(name, path, pin=pin, activate=activate)
-    return JSONResponse(_card(info), status_code=201 if new else 200)
+    return JSONResponse(variant_card(info), status_code=201 if new else 200)
 
 
 @management.delete(
@@ -130,37 +132,38 @@ def _operation(verb: str) -> Callable[[Operation], Operation]:
 @_operation("load")
 async def load_variant(name: NameDep, services: ServicesDep) -> Response:
     """Make it resident."""
-    return JSONResponse(_card(await services.engine.load_variant(name)))
+    return JSONResponse(variant_card(await services.engine.load_variant(name)))
 
 
 @_operation("unload")
 async def unload_variant(name: NameDep, services: ServicesDep) -> Response:
     """Drop it from memory once no request uses it."""
     info, freed = await services.engine.unload_variant(name)
-    return JSONResponse({**_card(info), "bytes_freed": freed})
+    return JSONResponse({**variant_card(info), "bytes_freed": freed})
 
 
 @_operation("pin")
 async def pin_variant(name: NameDep, services: ServicesDep) -> Response:
     """Keep it resident."""
-    return JSONResponse(_card(await services.engine.pin_variant(name, True)))
+    return JSONResponse(variant_card(await services.engine.pin_variant(name, True)))
 
 
 @_operation("unpin")
 async def unpin_variant(name: NameDep, services: ServicesDep) -> Response:
     """Let it be evicted when idle."""
-    return JSONResponse(_card(await services.engine.pin_variant(name, False)))
+    return JSONResponse(variant_card(await services.engine.pin_variant(name, False)))
 
 
 @_operation("rollback")
 async def rollback_variant(name: NameDep, services: ServicesDep) -> Response:
     """Make the previously active version the active one."""
-    return JSONResponse(_card(await services.engine.rollback_variant(name)))
+    return JSONResponse(variant_card(await services.engine.rollback_variant(name)))
 
 
 def _visible(engine: EngineClient, access: Access) -> list[VariantInfo]:
     return [info for info in engine.variants() if access.sees(info.name)]
 
 
-def _card(info: VariantInfo) -> dict[str, Any]:
+def variant_card(info: VariantInfo) -> dict[str, Any]:
+    """The JSON form of one version."""
     return asdict(info) | {"coverage": dict(info.coverage)}

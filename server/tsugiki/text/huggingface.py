@@ -45,9 +45,19 @@ class HfTextSide:
     _anchor: tuple[int, ...]  # an ordinary token; what follows it is decoded as inside a text
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a plain prompt."""
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
-        return ids
+        """Token ids of a plain prompt.
+
+        Raises:
+            InvalidRequest: lone surrogates, which JSON can write but UTF-8 cannot.
+        """
+        try:
+            encoding = self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        except (UnicodeError, TypeError) as error:
+            raise InvalidRequest(
+                "prompt: it holds half a surrogate pair (\\ud800 ... \\udfff), which is no text",
+                param="prompt",
+            ) from error
+        return list(encoding.ids)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of token ids; ids without a token decode to nothing."""

@@ -1,0 +1,123 @@
+"""Log lines, metrics, /health, and the description of the API."""
+
+import json
+import logging
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from prometheus_client.parser import text_string_to_metric_families
+from tests.api.fake_engine import FakeEngine
+
+from tsugiki.api import metrics
+
+
+def ask(client: TestClient, **fields: Any) -> Any:
+    return client.post("/v1/completions", json={"model": "tuned", "prompt": "secret", **fields})
+
+
+def samples(client: TestClient) -> dict[tuple[str, str], float]:
+    families = text_string_to_metric_families(client.get("/metrics").text)
+    return {
+        (sample.name, ",".join(sample.labels.values())): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def test_every_request_ends_with_one_json_line(
+    client: TestClient, engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "tsugiki.access"):
+        ask(client)
+        ask(client, stream=True)
+        ask(client, model="nobody")
+    lines = [json.loads(record.message) for record in caplog.records]
+    assert [line["status"] for line in lines] == [200, 200, 404]
+    for line in lines[:2]:
+        assert line["variant"] == "tuned"
+        assert line["digest"] == engine.versions["tuned"].digest
+        assert line["tenant"] == "tuned"
+        assert (line["prompt_tokens"], line["completion_tokens"]) == (6, 5)
+        assert line["finish_reason"] == "stop"
+        assert 0 <= line["ttft_ms"] <= line["ms"]
+    assert "secret" not in caplog.text
+
+
+def test_metrics_count_requests_and_tokens_by_variant(client: TestClient) -> None:
+    ask(client)
+    ask(client, stream=True, n=2)
+    ask(client, model="nobody")
+    found = samples(client)
+    assert found["tsugiki_requests_total", "POST,200"] == 2
+    assert found["tsugiki_requests_total", "POST,404"] == 1
+    assert found["tsugiki_prompt_tokens_total", "tuned"] == 12
+    assert found["tsugiki_completion_tokens_total", "tuned"] == 15
+    assert found["tsugiki_time_to_first_token_seconds_count", ""] == 2
+    assert found["tsugiki_inter_token_seconds_count", ""] >= 1
+    assert found["tsugiki_waiting", ""] == 1
+    assert found["tsugiki_last_batch_rows", ""] == 3
+    assert found["tsugiki_variant_versions", "ready"] == 2
+    assert found["tsugiki_variant_bytes", "tuned"] == 1000
+    assert found["tsugiki_build_info", "cpu,float32,reference"] == 1
+
+
+def test_unknown_names_never_become_labels(client: TestClient) -> None:
+    for number in range(20):
+        ask(client, model=f"guess-{number}")
+    assert not any("guess" in labels for _, labels in samples(client))
+
+
+def test_labels_are_bounded(
+    client: TestClient, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "MAX_VARIANT_LABELS", 2)
+    for name in ("a", "b", "c", "d"):
+        engine.add(name)
+        ask(client, model=name)
+    found = samples(client)
+    assert found["tsugiki_generations_total", metrics.OTHER_VARIANTS] == 2
+    assert ("tsugiki_generations_total", "c") not in found
+
+
+def test_health_shows_how_the_model_is_computed(client: TestClient) -> None:
+    body = client.get("/health").json()
+    assert (body["status"], body["kernels"], body["dtype"]) == ("ok", "reference", "float32")
+    assert client.get("/ready").json() == {"status": "ready"}
+
+
+def test_the_engine_is_stopped_with_the_application(make_client: Any, engine: FakeEngine) -> None:
+    with make_client(drain_seconds=3):
+        assert engine.is_alive
+    assert engine.stopped_with == 3
+
+
+def test_the_description_names_every_route_of_the_contract(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    assert set(paths) >= {
+        "/v1/models",
+        "/v1/models/{model_id}",
+        "/v1/completions",
+        "/v1/chat/completions",
+        "/tokenize",
+        "/detokenize",
+        "/health",
+        "/ready",
+        "/metrics",
+        "/v1/variants",
+        "/v1/variants/{name}",
+        *(f"/v1/variants/{{name}}/{verb}" for verb in ("load", "unload", "pin", "unpin")),
+        "/v1/variants/{name}/rollback",
+        "/v1/load_lora_adapter",
+        "/v1/unload_lora_adapter",
+    }
+
+
+def test_every_route_describes_its_errors_in_our_shape(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    for path, operations in paths.items():
+        for operation in operations.values():
+            for status, response in operation["responses"].items():
+                if int(status) >= 400:
+                    schema = response["content"]["application/json"]["schema"]
+                    assert schema["$ref"].endswith("/ErrorAnswer"), (path, status)
