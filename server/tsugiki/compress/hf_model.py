@@ -20,7 +20,9 @@ TIED_DUPLICATE = "lm_head.weight"
 def load_model(directory: Path, dtype: torch.dtype = torch.float32) -> Any:
     """The causal language model of a Hugging Face directory, in eval mode on the CPU."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # stages are shown by progress.py
     try:
         model = AutoModelForCausalLM.from_pretrained(
             directory, dtype=dtype, local_files_only=True, trust_remote_code=False
