@@ -151,7 +151,7 @@ def _base_info(config: ServeConfig, base: BaseModel, max_model_len: int) -> Mode
     return ModelInfo(
         id=config.served_model_name or base.id,
         parent=None,
-        digest=None,
+        digest=base.fingerprint,
         codec=None,
         bytes=base.nbytes,
         state="ready",

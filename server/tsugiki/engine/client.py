@@ -127,10 +127,14 @@ class EngineClient(Protocol):
     def variants(self) -> list[VariantInfo]:
         """Every version known, active ones first."""
 
+    def upload_area(self) -> Path:
+        """An existing directory for bodies that still arrive, on the registry's file system; what a
+        killed server left in it is removed at start."""
+
     async def put_variant(
         self, name: str, path: Path, *, pin: bool, activate: bool
     ) -> tuple[VariantInfo, bool]:
-        """Verify the uploaded file at `path` (on the registry's file system) and make it visible.
+        """Verify the uploaded file at `path` (in the upload area) and make it visible.
 
         Returns the version and whether it is new. The file is moved or removed.
 

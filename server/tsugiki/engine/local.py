@@ -9,6 +9,7 @@ import logging
 import random
 import time
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -105,6 +106,10 @@ class LocalEngine:
         """See EngineClient.variants."""
         return self._service.variants()
 
+    def upload_area(self) -> Path:
+        """See EngineClient.upload_area."""
+        return self._service.registry.uploads()
+
     async def put_variant(
         self, name: str, path: Path, *, pin: bool, activate: bool
     ) -> tuple[VariantInfo, bool]:
@@ -173,11 +178,12 @@ class LocalEngine:
     async def stop(self, drain_seconds: float) -> None:
         """See EngineClient.stop. What still runs after the drain ends with FinishReason.ABORT."""
         self._draining = True
-        try:
+        with suppress(TimeoutError):
             await asyncio.wait_for(self._open.none_left(), drain_seconds)
-        except TimeoutError:
-            logger.warning("%d requests did not finish within the drain", len(self._open))
-        for request in self._open.all():
+        unfinished = self._open.all()
+        if unfinished:
+            logger.warning("%d requests did not finish within the drain", len(unfinished))
+        for request in unfinished:
             self._end(request, FinishReason.ABORT, "the server is shutting down")
         self._thread.put(None)
         await asyncio.to_thread(self._thread.join, JOIN_SECONDS)

@@ -84,7 +84,7 @@ def _sample_random(logits: Tensor, requests: Sequence[Request]) -> NDArray[np.in
     params = [r.params for r in requests]
     temperature = _column(logits, [p.temperature for p in params])
     probabilities = (logits / temperature).softmax(dim=-1)
-    smallest = _smallest_kept(
+    smallest = smallest_kept(
         probabilities,
         top_k=np.array([p.top_k for p in params]),
         top_p=np.array([p.top_p for p in params]),
@@ -98,7 +98,7 @@ def _sample_random(logits: Tensor, requests: Sequence[Request]) -> NDArray[np.in
     return _numpy(torch.searchsorted(cumulative, targets, right=True)[:, 0])
 
 
-def _smallest_kept(
+def smallest_kept(
     probabilities: Tensor,
     top_k: NDArray[np.int64],
     top_p: NDArray[np.float64],

@@ -41,6 +41,7 @@ class EngineThread:
         self._deliver: Deliver
         self._on_end: OnEnd
         self._calls: set[asyncio.Future[Any]] = set()
+        self._ended = False  # on the event loop, so that no call is put after the last look
 
     def start(self, deliver: Deliver, on_end: OnEnd) -> None:
         """Begin. Events go to `deliver`, and the end to `on_end`, on the running event loop."""
@@ -49,7 +50,7 @@ class EngineThread:
 
     def alive(self) -> bool:
         """Started and neither stopped nor dead."""
-        return self._thread.is_alive()
+        return self._thread.is_alive() and not self._ended
 
     def put(self, command: Command | None) -> None:
         """Have a command executed between two steps; None ends the thread. From any thread."""
@@ -103,6 +104,7 @@ class EngineThread:
             self._loop.call_soon_threadsafe(self._finish, reason)
 
     def _finish(self, reason: str) -> None:
+        self._ended = True
         for result in list(self._calls):
             _fail(result, Unavailable(reason))
         self._on_end(reason)

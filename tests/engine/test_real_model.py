@@ -1,0 +1,238 @@
+"""The whole engine on a tiny model, against transformers on the decompressed checkpoints.
+
+The solo law and the oracle law (design): in float32 a request's tokens are transformers' greedy
+tokens, alone or mixed, in chunks, after preemption, with variants that come and go.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tsugiki.compress.decompress import decompress
+from tsugiki.compress.job import CompressJob
+from tsugiki.compress.pipeline import compress
+from tsugiki.compress.progress import Progress
+from tsugiki.compress.reconstruct import open_variant
+from tsugiki.config import ServeConfig
+from tsugiki.engine.build import create_engine
+from tsugiki.engine.client import GenerationEvent, GenerationSpec
+from tsugiki.engine.local import LocalEngine
+from tsugiki.engine.request import FinishReason, SamplingParams
+from tsugiki.errors import ConfigError
+
+PROMPTS = [[3 + (7 * i + 5 * j) % 390 for j in range(4 + 5 * i)] for i in range(7)]
+NEW_TOKENS = 20
+QUIET = Progress(quiet=True)
+CODECS = {"sparse": "deltadq", "signs": "bitdelta"}
+# Blocks of 4 tokens are 2 KiB (2 layers, 2 KV heads of 16, float32): room for 18 of them is room
+# for any request of up to 64 tokens, but not for two that grow.
+TIGHT = {"block_size": 4, "kv_memory": 18 * 2048, "max_model_len": 64}
+
+
+@pytest.fixture(scope="session")
+def variants(
+    tiny_base: Path, tiny_tuned: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Path]]:
+    """A directory with a variant per codec, and each one's decompressed checkpoint."""
+    root = tmp_path_factory.mktemp("variants")
+    checkpoints = {"base": tiny_base}
+    for name, codec in CODECS.items():
+        file = root / f"{name}.safetensors"
+        compress(CompressJob(codec, tiny_base, tiny_tuned, file, options={}), QUIET)
+        checkpoints[name] = tmp_path_factory.mktemp("decompressed")
+        opened = open_variant(file, str(tiny_base), tmp_path_factory.mktemp("cache"))
+        decompress(opened, checkpoints[name], torch.float32, QUIET)
+    return root, checkpoints
+
+
+@pytest.fixture(scope="session")
+def expected(variants: tuple[Path, dict[str, Path]]) -> dict[str, list[list[int]]]:
+    """transformers' greedy tokens for every model and prompt."""
+    return {name: greedy(path) for name, path in variants[1].items()}
+
+
+def greedy(checkpoint: Path) -> list[list[int]]:
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    model.generation_config.eos_token_id = None
+    answers = []
+    for prompt in PROMPTS:
+        out = model.generate(
+            torch.tensor([prompt]), max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0
+        )
+        answers.append(out[0, len(prompt) :].tolist())
+    return answers
+
+
+@pytest.fixture
+def serve(
+    tiny_base: Path, variants: tuple[Path, dict[str, Path]], tmp_path: Path
+) -> Callable[..., LocalEngine]:
+    def make(**settings: Any) -> LocalEngine:
+        return create_engine(
+            ServeConfig(
+                base=str(tiny_base),
+                variants=variants[0],
+                **{
+                    "served_model_name": "base",
+                    "device": "cpu",
+                    "dtype": "float32",
+                    "kernels": "reference",
+                    "cache_dir": tmp_path,
+                }
+                | settings,
+            )
+        )
+
+    return make
+
+
+Ask = tuple[str, Sequence[int], Mapping[str, Any]]  # model, prompt, sampling
+
+
+def answer(engine: LocalEngine, asks: Sequence[Ask]) -> list[GenerationEvent]:
+    """All of them at once; each as one event."""
+
+    async def one(number: int, ask: Ask) -> GenerationEvent:
+        model, prompt, sampling = ask
+        params = SamplingParams(**({"max_tokens": NEW_TOKENS, "temperature": 0.0} | sampling))
+        spec = GenerationSpec(f"r{number}", engine.resolve(model), tuple(prompt), params)
+        stream = engine.submit(spec)
+        await done.wait()
+        events = [event async for event in stream]
+        assert events[-1].finish_reason is FinishReason.LENGTH, events[-1].error
+        assert len(events) == 1
+        return events[0]
+
+    async def scenario() -> list[GenerationEvent]:
+        await engine.start()
+        tasks = [asyncio.create_task(one(i, ask)) for i, ask in enumerate(asks)]
+        while not engine._open:  # all are submitted before the first answer is read
+            await asyncio.sleep(0)
+        async with asyncio.timeout(60):
+            await engine._open.none_left()
+            done.set()
+            results = await asyncio.gather(*tasks)
+        await engine.stop(0)
+        return results
+
+    done = asyncio.Event()
+    return asyncio.run(scenario())
+
+
+def everything(**sampling: Any) -> list[Ask]:
+    return [(model, prompt, sampling) for prompt in PROMPTS for model in ("base", *CODECS)]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({}, id="roomy"),
+        pytest.param({"max_num_batched_tokens": 7}, id="prompts in chunks"),
+        pytest.param(TIGHT, id="preempted"),
+        pytest.param(TIGHT | {"max_num_batched_tokens": 9, "max_num_seqs": 5}, id="all together"),
+        pytest.param({"kernels": "cpu"}, id="compiled", marks=pytest.mark.compiler),
+    ],
+)
+def test_mixed_batches_give_transformers_greedy_tokens(
+    serve: Callable[..., LocalEngine],
+    expected: dict[str, list[list[int]]],
+    settings: dict[str, Any],
+) -> None:
+    engine = serve(**settings)
+    asks = everything()
+    events = answer(engine, asks)
+    for (model, prompt, _), event in zip(asks, events, strict=True):
+        assert list(event.token_ids) == expected[model][PROMPTS.index(list(prompt))], model
+    assert engine.stats().kv_blocks_free == engine.stats().kv_blocks_total
+    assert ("kv_memory" in settings) == (engine.stats().preemptions > 0)
+
+
+def test_a_seed_gives_the_same_answer_alone_mixed_and_preempted(
+    serve: Callable[..., LocalEngine],
+) -> None:
+    sampling = {"temperature": 1.3, "top_p": 0.95, "seed": 7, "repetition_penalty": 1.1}
+    asks = everything(**sampling)
+    roomy = [event.token_ids for event in answer(serve(), asks)]
+    assert [e.token_ids for e in answer(serve(**TIGHT), asks)] == roomy
+    assert [answer(serve(), [ask])[0].token_ids for ask in asks[:3]] == roomy[:3]
+    assert len(set(roomy)) > len(PROMPTS)
+
+
+def test_prompt_logprobs_are_transformers_log_softmax_in_any_chunking(
+    serve: Callable[..., LocalEngine], variants: tuple[Path, dict[str, Path]]
+) -> None:
+    asks = everything(prompt_logprobs=2, logprobs=1, max_tokens=1)
+    for settings in ({}, {"max_num_batched_tokens": 5}):
+        events = answer(serve(**settings), asks)
+        for (model, prompt, _), event in zip(asks, events, strict=True):
+            logits = transformers_logits(variants[1][model], prompt)
+            assert event.prompt_logprobs is not None
+            assert event.prompt_logprobs[0] is None
+            found = [p.logprob for p in event.prompt_logprobs[1:] if p is not None]
+            wanted = logits[:-1].gather(1, torch.tensor(prompt[1:])[:, None])[:, 0]
+            torch.testing.assert_close(torch.tensor(found), wanted, atol=2e-4, rtol=0)
+            second = event.prompt_logprobs[1]
+            assert second is not None
+            assert [t for t, _ in second.top] == logits[0].topk(2).indices.tolist()
+            assert event.logprobs[0].logprob == pytest.approx(logits[-1].max().item(), abs=2e-4)
+
+
+def transformers_logits(checkpoint: Path, prompt: Sequence[int]) -> torch.Tensor:
+    """Log-probabilities [tokens, vocabulary]."""
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    with torch.inference_mode():
+        return model(torch.tensor([list(prompt)])).logits[0].log_softmax(-1)
+
+
+def test_a_variant_is_loaded_when_first_asked_for_and_says_so(
+    serve: Callable[..., LocalEngine],
+) -> None:
+    engine = serve()
+    assert [info.state for info in engine.variants()] == ["disk", "disk"]
+    base, cold = answer(engine, [("base", PROMPTS[1], {}), ("sparse", PROMPTS[1], {})])
+    assert base.variant_load_ms is None
+    assert cold.variant_load_ms is not None
+    assert {info.name: info.state for info in engine.variants()} == {
+        "signs": "disk",
+        "sparse": "ready",
+    }
+
+
+def test_variants_that_do_not_fit_together_take_turns(
+    serve: Callable[..., LocalEngine], expected: dict[str, list[list[int]]]
+) -> None:
+    roomy = serve()
+    asks = everything()
+    answer(roomy, asks)
+    largest = max(info.resident_bytes for info in roomy.variants())
+    engine = serve(variant_memory=largest)
+    for (model, prompt, _), event in zip(asks, answer(engine, asks), strict=True):
+        assert list(event.token_ids) == expected[model][PROMPTS.index(list(prompt))]
+    assert engine.stats().resident_variants == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_model_len": 513}, "over the model's own 512"),
+        ({"kv_memory": 100}, "less than one block of 8192 bytes"),
+        ({"kv_memory": 8192 * 2, "max_model_len": 64}, "holds 32 tokens; it needs 32768 bytes"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused_with_the_numbers(
+    serve: Callable[..., LocalEngine], settings: dict[str, int], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        serve(**settings)
+
+
+def test_the_longest_request_follows_from_model_and_memory(
+    serve: Callable[..., LocalEngine],
+) -> None:
+    assert serve().max_model_len() == 512
+    assert serve(kv_memory=8192 * 3).max_model_len() == 48
