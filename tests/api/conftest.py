@@ -18,9 +18,9 @@ MakeClient = Callable[..., AbstractContextManager[TestClient]]
 
 
 @pytest.fixture
-def engine() -> FakeEngine:
+def engine(tmp_path: Path) -> FakeEngine:
     """An engine with the variants `tuned` and `adapter`."""
-    engine = FakeEngine()
+    engine = FakeEngine(uploads=tmp_path / "uploads")
     engine.add("tuned")
     engine.add("adapter", codec="lora")
     return engine

@@ -61,6 +61,7 @@ class FakeText:
 class FakeEngine:
     """Answers every sequence with `answer`, one token (character) an event."""
 
+    uploads: Path
     answer: str = "hello"
     script: Callable[[GenerationSpec], AsyncGenerator[GenerationEvent, None]] | None = None
     submit_error: TsugikiError | None = None
@@ -142,6 +143,10 @@ class FakeEngine:
 
     def variants(self) -> list[VariantInfo]:
         return list(self.versions.values())
+
+    def upload_area(self) -> Path:
+        self.uploads.mkdir(parents=True, exist_ok=True)
+        return self.uploads
 
     async def put_variant(
         self, name: str, path: Path, *, pin: bool, activate: bool

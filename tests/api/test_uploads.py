@@ -33,7 +33,7 @@ class FullDisk(io.FileIO):
 
 
 def uploads(tmp_path: Path) -> list[Path]:
-    return list((tmp_path / "variants" / ".uploads").iterdir())
+    return list((tmp_path / "uploads").iterdir())
 
 
 def test_a_full_disk_is_507_and_leaves_nothing(
@@ -67,14 +67,14 @@ def test_an_oversized_upload_is_413_and_leaves_nothing(
         response = client.put("/v1/variants/big", content=content)
     assert response.status_code == 413
     assert response.json()["error"]["code"] == "payload_too_large"
-    assert not (tmp_path / "variants" / ".uploads").exists() or uploads(tmp_path) == []
+    assert not (tmp_path / "uploads").exists() or uploads(tmp_path) == []
     assert engine.uploaded == b""
 
 
 def test_a_client_that_leaves_mid_body_leaves_nothing(
     live: LiveServer, engine: FakeEngine, tmp_path: Path
 ) -> None:
-    area = tmp_path / "variants" / ".uploads"
+    area = tmp_path / "uploads"
     with socket.create_connection(("127.0.0.1", live.port)) as connection:
         head = "PUT /v1/variants/half HTTP/1.1\r\nHost: x\r\nContent-Length: 3000000\r\n\r\n"
         connection.sendall(head.encode() + b"x" * 2 * MIB)
@@ -82,16 +82,6 @@ def test_a_client_that_leaves_mid_body_leaves_nothing(
     until(lambda: not any(area.iterdir()))
     assert engine.uploaded == b""
     assert httpx.get(f"{live.url}/v1/variants/half").status_code == 404
-
-
-def test_what_a_killed_server_left_is_removed_at_start(
-    make_client: MakeClient, tmp_path: Path
-) -> None:
-    area = tmp_path / "variants" / ".uploads"
-    area.mkdir(parents=True)
-    (area / "old.part").write_bytes(b"half")
-    with make_client():
-        assert uploads(tmp_path) == []
 
 
 def test_an_upload_reaches_the_engine_whole(client: TestClient, engine: FakeEngine) -> None:

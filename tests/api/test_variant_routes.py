@@ -59,7 +59,7 @@ def test_an_upload_is_201_then_200_with_the_digest(
     assert first.json()["digest"] == again.json()["digest"]
     assert first.json()["pinned"] is True
     assert engine.uploaded == b"content"
-    assert list((tmp_path / "variants" / ".uploads").iterdir()) == []
+    assert list((tmp_path / "uploads").iterdir()) == []
 
 
 def test_activate_false_reaches_the_engine(client: TestClient) -> None:
@@ -106,7 +106,7 @@ def test_a_refused_file_says_why_and_leaves_nothing(
     response = client.put("/v1/variants/new", content=b"x" * 3_000_000)
     assert response.status_code == status
     assert response.json()["error"]["message"] == str(error)
-    assert list((tmp_path / "variants" / ".uploads").iterdir()) == []
+    assert list((tmp_path / "uploads").iterdir()) == []
 
 
 @pytest.mark.parametrize("verb", ["load", "unload", "pin", "unpin"])

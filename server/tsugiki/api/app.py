@@ -24,7 +24,7 @@ from tsugiki.api.body_limit import BodyLimitMiddleware
 from tsugiki.api.metrics import Metrics
 from tsugiki.api.record import RecordMiddleware
 from tsugiki.api.services import OpenUpload, Services
-from tsugiki.api.upload import clear_uploads, open_exclusively
+from tsugiki.api.upload import open_exclusively
 from tsugiki.config import ServeConfig
 from tsugiki.engine.client import EngineClient
 
@@ -70,7 +70,6 @@ def create_app(
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
     services: Services = app.state.services
-    clear_uploads(services.config.variants)
     await services.engine.start()
     try:
         yield

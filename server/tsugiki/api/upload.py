@@ -1,7 +1,6 @@
 """A variant file on its way in: from the socket to a temporary file, never whole in memory.
 
-Owns: the upload area inside the variants directory; nothing of a failed upload stays. Does not
-know what is in the file.
+Owns: the temporary file; nothing of a failed upload stays. Does not know what is in the file.
 """
 
 import asyncio
@@ -18,7 +17,6 @@ from fastapi import Request
 from tsugiki.api.services import OpenUpload
 from tsugiki.errors import StorageFull
 
-UPLOAD_AREA = ".uploads"
 _BUFFER_BYTES = 2**20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -28,30 +26,16 @@ def open_exclusively(path: Path) -> BinaryIO:
     return path.open("xb")
 
 
-def upload_area(variants: Path) -> Path:
-    """Where uploads of a variants directory are written: on its own file system, so that a
-    verified file becomes visible by a rename."""
-    return variants / UPLOAD_AREA
-
-
-def clear_uploads(variants: Path) -> None:
-    """Remove what a killed server left half-written."""
-    for leftover in upload_area(variants).glob("*.part"):
-        leftover.unlink()
-
-
 @asynccontextmanager
 async def received(
-    request: Request, variants: Path, open_upload: OpenUpload
+    request: Request, area: Path, open_upload: OpenUpload
 ) -> AsyncGenerator[Path, None]:
-    """The request's body as a file, which is gone afterwards unless it was moved away.
+    """The request's body as a file in `area`, which is gone afterwards unless it was moved away.
 
     Raises:
         StorageFull: no room on disk.
         ClientDisconnect: the body ended early.
     """
-    area = upload_area(variants)
-    area.mkdir(parents=True, exist_ok=True)
     path = area / f"{uuid.uuid4().hex}.part"
     try:
         try:
@@ -59,7 +43,7 @@ async def received(
         except OSError as error:
             if error.errno in _FULL:
                 raise StorageFull(
-                    f"no room for this upload in {variants}; delete variants or add space"
+                    f"no room for this upload in {area}; delete variants or add space"
                 ) from error
             raise
         yield path

@@ -105,8 +105,7 @@ async def put_variant(
         raise InvalidRequest(f"{name!r} is the base; choose another name", param="name")
     if if_none_match == "*" and any(info.name == name for info in engine.variants()):
         raise Conflict(f"{name!r} exists; leave If-None-Match out to add a version")
-    variants = services.config.variants
-    async with received(request, variants, services.open_upload) as path:
+    async with received(request, engine.upload_area(), services.open_upload) as path:
         info, new = await engine.put_variant(name, path, pin=pin, activate=activate)
     return JSONResponse(variant_card(info), status_code=201 if new else 200)
 

@@ -38,6 +38,8 @@ from tsugiki.variants.registry import Registry
 from tsugiki.variants.residency import Residency
 from tsugiki.variants.verification import Verify, verify_against
 from tsugiki.variants.version import BaseIdentity
+from tsugiki_kernels.errors import BackendUnavailable
+from tsugiki_kernels.interface import KernelBackend
 from tsugiki_kernels.select import backend
 
 DEFAULT_MODEL_LEN = 8192
@@ -56,7 +58,7 @@ def create_engine(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     device = choose_device(config.device)
-    kernels = backend(config.kernels, device, config.cache_dir / "kernels")
+    kernels = _kernels(config, device)
     base = load_base(
         resolve_base(config.base, config.cache_dir), device, config.dtype, kernels, config.cache_dir
     )
@@ -100,6 +102,13 @@ def choose_device(wanted: str) -> str:
     if wanted == "cuda" and not found:
         raise ConfigError("--device cuda: torch sees no CUDA device; use --device cpu")
     return "cuda" if wanted != "cpu" and found else "cpu"
+
+
+def _kernels(config: ServeConfig, device: str) -> KernelBackend:
+    try:
+        return backend(config.kernels, device, config.cache_dir / "kernels")
+    except BackendUnavailable as error:
+        raise ConfigError(f"--kernels {config.kernels}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
