@@ -228,7 +228,7 @@ def test_variants_of_one_seed_share_their_masks(spec, tmp_path):
 
 
 def test_a_codec_of_its_own_for_a_part_of_a_fused_linear_is_refused(stage):
-    with pytest.raises(InvalidArtifact, match="k_proj.* by 'bitdelta' .*q_proj.* by 'deltadq'"):
+    with pytest.raises(InvalidArtifact, match=r"k_proj.* by 'bitdelta' .*q_proj.* by 'deltadq'"):
         stage(change(Q), change(K, "bitdelta"))
 
 
