@@ -70,9 +70,18 @@ def greedy(checkpoint: Path) -> list[list[int]]:
 
 @pytest.fixture
 def serve(
-    tiny_base: Path, variants: tuple[Path, dict[str, Path]], tmp_path: Path
+    tiny_base: Path,
+    variants: tuple[Path, dict[str, Path]],
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> Callable[..., LocalEngine]:
+    """`make(**settings)`: an engine of the tiny base and the two variants, not started."""
+
     def make(**settings: Any) -> LocalEngine:
+        if settings.get("kernels") == "cpu":
+            request.getfixturevalue("cpu_backend")  # compiles, or skips without a compiler
+            compiled = request.config.cache.mkdir("tsugiki_kernels")
+            (tmp_path / "kernels").symlink_to(compiled)
         return create_engine(
             ServeConfig(
                 base=str(tiny_base),

@@ -12,10 +12,11 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from tsugiki.engine.draw import draw_from_all, kept_tokens
 from tsugiki.engine.logits import process
 from tsugiki.engine.logprobs import token_logprobs
 from tsugiki.engine.request import Request
-from tsugiki.engine.sampler import sample, smallest_kept, uniforms
+from tsugiki.engine.sampler import sample, uniforms
 
 RequestFactory = Callable[..., Request]
 VOCABULARY = 300
@@ -64,24 +65,21 @@ def test_exactly_the_tokens_that_transformers_keeps_can_come(
 @pytest.mark.parametrize("vocabulary", [50, 300, 5000])
 @pytest.mark.parametrize("spread", [0.1, 1.0, 6.0])
 def test_filters_together_keep_what_transformers_keeps_whatever_the_shape(
-    make_request: RequestFactory, vocabulary: int, spread: float
+    vocabulary: int, spread: float
 ) -> None:
     """Flat distributions need more candidates than the first look takes."""
-    logits = spread * logits_of(4, 1, vocabulary)
-    top_k, top_p, min_p = [0, 7, 90, 2000], [0.9, 0.5, 1.0, 0.95], [0.0, 0.0, 0.01, 0.0]
-    probabilities = logits.softmax(-1)
-    smallest = smallest_kept(probabilities, np.array(top_k), np.array(top_p), np.array(min_p))
-    assert smallest is not None
-    for row in range(4):
-        expected = logits[row : row + 1].clone()
+    logits = spread * logits_of(5, 1, vocabulary)
+    settings = [(0, 0.9, 0.0), (7, 0.5, 0.0), (90, 1.0, 0.01), (2000, 0.95, 0.0), (0, 1.0, 0.3)]
+    for row, (top_k, top_p, min_p) in zip(logits, settings, strict=False):
+        expected = row[None].clone()
         for warper in (
-            TopKLogitsWarper(top_k[row]) if top_k[row] else None,
-            TopPLogitsWarper(top_p[row]) if top_p[row] < 1 else None,
-            MinPLogitsWarper(min_p[row]) if min_p[row] else None,
+            TopKLogitsWarper(top_k) if top_k else None,
+            TopPLogitsWarper(top_p) if top_p < 1 else None,
+            MinPLogitsWarper(min_p) if min_p else None,
         ):
             expected = warper(torch.zeros(1, 1).long(), expected) if warper else expected
-        kept = probabilities[row] >= smallest[row]
-        assert torch.equal(kept, torch.isfinite(expected[0]))
+        kept = kept_tokens(row.softmax(-1).numpy(), top_k=top_k, top_p=top_p, min_p=min_p)
+        assert kept.tolist() == torch.isfinite(expected[0]).nonzero()[:, 0].tolist()
 
 
 def test_frequencies_follow_the_distribution(make_request: RequestFactory) -> None:
@@ -93,6 +91,18 @@ def test_frequencies_follow_the_distribution(make_request: RequestFactory) -> No
     expected = (logits[0] / 0.5).softmax(-1).numpy()
     assert found[3] == 0
     assert np.abs(found - expected).max() < 0.015
+
+
+@pytest.mark.parametrize("vocabulary", [1, 255, 256, 600])
+def test_no_number_draws_a_token_without_probability(vocabulary: int) -> None:
+    generator = np.random.default_rng(0)
+    rows = generator.random((40, vocabulary), dtype=np.float32)
+    rows[:, ::3] = 0
+    rows[:, -1] = 0
+    rows[:, vocabulary // 2] = 1e-30
+    for point in (0.0, 0.5, 1 - 2.0**-32):
+        tokens = draw_from_all(rows, np.full(40, point))
+        assert (rows[np.arange(40), tokens] > 0).all()
 
 
 def test_a_seed_gives_the_same_token_alone_and_in_any_company(

@@ -1,8 +1,8 @@
 """Chooses the next token of every row of a step.
 
-Owns: greedy choice, temperature, top_k, top_p, min_p and the random numbers. The same request with
-the same seed gets the same tokens alone, in a batch and after preemption: the number that decides
-output position i depends on (seed, i) alone, and no row's arithmetic looks at another row.
+Owns: greedy choice, temperature and the random numbers, which draw.py turns into tokens. The same
+request with the same seed gets the same tokens alone, in a batch and after preemption: the number
+that decides output position i depends on (seed, i) alone, and no row's arithmetic looks at others.
 Does not know variants, text or stop conditions.
 """
 
@@ -15,13 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tsugiki.engine.draw import draw_filtered, draw_from_all
 from tsugiki.engine.logits import changes_logits, process
 from tsugiki.engine.logprobs import token_logprobs
-from tsugiki.engine.request import Request, TokenLogprobs
+from tsugiki.engine.request import Request, SamplingParams, TokenLogprobs
 
 GREEDY_BELOW = 1e-5  # temperatures under it would overflow the division
-# How many of the largest probabilities are looked at before a full sort, which is slow.
-_CANDIDATES = (64, 1024)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +50,8 @@ def sample(logits: Tensor, requests: Sequence[Request]) -> list[Sampled]:
         if finite[row] and r.params.temperature >= GREEDY_BELOW
     ]
     if random:
-        token_ids[random] = _sample_random(processed[random], [requests[row] for row in random])
+        chosen = processed if len(random) == len(requests) else processed[random]
+        token_ids[random] = _sample_random(chosen, [requests[row] for row in random])
     logprobs = _chosen_logprobs(logits, requests, token_ids)
     return [
         Sampled(token, logprobs.get(row), bool(ok))
@@ -80,61 +80,28 @@ def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _sample_random(logits: Tensor, requests: Sequence[Request]) -> NDArray[np.int64]:
-    """Inverse transform sampling in the order of the vocabulary over what the filters leave."""
-    params = [r.params for r in requests]
-    temperature = _column(logits, [p.temperature for p in params])
-    probabilities = (logits / temperature).softmax(dim=-1)
-    smallest = smallest_kept(
-        probabilities,
-        top_k=np.array([p.top_k for p in params]),
-        top_p=np.array([p.top_p for p in params]),
-        min_p=np.array([p.min_p for p in params]),
-    )
-    if smallest is not None:
-        probabilities = torch.where(probabilities >= smallest, probabilities, 0.0)
-    cumulative = probabilities.cumsum(dim=-1, dtype=torch.float64)
+    temperatures = torch.tensor([r.params.temperature for r in requests], device=logits.device)
+    probabilities = _numpy((logits / temperatures[:, None]).softmax(dim=-1))
     points = uniforms([r.seed for r in requests], [len(r.output_token_ids) for r in requests])
-    targets = torch.from_numpy(points).to(logits.device)[:, None] * cumulative[:, -1:]
-    return _numpy(torch.searchsorted(cumulative, targets, right=True)[:, 0])
+    filtered = np.array([filters(r.params) for r in requests])
+    token_ids = np.empty(len(requests), dtype=np.int64)
+    if not filtered.all():
+        token_ids[~filtered] = draw_from_all(probabilities[~filtered], points[~filtered])
+    for row in np.flatnonzero(filtered).tolist():
+        params = requests[row].params
+        token_ids[row] = draw_filtered(
+            probabilities[row],
+            points[row],
+            top_k=params.top_k,
+            top_p=params.top_p,
+            min_p=params.min_p,
+        )
+    return token_ids
 
 
-def smallest_kept(
-    probabilities: Tensor,
-    top_k: NDArray[np.int64],
-    top_p: NDArray[np.float64],
-    min_p: NDArray[np.float64],
-) -> Tensor | None:
-    """The least probability ([n, 1]) that top_k, then top_p, then min_p leave in; equals stay in
-    together. None: nobody filters."""
-    filtered = np.flatnonzero((top_k > 0) | (top_p < 1.0))
-    if not filtered.size and not min_p.any():
-        return None
-    smallest = probabilities.amax(dim=-1, keepdim=True) * _column(probabilities, min_p)
-    vocabulary = probabilities.shape[1]
-    k = np.where(top_k > 0, np.minimum(top_k, vocabulary), vocabulary)
-    for count in (*_CANDIDATES, vocabulary):
-        if not filtered.size:
-            break
-        top = _numpy(probabilities[filtered].topk(min(count, vocabulary), dim=-1).values)
-        bound, known = _nucleus(top, k[filtered], top_p[filtered], vocabulary)
-        rows = filtered[known]
-        smallest[rows] = torch.maximum(smallest[rows], _column(smallest, bound[known]))
-        filtered = filtered[~known]
-    return smallest
-
-
-def _nucleus(
-    top: NDArray[np.float32], k: NDArray[np.int64], top_p: NDArray[np.float64], vocabulary: int
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """The last probability of the smallest set that holds top_p of the mass of the k largest, in
-    rows of largest probabilities ([n, count], descending); and whether `count` sufficed."""
-    rows, count = np.arange(len(top)), top.shape[1]
-    cumulative = top.cumsum(axis=1, dtype=np.float64)
-    inside = np.minimum(k, count) - 1
-    wanted = top_p * np.where(k <= count, cumulative[rows, inside], 1.0)
-    known = (k <= count) | ((k == vocabulary) & (cumulative[:, -1] >= wanted))
-    last = np.minimum((cumulative < wanted[:, None]).sum(axis=1), inside)
-    return top[rows, last], known
+def filters(params: SamplingParams) -> bool:
+    """Whether top_k, top_p or min_p can leave a token out."""
+    return params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0
 
 
 def _chosen_logprobs(
@@ -154,10 +121,6 @@ def _argmax(logits: Tensor) -> NDArray[np.int64]:
     if logits.device.type == "cpu":
         return np.asarray(logits.numpy().argmax(axis=-1), dtype=np.int64)
     return _numpy(logits.argmax(dim=-1))
-
-
-def _column(like: Tensor, values: Sequence[float] | NDArray[Any]) -> Tensor:
-    return torch.as_tensor(values, dtype=like.dtype, device=like.device)[:, None]
 
 
 def _numpy(tensor: Tensor) -> NDArray[Any]:
