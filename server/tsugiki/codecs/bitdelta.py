@@ -12,25 +12,24 @@ import torch
 from torch import Tensor
 
 from tsugiki.codecs import packing
-from tsugiki.codecs.base import Dense, ModuleStats, Options, Packed, Part, PlacedPacked, Role
+from tsugiki.codecs.base import Dense, ModuleStats, Options, Packed, Part, PlacedPacked
 from tsugiki.codecs.checks import check_finite, check_linear, check_parts
+from tsugiki.codecs.delta_codec import DeltaCodec
 from tsugiki.codecs.masks import MaskCache
 from tsugiki.codecs.options import bias_bits, decimal, number, only
 from tsugiki.codecs.quantize import difference, matching_gain, pack_bias, parity, unpack_bias
 from tsugiki.errors import CompressionRefused
-from tsugiki_kernels.interface import KernelBackend, Placed, SignDelta, Span, Staged
+from tsugiki_kernels.interface import KernelBackend, Placed, SignDelta, Staged
 
 STORED = ("gain", "bias_bits", "bias_scale")
 WANTED = ("bias_bits", "gain_matching", "name")
 DEFAULT_BIAS_BITS = 6
 
 
-class BitDelta:
+class BitDelta(DeltaCodec):
     """The codec. Stateless."""
 
     name = "bitdelta"
-    role: Role = "delta"
-    tolerance = 2e-5
 
     def compress(
         self, base: Tensor, tuned: Tensor, stats: ModuleStats | None, options: Options
@@ -97,10 +96,6 @@ class BitDelta:
         }
         return Packed(self.name, shape, options, tensors)
 
-    def prepare_lookup(self, packed: Packed, masks: MaskCache) -> Packed:
-        """See `Codec.prepare_lookup`: nothing to prepare."""
-        return packed
-
     def lookup(self, packed: Packed, ids: Tensor) -> Tensor:
         """See `Codec.lookup`."""
         return _signs(packed.tensors["signs"][ids], packed.shape[1]) * _scale(packed)[ids, None]
@@ -114,17 +109,6 @@ class BitDelta:
     ) -> Staged:
         """See `Codec.stage`."""
         return kernels.stage([Placed(p.offset, _resident(p)) for p in parts])
-
-    def apply(
-        self,
-        x: Tensor,
-        out: Tensor,
-        staged: Sequence[Staged],
-        spans: Sequence[Span],
-        kernels: KernelBackend,
-    ) -> None:
-        """See `Codec.apply`."""
-        kernels.apply(x, out, staged, spans)
 
     def rows_to_reconstruct(self, packed_options: Options, dtype: torch.dtype) -> int | None:
         """Every entry of the weight takes part: long chunks rebuild it."""

@@ -7,7 +7,7 @@ Does not know: files, bases, which kernel runs. Decoding is specified in docs/fo
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,20 @@ import torch
 from torch import Tensor
 
 from tsugiki.codecs import packing
-from tsugiki.codecs.base import Dense, ModuleStats, Options, Packed, Part, PlacedPacked, Role
+from tsugiki.codecs.base import Dense, ModuleStats, Options, Packed, Part, PlacedPacked
 from tsugiki.codecs.checks import check_finite, check_linear, check_parts
-from tsugiki.codecs.masks import MAX_COLUMNS, Mask, MaskCache, kept_columns
-from tsugiki.codecs.options import bias_bits, choice, decimal, integer, number, only
+from tsugiki.codecs.delta_codec import DeltaCodec
+from tsugiki.codecs.deltadq_layout import (
+    Layout,
+    column_indices,
+    gather_survivors,
+    layout_of,
+    pack_codes,
+    tiled,
+    unpack_codes,
+)
+from tsugiki.codecs.masks import MaskCache, kept_columns
+from tsugiki.codecs.options import choice, decimal, number, only
 from tsugiki.codecs.quantize import (
     difference,
     matching_gain,
@@ -28,15 +38,15 @@ from tsugiki.codecs.quantize import (
     symmetric_steps,
     unpack_bias,
 )
-from tsugiki.errors import CompressionRefused, InvalidArtifact, UserError
-from tsugiki_kernels.interface import KernelBackend, Placed, Span, SparseDelta, Staged
+from tsugiki.errors import CompressionRefused
+from tsugiki_kernels.interface import KernelBackend, Placed, SparseDelta, Staged
 
 GRIDS = ("minmax", "symmetric")
-LAYOUT = frozenset(
+SHAPING = frozenset(
     ("seed", "alpha", "bits", "grid", "group_size", "rows_per_mask", "rows_per_step", "parts")
 )
-STORED = LAYOUT | {"zero", "gain", "bias_bits", "bias_scale"}
-WANTED = LAYOUT | {"bias_bits", "name", "gain_matching"}
+STORED = SHAPING | {"zero", "gain", "bias_bits", "bias_scale"}
+WANTED = SHAPING | {"bias_bits", "name", "gain_matching"}
 DEFAULTS: dict[str, Any] = {
     "seed": 0,
     "alpha": 16,
@@ -47,72 +57,15 @@ DEFAULTS: dict[str, Any] = {
     "parts": 1,
     "bias_bits": 6,
 }
+LARGEST_ZERO = 2**20  # code - zero stays exact in float32
 LEAST_ROWS_PER_STEP = 16  # a float16 step every 16 rows costs 1 bit a row
 RESIDENT_BITS = {1: 1, 2: 2, 3: 4, 4: 4, 5: 8, 6: 8, 7: 8, 8: 8}  # what SparseDelta can hold
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """The options that fix a module's layout, checked."""
-
-    mask: Mask
-    bits: int
-    parts: int  # planes hold `bits - log2(parts)` and `log2(parts)` bits; 1: one plane
-    rows_per_step: int
-    bias_bits: int  # 0: no bias
-
-    @property
-    def part_bits(self) -> int:
-        """Bits of the part number of a code."""
-        return self.parts.bit_length() - 1
-
-    @property
-    def steps(self) -> int:
-        """How many steps: one for `rows_per_step` rows."""
-        return -(-self.mask.rows // self.rows_per_step)
-
-    @property
-    def codes_in_tile(self) -> int:
-        """Codes of a tile, those of missing rows of a ragged last tile included."""
-        return self.mask.kept * self.mask.rows_per_mask
-
-
-def _settings(
-    shape: tuple[int, ...],
-    options: Options,
-    name: str = "",
-    error: type[UserError] = InvalidArtifact,
-) -> Settings:
-    rows, columns = check_linear(shape, "deltadq")
-    if columns > MAX_COLUMNS:
-        raise error(
-            f"{name or 'a module'} has {columns} columns; deltadq holds at most {MAX_COLUMNS}: "
-            "use lora for this module"
-        )
-    bits = integer(options, "bits", 1, 8, error)
-    parts = integer(options, "parts", 1, 2**bits, error)
-    if parts & (parts - 1):
-        raise error(f"option 'parts' is {parts}; expected a power of two up to 2^bits = {2**bits}")
-    alpha = integer(options, "alpha", 1, columns, error)
-    mask = Mask(
-        seed=integer(options, "seed", 0, 2**64 - 1, error),
-        name=name,
-        rows=rows,
-        columns=columns,
-        alpha=alpha,
-        group_size=integer(options, "group_size", alpha, columns, error),
-        rows_per_mask=integer(options, "rows_per_mask", 1, 2**16, error),
-    )
-    rows_per_step = integer(options, "rows_per_step", 1, 2**31 - 1, error)
-    return Settings(mask, bits, parts, rows_per_step, bias_bits(options, error))
-
-
-class DeltaDQ:
+class DeltaDQ(DeltaCodec):
     """The codec. Stateless."""
 
     name = "deltadq"
-    role: Role = "delta"
-    tolerance = 2e-5
 
     def compress(
         self, base: Tensor, tuned: Tensor, stats: ModuleStats | None, options: Options
@@ -127,11 +80,11 @@ class DeltaDQ:
         name = str(options.get("name", ""))
         delta = difference(base, tuned, name)
         wanted = _complete(options, delta.shape, with_bias=stats is not None)
-        settings = _settings(tuple(delta.shape), wanted, name, CompressionRefused)
-        survivors = _gather(delta, settings.mask)
+        layout = layout_of(tuple(delta.shape), wanted, name, CompressionRefused)
+        survivors = gather_survivors(delta, layout.mask)
         fit = _fit_minmax if wanted["grid"] == "minmax" else _fit_symmetric
-        codes, stored, step = fit(survivors, settings)
-        tensors = {**_planes(codes, settings), "step": step}
+        codes, stored, step = fit(survivors, layout)
+        tensors = {**pack_codes(codes, layout), "step": step}
         packed = _packed(name, delta.shape, {**wanted, **stored}, tensors)
         if options.get("gain_matching", wanted["grid"] == "symmetric"):
             gain = stored["gain"] * matching_gain(_delta(packed), delta)
@@ -144,18 +97,16 @@ class DeltaDQ:
         choice(options, "grid", GRIDS)
         number(options, "gain")
         number(options, "zero")
-        settings = _settings(shape, options)
-        tiles, count = settings.mask.tiles, settings.codes_in_tile
-        planes = {"codes": settings.bits - settings.part_bits, "part": settings.part_bits}
+        layout = layout_of(shape, options)
+        tiles, count = layout.mask.tiles, layout.codes_in_tile
         found: dict[str, Part] = {
             plane: (torch.uint8, (tiles, packing.packed_bytes(count, bits)))
-            for plane, bits in planes.items()
-            if bits
+            for plane, bits in layout.planes.items()
         }
-        found["step"] = (torch.float16, (settings.steps,))
-        if settings.bias_bits:
+        found["step"] = (torch.float16, (layout.steps,))
+        if layout.bias_bits:
             number(options, "bias_scale")
-            width = packing.packed_bytes(settings.mask.rows, settings.bias_bits)
+            width = packing.packed_bytes(layout.mask.rows, layout.bias_bits)
             found["bias"] = (torch.uint8, (width,))
         return found
 
@@ -189,20 +140,21 @@ class DeltaDQ:
 
     def prepare_lookup(self, packed: Packed, masks: MaskCache) -> Packed:
         """See `Codec.prepare_lookup`: adds the kept columns as a part `columns`."""
-        mask = _settings(packed.shape, packed.options, packed.name).mask
+        mask = _layout(packed).mask
         tensors = {**packed.tensors, "columns": masks.columns(mask)}
         return replace(packed, tensors=tensors)
 
     def lookup(self, packed: Packed, ids: Tensor) -> Tensor:
         """See `Codec.lookup`. `prepare_lookup` spares drawing the masks."""
-        mask = _settings(packed.shape, packed.options, packed.name).mask
+        layout = _layout(packed)
+        mask = layout.mask
         tiles, inverse = torch.unique(ids // mask.rows_per_mask, return_inverse=True)
         columns = packed.tensors.get("columns")
         if columns is None:
             drawn = torch.from_numpy(kept_columns(mask, tiles.numpy()).astype(np.int64))
         else:
             drawn = columns.view(torch.int16)[tiles].long() & 0xFFFF
-        codes = _codes(packed, tiles)[inverse, :, ids % mask.rows_per_mask]
+        codes = unpack_codes(packed.tensors, layout, tiles)[inverse, :, ids % mask.rows_per_mask]
         step = _steps(packed)[ids // int(packed.options["rows_per_step"])]
         values = step[:, None] * (codes.float() - float(packed.options["zero"]))
         rows = torch.zeros(len(ids), mask.columns)
@@ -220,17 +172,6 @@ class DeltaDQ:
             [Placed(p.offset, resident(p.packed, p.bias, masks or MaskCache())) for p in parts]
         )
 
-    def apply(
-        self,
-        x: Tensor,
-        out: Tensor,
-        staged: Sequence[Staged],
-        spans: Sequence[Span],
-        kernels: KernelBackend,
-    ) -> None:
-        """See `Codec.apply`."""
-        kernels.apply(x, out, staged, spans)
-
     def rows_to_reconstruct(self, packed_options: Options, dtype: torch.dtype) -> int | None:
         """Masks of one row gather every column for every row: long chunks rebuild the weight."""
         return None if packed_options["rows_per_mask"] >= 16 else 32
@@ -238,22 +179,22 @@ class DeltaDQ:
 
 def resident(packed: Packed, extra_bias: Tensor | None, masks: MaskCache) -> SparseDelta:
     """What kernels read: parts merged, codes widened to 1, 2, 4 or 8 bits, steps times gain."""
-    settings = _settings(packed.shape, packed.options, packed.name)
-    bits = RESIDENT_BITS[settings.bits]
-    codes = packed.tensors.get("codes")
-    if codes is None or settings.parts > 1 or bits != settings.bits:
-        tile_codes = _codes(packed).view(settings.mask.tiles, -1)
-        codes = packing.pack(tile_codes, bits)
+    layout = _layout(packed)
+    bits = RESIDENT_BITS[layout.bits]
+    if layout.parts == 1 and bits == layout.bits:
+        codes = packed.tensors["codes"]
+    else:
+        codes = packing.pack(unpack_codes(packed.tensors, layout).flatten(1), bits)
     bias = _bias(packed)
     if extra_bias is not None:
         bias = extra_bias if bias is None else bias + extra_bias
     return SparseDelta(
-        shape=(settings.mask.rows, settings.mask.columns),
-        rows_per_mask=settings.mask.rows_per_mask,
-        rows_per_step=settings.rows_per_step,
+        shape=(layout.mask.rows, layout.mask.columns),
+        rows_per_mask=layout.mask.rows_per_mask,
+        rows_per_step=layout.rows_per_step,
         bits=bits,
         zero=float(packed.options["zero"]),
-        columns=masks.columns(settings.mask),
+        columns=masks.columns(layout.mask),
         codes=codes,
         step=_steps(packed),
         bias=bias,
@@ -279,46 +220,26 @@ def _packed(name: str, shape: torch.Size, options: Options, tensors: dict[str, T
     return Packed("deltadq", tuple(shape), options, tensors, name)
 
 
-def _indices(mask: Mask) -> Tensor:
-    """int64 [tiles, rows_per_mask, kept]: the kept columns, repeated for each row of a tile."""
-    columns = torch.from_numpy(kept_columns(mask).astype(np.int64))
-    return columns[:, None, :].expand(-1, mask.rows_per_mask, -1)
-
-
-def _tiled(delta: Tensor, mask: Mask) -> Tensor:
-    """[tiles, rows_per_mask, in], missing rows zero."""
-    missing = mask.tiles * mask.rows_per_mask - mask.rows
-    return torch.nn.functional.pad(delta, (0, 0, 0, missing)).view(
-        mask.tiles, mask.rows_per_mask, mask.columns
-    )
-
-
-def _gather(delta: Tensor, mask: Mask) -> Tensor:
-    """The survivors times group size / kept, float32 [out, kept]."""
-    kept = _tiled(delta, mask).gather(2, _indices(mask)) * mask.rescale()
-    return kept.view(-1, mask.kept)[: mask.rows]
-
-
-def _fit_minmax(survivors: Tensor, settings: Settings) -> tuple[Tensor, dict[str, float], Tensor]:
+def _fit_minmax(survivors: Tensor, layout: Layout) -> tuple[Tensor, dict[str, float], Tensor]:
     """The paper's quantizer: one step and one zero point for the tensor."""
     low, high = float(survivors.min()), float(survivors.max())
-    step = (high - low) / (2**settings.bits - 1) or abs(low)
+    step = (high - low) / (2**layout.bits - 1)
+    if step <= abs(low) / LARGEST_ZERO:
+        step = abs(low)  # all survivors are equal, or nearly: one code for all of them
     gain = decimal(step)
     zero = round(-low / gain) if gain else 0
     scaled = survivors / gain if gain else survivors
-    codes = (scaled.round() + zero).clamp(0, 2**settings.bits - 1).to(torch.uint8)
-    ones = torch.ones(settings.steps, dtype=torch.float16)
+    codes = (scaled.round() + zero).clamp(0, 2**layout.bits - 1).to(torch.uint8)
+    ones = torch.ones(layout.steps, dtype=torch.float16)
     return codes, {"gain": gain, "zero": float(zero)}, ones
 
 
-def _fit_symmetric(
-    survivors: Tensor, settings: Settings
-) -> tuple[Tensor, dict[str, float], Tensor]:
+def _fit_symmetric(survivors: Tensor, layout: Layout) -> tuple[Tensor, dict[str, float], Tensor]:
     """Least-squares steps, one for `rows_per_step` rows, stored relative to the largest."""
-    size = settings.rows_per_step
+    size = layout.rows_per_step
     full = survivors.shape[0] // size * size
     fitted = [
-        symmetric_steps(block, settings.bits)
+        symmetric_steps(block, layout.bits)
         for block in (
             survivors[:full].reshape(full // size, size * survivors.shape[1]),
             survivors[full:].reshape(1, -1),
@@ -329,37 +250,12 @@ def _fit_symmetric(
     gain = decimal(float(steps.max()))
     relative = (steps / gain).half() if gain else torch.zeros_like(steps).half()
     row_steps = (relative.float() * gain).repeat_interleave(size)[: survivors.shape[0], None]
-    codes = symmetric_codes(survivors, row_steps, settings.bits)
-    return codes, {"gain": gain, "zero": mid_level(settings.bits)}, relative
+    codes = symmetric_codes(survivors, row_steps, layout.bits)
+    return codes, {"gain": gain, "zero": mid_level(layout.bits)}, relative
 
 
-def _planes(codes: Tensor, settings: Settings) -> dict[str, Tensor]:
-    """Codes uint8 [out, kept] as packed planes: within a tile by column, then by row."""
-    mask = settings.mask
-    missing = mask.tiles * mask.rows_per_mask - mask.rows
-    tiled = torch.nn.functional.pad(codes, (0, 0, 0, missing))
-    ordered = tiled.view(mask.tiles, mask.rows_per_mask, mask.kept).transpose(1, 2)
-    flat = ordered.reshape(mask.tiles, settings.codes_in_tile)
-    low_bits = settings.bits - settings.part_bits
-    planes = {}
-    if low_bits:
-        planes["codes"] = packing.pack(flat & (2**low_bits - 1), low_bits)
-    if settings.part_bits:
-        planes["part"] = packing.pack(flat >> low_bits, settings.part_bits)
-    return planes
-
-
-def _codes(packed: Packed, tiles: Tensor | None = None) -> Tensor:
-    """uint8 [tiles, kept, rows_per_mask], of all tiles or of the given ones; parts merged."""
-    settings = _settings(packed.shape, packed.options)
-    low_bits = settings.bits - settings.part_bits
-    merged = torch.zeros((), dtype=torch.uint8)
-    for plane, bits, shift in (("codes", low_bits, 0), ("part", settings.part_bits, low_bits)):
-        if bits:
-            stored = packed.tensors[plane]
-            chosen = stored if tiles is None else stored[tiles]
-            merged = merged + (packing.unpack(chosen, bits, settings.codes_in_tile) << shift)
-    return merged.view(-1, settings.mask.kept, settings.mask.rows_per_mask)
+def _layout(packed: Packed) -> Layout:
+    return layout_of(packed.shape, packed.options, packed.name)
 
 
 def _steps(packed: Packed) -> Tensor:
@@ -378,15 +274,15 @@ def _bias(packed: Packed) -> Tensor | None:
 
 def _delta(packed: Packed) -> Tensor:
     """The dense delta, float32 [out, in]."""
-    settings = _settings(packed.shape, packed.options, packed.name)
-    mask = settings.mask
-    levels = _codes(packed).transpose(1, 2).float() - float(packed.options["zero"])
-    row_steps = _steps(packed).repeat_interleave(settings.rows_per_step)[: mask.rows]
-    missing = mask.tiles * mask.rows_per_mask - mask.rows
-    steps = torch.nn.functional.pad(row_steps, (0, missing))
-    values = levels * steps.view(mask.tiles, mask.rows_per_mask, 1)
+    layout = _layout(packed)
+    mask = layout.mask
+    levels = unpack_codes(packed.tensors, layout).transpose(1, 2).float() - float(
+        packed.options["zero"]
+    )
+    row_steps = _steps(packed).repeat_interleave(layout.rows_per_step)[: mask.rows]
+    values = levels * tiled(row_steps[:, None], mask)
     dense = torch.zeros(mask.tiles, mask.rows_per_mask, mask.columns)
-    dense.scatter_(2, _indices(mask), values)
+    dense.scatter_(2, column_indices(mask), values)
     return dense.view(-1, mask.columns)[: mask.rows]
 
 

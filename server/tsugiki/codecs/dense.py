@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from tsugiki.codecs.base import Dense, ModuleStats, Options, Packed, Part, PlacedPacked, Role
+from tsugiki.codecs.base import Dense, ModuleStats, Options, Packed, Part, PlacedPacked
 from tsugiki.codecs.checks import check_linear, check_parts
+from tsugiki.codecs.delta_codec import DeltaCodec
 from tsugiki.codecs.masks import MaskCache
 from tsugiki.codecs.options import choice, decimal, integer, number, only
 from tsugiki.codecs.quantize import difference
 from tsugiki.errors import CompressionRefused, InvalidArtifact
-from tsugiki_kernels.interface import DenseDelta, KernelBackend, Placed, Span, Staged
+from tsugiki_kernels.interface import DenseDelta, KernelBackend, Placed, Staged
 
 MODES = ("replace", "delta", "rows", "none")
 DTYPES = {
@@ -30,12 +31,10 @@ LOSSLESS_ORDER = ("bfloat16", "float16", "float32")
 LARGEST_CODE = 127
 
 
-class DenseCodec:
+class DenseCodec(DeltaCodec):
     """The codec. Stateless."""
 
     name = "dense"
-    role: Role = "delta"
-    tolerance = 2e-5
 
     def compress(
         self, base: Tensor, tuned: Tensor, stats: ModuleStats | None, options: Options
@@ -113,10 +112,6 @@ class DenseCodec:
         """See `Codec.zero`."""
         return Packed(self.name, shape, {"mode": "none"}, {})
 
-    def prepare_lookup(self, packed: Packed, masks: MaskCache) -> Packed:
-        """See `Codec.prepare_lookup`: nothing to prepare."""
-        return packed
-
     def lookup(self, packed: Packed, ids: Tensor) -> Tensor:
         """See `Codec.lookup`; for differences alone, rows are replaced by the embedding itself.
 
@@ -141,17 +136,6 @@ class DenseCodec:
             InvalidArtifact: a module that is not a difference.
         """
         return kernels.stage([Placed(p.offset, _resident(p, dtype)) for p in parts])
-
-    def apply(
-        self,
-        x: Tensor,
-        out: Tensor,
-        staged: Sequence[Staged],
-        spans: Sequence[Span],
-        kernels: KernelBackend,
-    ) -> None:
-        """See `Codec.apply`."""
-        kernels.apply(x, out, staged, spans)
 
     def rows_to_reconstruct(self, packed_options: Options, dtype: torch.dtype) -> int | None:
         """A second dense product costs as much as the base's own."""

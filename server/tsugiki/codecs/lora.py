@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from tsugiki.codecs.base import Dense, ModuleStats, Options, Packed, Part, PlacedPacked, Role
+from tsugiki.codecs.base import Dense, ModuleStats, Options, Packed, Part, PlacedPacked
 from tsugiki.codecs.checks import check_linear, check_parts
+from tsugiki.codecs.delta_codec import DeltaCodec
 from tsugiki.codecs.masks import MaskCache
 from tsugiki.codecs.options import choice, decimal, integer, number, only
 from tsugiki.codecs.quantize import difference
 from tsugiki.errors import CompressionRefused
-from tsugiki_kernels.interface import KernelBackend, LowRankDelta, Placed, Span, Staged
+from tsugiki_kernels.interface import KernelBackend, LowRankDelta, Placed, Staged
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEFAULTS = {"rank": 16, "dtype": "float16"}
@@ -25,12 +26,10 @@ OVERSAMPLE = 16
 POWER_ITERATIONS = 4
 
 
-class LoRA:
+class LoRA(DeltaCodec):
     """The codec. Stateless."""
 
     name = "lora"
-    role: Role = "delta"
-    tolerance = 2e-5
 
     def compress(
         self, base: Tensor, tuned: Tensor, stats: ModuleStats | None, options: Options
@@ -77,10 +76,6 @@ class LoRA:
         rows, columns = check_linear(shape, self.name)
         return low_rank("", torch.zeros(1, columns), torch.zeros(rows, 1), 0.0)
 
-    def prepare_lookup(self, packed: Packed, masks: MaskCache) -> Packed:
-        """See `Codec.prepare_lookup`: nothing to prepare."""
-        return packed
-
     def lookup(self, packed: Packed, ids: Tensor) -> Tensor:
         """See `Codec.lookup`."""
         a, b = packed.tensors["a"].float(), packed.tensors["b"][ids].float()
@@ -96,17 +91,6 @@ class LoRA:
     ) -> Staged:
         """See `Codec.stage`."""
         return kernels.stage([Placed(p.offset, _resident(p, dtype)) for p in parts])
-
-    def apply(
-        self,
-        x: Tensor,
-        out: Tensor,
-        staged: Sequence[Staged],
-        spans: Sequence[Span],
-        kernels: KernelBackend,
-    ) -> None:
-        """See `Codec.apply`."""
-        kernels.apply(x, out, staged, spans)
 
     def rows_to_reconstruct(self, packed_options: Options, dtype: torch.dtype) -> int | None:
         """Two thin products stay cheaper than a rebuilt weight at every length."""
