@@ -97,8 +97,8 @@ def same_content(path: Path, original: artifact.Artifact) -> bool:
     )
 
 
-@pytest.mark.parametrize("flips", [(0x01,), (0x20, 0x80, 0xFF)], ids=str)
-def test_a_flipped_byte_is_refused_or_changes_nothing(small_file, flips, tmp_path):
+def test_a_flipped_byte_is_refused_or_changes_nothing(small_file, tmp_path):
+    flips = (0x01, 0x20, 0x80, 0xFF)
     original = read(small_file)
     data = small_file.read_bytes()
     header = original.header.header_bytes

@@ -54,7 +54,7 @@ def test_survivors_stand_where_the_mask_says_and_nowhere_else():
 
 def test_the_average_over_seeds_tends_to_the_delta():
     delta = random_delta(16, 32)
-    rounds, alpha = 300, 4
+    rounds, alpha = 150, 4
     total = sum(unpack(pack(delta, alpha=alpha, bits=8, seed=s)) for s in range(rounds))
     error = (total / rounds - delta).norm() / delta.norm()
     assert error < 1.3 * math.sqrt((alpha - 1) / rounds)
@@ -84,7 +84,7 @@ def test_parts_are_a_relabelling_and_save_nothing():
 
 def test_more_bits_bring_the_survivors_closer():
     delta = random_delta()
-    errors = [float((unpack(pack(delta, alpha=1, bits=b)) - delta).norm()) for b in range(1, 9)]
+    errors = [float((unpack(pack(delta, alpha=1, bits=b)) - delta).norm()) for b in (1, 2, 3, 8)]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.01 * float(delta.norm())
 
