@@ -183,6 +183,25 @@ def test_more_variants_than_fit_are_all_served_in_the_end(
     assert core.variants.resident_bytes <= 20
 
 
+def test_a_variant_in_constant_use_does_not_keep_another_out_for_ever(
+    make_core: CoreFactory, make_request: RequestFactory
+) -> None:
+    core = make_core(budget=10)  # room for one variant
+    hot = [make_request(digest="hot", max_tokens=6)]
+    core.add(hot[0])
+    core.step()
+    patient = make_request(digest="patient", max_tokens=2)
+    core.add(patient)
+    for now in range(60):
+        core._clock = lambda now=now: now / 10  # type: ignore[misc]
+        hot.append(make_request(digest="hot", max_tokens=6))
+        core.add(hot[-1])
+        core.step()
+    assert patient.finish_reason is FinishReason.LENGTH
+    run(core)
+    assert {request.finish_reason for request in hot} == {FinishReason.LENGTH}
+
+
 def test_an_aborted_request_ends_once_and_frees_everything(
     make_core: CoreFactory, make_request: RequestFactory
 ) -> None:

@@ -6,6 +6,7 @@ Lives on the engine thread. Does not know threads, text or clients (local.py).
 """
 
 import logging
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -20,6 +21,8 @@ from tsugiki.variants.loader import LoadOutcome
 from tsugiki.variants.residency import Residency
 
 logger = logging.getLogger(__name__)
+
+ROOM_PATIENCE_SECONDS = 1.0  # how long a loaded variant may wait for idle ones to be evicted
 
 
 @dataclass(slots=True)
@@ -63,7 +66,8 @@ class EngineCore:
         self.variants = variants
         self._clock = clock
         self._held: dict[str, str] = {}  # running request -> the digest it retains
-        self._loading: set[str] = set()  # requests that wait for their variant
+        self._loading: dict[str, Request] = {}  # requests that wait for their variant
+        self._barrier = math.inf  # requests of variants that arrived later are not admitted
         self._load_waiters: defaultdict[str, list[OnLoaded]] = defaultdict(list)
         self._events: list[StepEvent] = []
 
@@ -107,6 +111,7 @@ class EngineCore:
     def step(self) -> list[StepEvent]:
         """Take in finished loads, compute one batch; what came of it, abortions included."""
         self._finish_loads()
+        self._barrier = self._find_barrier()
         output = self.scheduler.schedule(self._ready)
         for request in output.admitted:
             self._retain(request)
@@ -125,17 +130,38 @@ class EngineCore:
         digest = request.variant.digest
         if digest is None:
             return True
+        if request.arrival > self._barrier:
+            return False
         if self.variants.get(digest) is None:
             request.loading_since = request.loading_since or self._clock()
-            self._loading.add(request.request_id)
+            self._loading[request.request_id] = request
             self.variants.request(digest)
             return False
         if request.loading_since is not None:
             waited = 1000 * (self._clock() - request.loading_since)
             request.variant_load_ms = waited + (request.variant_load_ms or 0.0)
             request.loading_since = None
-            self._loading.discard(request.request_id)
+            self._loading.pop(request.request_id, None)
         return True
+
+    def _find_barrier(self) -> float:
+        """When the oldest request arrived whose loaded variant has found no room for a while.
+
+        Variants that are always in use would keep it out for ever; while those that came later
+        wait, they fall idle and can be evicted.
+        """
+        crowded_out = self.variants.without_room()
+        if not crowded_out:
+            return math.inf
+        latest = self._clock() - ROOM_PATIENCE_SECONDS
+        return min(
+            (
+                request.arrival
+                for request in self._loading.values()
+                if request.variant.digest in crowded_out and (request.loading_since or 0) < latest
+            ),
+            default=math.inf,
+        )
 
     def _finish_loads(self) -> None:
         for outcome in self.variants.poll():
@@ -224,7 +250,7 @@ class EngineCore:
             self._held[request.request_id] = request.variant.digest
 
     def _release(self, request: Request) -> None:
-        self._loading.discard(request.request_id)
+        self._loading.pop(request.request_id, None)
         digest = self._held.pop(request.request_id, None)
         if digest is not None:
             self.variants.release(digest)

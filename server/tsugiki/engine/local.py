@@ -24,11 +24,11 @@ from tsugiki.engine.client import (
 )
 from tsugiki.engine.core import EngineCore, StepEvent
 from tsugiki.engine.open_requests import OpenRequests
-from tsugiki.engine.request import FinishReason, Request, VariantRef
+from tsugiki.engine.request import FinishReason, Request, SamplingParams, VariantRef
 from tsugiki.engine.stream import EventStream, OpenRequest
 from tsugiki.engine.thread import EngineThread
 from tsugiki.engine.variant_service import VariantService
-from tsugiki.errors import InvalidRequest, Unavailable
+from tsugiki.errors import EngineFailure, InvalidRequest, Unavailable
 from tsugiki.text.tokenizer import TextSide
 from tsugiki.variants.loader import BackgroundLoader
 
@@ -171,9 +171,18 @@ class LocalEngine:
         return self._draining
 
     async def start(self) -> None:
-        """See EngineClient.start."""
+        """See EngineClient.start. One token is generated, so that a broken setup fails here.
+
+        Raises:
+            EngineFailure: the base cannot compute.
+        """
         self._thread.start(self._deliver, self._on_end)
-        await self._thread.call(lambda core: None)
+        params = SamplingParams(max_tokens=1, temperature=0.0)
+        base = self.resolve(self._service.base.id)
+        spec = GenerationSpec("warm-up", base, prompt_token_ids=(0,), params=params)
+        async for event in self.submit(spec):
+            if event.finish_reason is FinishReason.ERROR:
+                raise EngineFailure(f"the base cannot compute: {event.error}")
 
     async def stop(self, drain_seconds: float) -> None:
         """See EngineClient.stop. What still runs after the drain ends with FinishReason.ABORT."""

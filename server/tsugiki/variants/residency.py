@@ -126,6 +126,10 @@ class Residency:
         """Requests that use this digest now."""
         return self._references.get(digest, 0)
 
+    def without_room(self) -> list[str]:
+        """Digests that are loaded but wait until others are released, first come first."""
+        return [outcome.digest for outcome in self._arrived]
+
     def poll(self) -> list[LoadOutcome]:
         """Take in what was loaded, evicting as needed, and start what is queued. Once per step.
 
