@@ -296,10 +296,17 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _keys(tables: Any, path: object) -> tuple[ApiKey, ...]:
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise ConfigError(f"{path}: key must be a list of tables, each written [[key]]")
+    return tuple(_key(table, path) for table in tables)
+
+
+def _key(table: dict[str, Any], path: object) -> ApiKey:
+    names = table.get("variants", ["*"])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{path}: variants of a [[key]] must be a list of names, such as ['*']")
     try:
-        return tuple(
-            ApiKey(**{**table, "variants": tuple(table.get("variants", ["*"]))}) for table in tables
-        )
+        return ApiKey(**{**table, "variants": tuple(names)})
     except TypeError as error:
         raise ConfigError(
             f"{path}: a [[key]] table has id, sha256, role, weight, variants; {error}"
