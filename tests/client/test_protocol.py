@@ -10,7 +10,6 @@ from tsugiki_client import AsyncClient, Client, protocol
 from tsugiki_client.errors import error_from
 from tsugiki_client.protocol import Answer
 
-
 # With these a server does not start, so no client meets them.
 BEFORE_SERVING = (tsugiki.errors.UnsupportedModel, tsugiki.errors.ConfigError)
 

@@ -12,7 +12,7 @@ from tsugiki.api.auth import AccessDep, ManagementDep, model_not_found
 from tsugiki.api.responses import Deleted, VariantCard, documented_errors
 from tsugiki.api.schemas import LoadAdapterBody, UnloadAdapterBody
 from tsugiki.api.services import ServicesDep
-from tsugiki.api.variants import valid_name, variant_card
+from tsugiki.api.variants import variant_card
 from tsugiki.errors import Conflict, InvalidRequest, Unsupported
 
 router = APIRouter(tags=["adapters"], dependencies=[ManagementDep])
@@ -28,7 +28,7 @@ async def load_lora_adapter(
 ) -> Response:
     """Serve the PEFT directory `lora_path` as the variant `lora_name`."""
     path = _allowed(body.lora_path, services.config.adapter_roots)
-    access.require_sight(valid_name(body.lora_name))
+    access.require_sight(body.lora_name)
     if body.lora_name == services.engine.models()[0].id:
         raise InvalidRequest(
             f"{body.lora_name!r} is the base; choose another name", param="lora_name"
@@ -46,7 +46,7 @@ async def unload_lora_adapter(
     body: UnloadAdapterBody, services: ServicesDep, access: AccessDep
 ) -> Response:
     """Stop serving an adapter; its PEFT directory stays."""
-    name = valid_name(body.lora_name)
+    name = body.lora_name
     access.require_sight(name)
     versions = [info for info in services.engine.variants() if info.name == name]
     if not versions:

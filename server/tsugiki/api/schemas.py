@@ -21,6 +21,9 @@ Prompts = Annotated[list[str], Field(min_length=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 Stops = StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS)]
+# Safe as a file name and in a URL: no separators, no leading dot.
+VARIANT_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+VariantName = Annotated[str, StringConstraints(pattern=VARIANT_NAME)]
 TokenKey = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")]
 
 
@@ -210,7 +213,7 @@ class DetokenizeBody(RequestBody):
 class LoadAdapterBody(RequestBody):
     """POST /v1/load_lora_adapter, vLLM's names."""
 
-    lora_name: Annotated[str, Field(min_length=1, max_length=128)]
+    lora_name: VariantName
     lora_path: Annotated[str, Field(min_length=1, max_length=4096)]
     load_inplace: bool | None = None
 
@@ -218,5 +221,5 @@ class LoadAdapterBody(RequestBody):
 class UnloadAdapterBody(RequestBody):
     """POST /v1/unload_lora_adapter, vLLM's names."""
 
-    lora_name: Annotated[str, Field(min_length=1, max_length=128)]
+    lora_name: VariantName
     lora_int_id: Literal[None] | int = None

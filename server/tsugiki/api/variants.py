@@ -3,7 +3,6 @@
 Owns: these routes. Does not know files' contents or memory: the engine does.
 """
 
-import re
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -19,12 +18,11 @@ from tsugiki.api.responses import (
     VariantVersions,
     documented_errors,
 )
+from tsugiki.api.schemas import VARIANT_NAME
 from tsugiki.api.services import Services, ServicesDep
 from tsugiki.api.upload import received
 from tsugiki.engine.client import EngineClient, VariantInfo
 from tsugiki.errors import Conflict, InvalidRequest
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 Operation = Callable[[str, Services], Awaitable[Response]]
 
@@ -32,25 +30,8 @@ router = APIRouter(tags=["variants"])
 management = APIRouter(tags=["variants"], dependencies=[ManagementDep])
 
 
-def valid_name(name: str) -> str:
-    """A name that is safe as a file name and in a URL.
-
-    Raises:
-        InvalidRequest: anything else, path separators first of all.
-    """
-    if not _NAME.fullmatch(name):
-        raise InvalidRequest(
-            f"{name!r} is no variant name; use up to 128 letters, digits, '.', '_' and '-', "
-            "starting with a letter or digit",
-            param="name",
-        )
-    return name
-
-
-def _visible_name(
-    name: Annotated[str, Path(min_length=1, max_length=512)], access: AccessDep
-) -> str:
-    access.require_sight(valid_name(name))
+def _visible_name(name: Annotated[str, Path(pattern=VARIANT_NAME)], access: AccessDep) -> str:
+    access.require_sight(name)
     return name
 
 
