@@ -220,3 +220,10 @@ def test_an_interrupted_run_leaves_nothing_behind(
     with pytest.raises(KeyboardInterrupt):
         decompress(variant, tmp_path / "out", torch.float32, Interrupted())
     assert sorted(p for p in tmp_path.iterdir() if p.name != "cache") == before
+
+
+def test_an_option_that_no_module_accepts_is_said_once(
+    walk: Any, tiny_base: Path, tiny_tuned: Path
+) -> None:
+    with pytest.raises(CompressionRefused, match=r"^option 'bits' is 9; expected an integer"):
+        walk.compress(tiny_base, tiny_tuned, options={"bits": 9})

@@ -149,6 +149,8 @@ def _codec_options(args: argparse.Namespace) -> tuple[dict[str, Any], str | None
         if not str(group).isdigit():
             raise ConfigError(f"--group-size {group!r}: a number, or one of {', '.join(AUTO)}")
         options["group_size"] = int(group)
+    elif args.paper and args.calibration is not None:  # as the paper chooses it
+        return options, AUTO[1]
     elif options.get("alpha", 0) > 0:
         options["group_size"] = group_size_of(options["alpha"])
     return options, None

@@ -82,15 +82,14 @@ def describe(header: "Header", verified_base: str | None = None) -> dict[str, An
 
 
 def _render(path: str, d: dict[str, Any]) -> str:
-    from tsugiki.compress.report import human_bytes, ratio_lines
+    from tsugiki.compress.report import human_bytes, ratio_lines, shown_options
 
     base = d["base"]
     checked = f"verified against {base['verified']}" if base["verified"] else "not verified"
-    options = " ".join(f"{key}={value}" for key, value in sorted(d["options"].items()))
     by_codec = ", ".join(f"{codec} {n:,}" for codec, n in d["coverage"]["by_codec"].items())
     lines = [
         f"{path}  {d['digest']}",
-        f"  {d['format']}  {d['codec']} ({d['role']})  {options}",
+        f"  {d['format']}  {d['codec']} ({d['role']})  {shown_options(d['options'])}",
         f"  base      {base['id']} ({base['architecture']}) {base['fingerprint']}, {checked}",
         f"  made by   {d['created_by']}",
         f"  changes   {d['coverage']['modules']} tensors, parameters: {by_codec}",

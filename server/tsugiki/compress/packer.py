@@ -156,5 +156,8 @@ def pack_all(packer: Packer, pairs: Pairs, changes: Iterable[Change]) -> tuple[S
             stored.extend(packer.pack(pairs.read(change)))
         except CompressionRefused as error:
             problems.append(str(error))
-    refuse(problems)
+    reasons = list(dict.fromkeys(problems))
+    if len(problems) > 1 and len(reasons) == 1:  # an option that no module accepts
+        raise CompressionRefused(reasons[0])
+    refuse(reasons)
     return tuple(stored)

@@ -106,9 +106,10 @@ def _adapter(job: CompressJob, base: OpenedBase) -> Content:
             f"{job.tuned} is a PEFT adapter, which only codec lora carries; for {job.codec} "
             "merge it into a checkpoint first (merge_and_unload)"
         )
-    if job.max_bytes is not None or job.target_ratio is not None or job.options:
+    chosen = (job.max_bytes, job.target_ratio, job.calibration, job.options or None)
+    if any(value is not None for value in chosen):
         raise CompressionRefused(
-            "a PEFT adapter is stored as it is: it has no size or rank to choose"
+            "a PEFT adapter is stored as it is: it has no size, rank or calibration to choose"
         )
     source = adapter_modules(base, job.tuned)
     exact = [Stored(p, p.shape[0] * p.shape[1], Deviation()) for p in source.modules.values()]

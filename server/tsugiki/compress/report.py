@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tsugiki.codecs.metadata import Header
@@ -90,7 +91,7 @@ class Deviation:
 
 
 def _dot(a: Tensor, b: Tensor) -> float:
-    return float((a.double() * b).sum())
+    return float((a * b).sum(dtype=torch.float64))
 
 
 def ratio(parameters: int, file_bytes: int) -> float:
@@ -101,6 +102,11 @@ def ratio(parameters: int, file_bytes: int) -> float:
 def sections_of(header: Header) -> dict[str, int]:
     """Name -> bytes; they sum to the file."""
     return {section.name: section.nbytes for section in header.sections()}
+
+
+def shown_options(options: Mapping[str, Any]) -> str:
+    """Options on one line: "alpha=16 bits=1"."""
+    return " ".join(f"{key}={value}" for key, value in sorted(options.items()))
 
 
 def human_bytes(count: int) -> str:
@@ -117,7 +123,8 @@ def render(report: Report, *, layers: int = 10) -> str:
     """The report for people; the `layers` worst linears, all of them in the JSON."""
     lines = [
         f"{report.path}  {report.digest}",
-        f"  {report.codec}: {report.file_bytes:,} bytes ({human_bytes(report.file_bytes)})",
+        f"  {report.codec}  {shown_options(report.options)}",
+        f"  {report.file_bytes:,} bytes ({human_bytes(report.file_bytes)})",
         *(f"    {name:<36} {size:>12,}" for name, size in report.sections.items()),
         *ratio_lines(report.honest_ratio, report.whole_model_ratio, report.paper_ratio),
         f"  all linears: relative error {report.relative_error:.3f}, gain {report.gain:.3f}",
