@@ -1,12 +1,9 @@
 """Composes an engine from the settings: base, kernels, registry, residency, runner, thread.
 
-Owns: the order of construction, and the sizes that the settings leave open. The only module of the
-engine that knows ServeConfig.
+Owns: the order of construction. With sizing.py the only place of the engine that knows ServeConfig.
 """
 
-import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -26,11 +23,12 @@ from tsugiki.engine.local import LocalEngine, Machine
 from tsugiki.engine.model_runner import TorchModelRunner
 from tsugiki.engine.open_requests import OpenRequests
 from tsugiki.engine.scheduler import Limits, Scheduler
+from tsugiki.engine.sizing import Sizes, choose_sizes
 from tsugiki.engine.thread import Commands, EngineThread, wake
 from tsugiki.engine.variant_service import ConvertAdapter, VariantService
 from tsugiki.errors import ConfigError
 from tsugiki.model.demo_base import resolve_base
-from tsugiki.model.kv_cache import allocate_kv_cache, bytes_per_block
+from tsugiki.model.kv_cache import allocate_kv_cache
 from tsugiki.model.loader import BaseModel, load_base
 from tsugiki.text.huggingface import HfTextSide, load_text_side
 from tsugiki.variants.loader import BackgroundLoader, Load, LoadTimings
@@ -41,10 +39,6 @@ from tsugiki.variants.version import BaseIdentity
 from tsugiki_kernels.errors import BackendUnavailable
 from tsugiki_kernels.interface import KernelBackend
 from tsugiki_kernels.select import backend
-
-DEFAULT_MODEL_LEN = 8192
-DEFAULT_KV_BYTES = 2 * 2**30
-KV_SHARE = 0.25  # of the machine's memory, when that is less
 
 
 def create_engine(
@@ -57,21 +51,11 @@ def create_engine(
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    device = choose_device(config.device)
-    kernels = _kernels(config, device)
-    base = load_base(
-        resolve_base(config.base, config.cache_dir), device, config.dtype, kernels, config.cache_dir
-    )
+    base = _base(config)
     text = load_text_side(base.path)
     sizes = choose_sizes(config, base)
     base_info = _base_info(config, base, sizes.max_model_len)
-    identity = BaseIdentity(base.fingerprint, base.layout, base.architecture.vocab_size)
-    registry = Registry(
-        config.variants,
-        identity,
-        verify=_verify_text_too(verify_against(identity), text),
-        reserved=[base_info.id],
-    )
+    registry = _registry(config, base, text, base_info.id)
     commands: Commands = SimpleQueue()
     loader = BackgroundLoader(_load(registry, base), on_finished=lambda: commands.put(wake))
     residency = Residency(loader, config.variant_memory)
@@ -88,8 +72,7 @@ def create_engine(
     )
     most = config.max_num_seqs + config.max_queued_requests
     admission = Admission(sizes.max_model_len, most, FinishRate())
-    machine = Machine(kernels.name, device, config.dtype, torch.get_num_threads())
-    return LocalEngine(core, thread, service, admission, loader, machine)
+    return LocalEngine(core, thread, service, admission, loader, _machine(base))
 
 
 def choose_device(wanted: str) -> str:
@@ -111,49 +94,22 @@ def _kernels(config: ServeConfig, device: str) -> KernelBackend:
         raise ConfigError(f"--kernels {config.kernels}: {error}") from error
 
 
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """What depends on the base and the machine."""
-
-    num_blocks: int
-    block_size: int
-    max_model_len: int
+def _base(config: ServeConfig) -> BaseModel:
+    device = choose_device(config.device)
+    path = resolve_base(config.base, config.cache_dir)
+    return load_base(path, device, config.dtype, _kernels(config, device), config.cache_dir)
 
 
-def choose_sizes(config: ServeConfig, base: BaseModel) -> Sizes:
-    """Blocks of the KV cache, and the longest request.
-
-    Raises:
-        ConfigError: a --max-model-len over what the model or the cache can hold, no room for one
-            block.
-    """
-    per_block = bytes_per_block(base.architecture, config.block_size, base.dtype)
-    kv_bytes = config.kv_memory or default_kv_bytes(base.device)
-    longest = base.architecture.max_position_embeddings
-    blocks = kv_bytes // per_block
-    fits = blocks * config.block_size
-    if not blocks:
-        raise ConfigError(f"--kv-memory {kv_bytes} is less than one block of {per_block} bytes")
-    wanted = config.max_model_len or min(longest, fits, DEFAULT_MODEL_LEN)
-    if wanted > longest:
-        raise ConfigError(f"--max-model-len {wanted} is over the model's own {longest}")
-    if wanted > fits:
-        needed = -(-wanted // config.block_size) * per_block
-        raise ConfigError(
-            f"--max-model-len {wanted} does not fit into --kv-memory {kv_bytes}, which holds "
-            f"{fits} tokens; it needs {needed} bytes"
-        )
-    most_useful = config.max_num_seqs * -(-wanted // config.block_size)
-    return Sizes(min(blocks, most_useful), config.block_size, wanted)
+def _registry(config: ServeConfig, base: BaseModel, text: HfTextSide, base_id: str) -> Registry:
+    identity = BaseIdentity(base.fingerprint, base.layout, base.architecture.vocab_size)
+    verify = _verify_text_too(verify_against(identity), text)
+    return Registry(config.variants, identity, verify=verify, reserved=[base_id])
 
 
-def default_kv_bytes(device: torch.device) -> int:
-    """A share of the memory, at most 2 GiB on a CPU."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(KV_SHARE * free)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min(DEFAULT_KV_BYTES, int(KV_SHARE * memory))
+def _machine(base: BaseModel) -> Machine:
+    dtype = str(base.dtype).removeprefix("torch.")
+    threads = torch.get_num_threads()
+    return Machine(base.decoder.kernels.name, str(base.device), dtype, threads)
 
 
 def _base_info(config: ServeConfig, base: BaseModel, max_model_len: int) -> ModelInfo:
