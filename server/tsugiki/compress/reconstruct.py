@@ -50,7 +50,8 @@ class Reconstruction:
         self.header = found.header
         self._modules = found.modules
         self._vocabulary = vocab_size(found.header, base.layout)
-        self.untied = base.layout.tied and LM_HEAD in found.modules
+        own_head = LM_HEAD in found.modules or LM_HEAD + ROWS in found.modules
+        self.untied = base.layout.tied and own_head
         self.new_bias_flags = tuple(flag for flag in BIAS_FLAGS if self._gains(flag))
 
     def config(self) -> dict[str, Any]:
