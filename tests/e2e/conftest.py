@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks.adapters import save_adapter
 from benchmarks.server import running_server
-from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 CODECS = ("deltadq", "deltadq-rows", "bitdelta", "lora")
@@ -25,19 +25,6 @@ def tsugiki(*arguments: str | Path) -> str:
     """Standard output of the command line; raises when it fails."""
     command = [sys.executable, "-m", "tsugiki", *map(str, arguments)]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-
-def save_adapter(base: Path, out: Path) -> Path:
-    """A random rank-4 PEFT adapter on every linear of `base`."""
-    torch.manual_seed(3)
-    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.05)
-    model.save_pretrained(out)
-    return out
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,8 @@ import logging
 import socket
 import sys
 from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -42,10 +44,26 @@ def run(args: argparse.Namespace) -> int:
     from tsugiki.api.app import create_app
     from tsugiki.engine.build import create_engine
 
-    engine = create_engine(config)
+    engine = create_engine(config, convert_adapter=partial(convert_adapter, config))
     server = DrainingServer(create_app(engine, config), engine, config)
     asyncio.run(server.serve(sockets=[listener]))
     return 0 if server.ended_well else 1
+
+
+def convert_adapter(config: ServeConfig, adapter: Path, out: Path) -> None:
+    """Write a PEFT directory as a variant file of the server's base.
+
+    Raises:
+        CompressionRefused: more than plain LoRA, or trained on another base.
+    """
+    from tsugiki.compress.job import CompressJob
+    from tsugiki.compress.pipeline import compress
+    from tsugiki.compress.progress import Progress
+    from tsugiki.model.demo_base import resolve_base
+
+    base = resolve_base(config.base, config.cache_dir)
+    job = CompressJob("lora", base, adapter, out, cache_dir=config.cache_dir)
+    compress(job, Progress(quiet=True))
 
 
 def configure_logging() -> None:
