@@ -4,6 +4,7 @@ import asyncio
 import gc
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from tsugiki.errors import (
     ModelNotFound,
     Overloaded,
     Unavailable,
+    Unsupported,
 )
 
 EngineFactory = Callable[..., LocalEngine]
@@ -338,5 +340,22 @@ def test_an_uploaded_version_serves_new_requests_and_can_be_rolled_back(
                 assert events[-1].finish_reason is FinishReason.LENGTH
             assert (await engine.rollback_variant("one")).digest == before.digest
             assert engine.resolve("one") == before
+
+    asyncio.run(scenario())
+
+
+def test_an_adapter_is_converted_and_served_under_its_name(make_engine: EngineFactory) -> None:
+    async def scenario() -> None:
+        engine = make_engine()
+        async with running(engine):
+            with pytest.raises(Unsupported, match="cannot convert"):
+                await engine.load_adapter("peft", Path("adapter"))
+            engine._service.convert_adapter = lambda source, out: (
+                None if out.write_text(f"from {source}") else None
+            )
+            info = await engine.load_adapter("peft", Path("adapter"))
+            assert (info.name, info.active) == ("peft", True)
+            events = await collect(engine.submit(spec(variant=engine.resolve("peft"))))
+            assert events[-1].finish_reason is FinishReason.LENGTH
 
     asyncio.run(scenario())
