@@ -345,14 +345,15 @@ def test_an_uploaded_version_serves_new_requests_and_can_be_rolled_back(
 
 
 def test_an_adapter_is_converted_and_served_under_its_name(make_engine: EngineFactory) -> None:
+    def convert(source: Path, out: Path) -> None:
+        out.write_text(f"from {source}")
+
     async def scenario() -> None:
         engine = make_engine()
         async with running(engine):
             with pytest.raises(Unsupported, match="cannot convert"):
                 await engine.load_adapter("peft", Path("adapter"))
-            engine._service.convert_adapter = lambda source, out: (
-                None if out.write_text(f"from {source}") else None
-            )
+            engine._service.convert_adapter = convert
             info = await engine.load_adapter("peft", Path("adapter"))
             assert (info.name, info.active) == ("peft", True)
             events = await collect(engine.submit(spec(variant=engine.resolve("peft"))))
