@@ -3,7 +3,7 @@
 Owns: the order of construction. With sizing.py the only place of the engine that knows ServeConfig.
 """
 
-import time
+from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -31,7 +31,7 @@ from tsugiki.model.demo_base import resolve_base
 from tsugiki.model.kv_cache import allocate_kv_cache
 from tsugiki.model.loader import BaseModel, load_base
 from tsugiki.text.huggingface import HfTextSide, load_text_side
-from tsugiki.variants.loader import BackgroundLoader, Load, LoadTimings
+from tsugiki.variants.loader import BackgroundLoader, load_files
 from tsugiki.variants.registry import Registry
 from tsugiki.variants.residency import Residency
 from tsugiki.variants.verification import Verify, verify_against
@@ -57,7 +57,8 @@ def create_engine(
     base_info = _base_info(config, base, sizes.max_model_len)
     registry = _registry(config, base, text, base_info.id)
     commands: Commands = SimpleQueue()
-    loader = BackgroundLoader(_load(registry, base), on_finished=lambda: commands.put(wake))
+    load = load_files(registry.path, _stage(base))
+    loader = BackgroundLoader(load, on_finished=lambda: commands.put(wake))
     residency = Residency(loader, config.variant_memory)
     core = EngineCore(_scheduler(config, sizes), _runner(base, sizes), residency)
     thread = EngineThread(core, commands)
@@ -134,21 +135,12 @@ def _verify_text_too(verify: Verify, text: HfTextSide) -> Verify:
     return check
 
 
-def _load(registry: Registry, base: BaseModel) -> Load:
-    """Disk -> verified -> staged for this base; runs on the loader's one thread."""
+def _stage(base: BaseModel) -> Callable[[artifact.Artifact], ResidentVariant]:
+    """Verified content -> resident form; runs on the loader's one thread, which owns the masks."""
     masks = MaskCache()
-
-    def load(digest: str) -> tuple[ResidentVariant, LoadTimings]:
-        begin = time.perf_counter()
-        content = artifact.read(registry.path(digest))
-        read = time.perf_counter()
-        variant = stage_variant(
-            content, base.layout, base.vector, base.dtype, base.decoder.kernels, masks
-        )
-        staged = time.perf_counter()
-        return variant, LoadTimings(read=1000 * (read - begin), stage=1000 * (staged - read))
-
-    return load
+    return lambda content: stage_variant(
+        content, base.layout, base.vector, base.dtype, base.decoder.kernels, masks
+    )
 
 
 def _scheduler(config: ServeConfig, sizes: Sizes) -> Scheduler:
