@@ -13,8 +13,8 @@ from tsugiki_kernels.interface import Placed
 from tsugiki_kernels.reference import ReferenceBackend
 
 pytestmark = pytest.mark.compiler
-BEST = supported_levels(cpu_flags())[0]
-LESSER = [level for level in supported_levels(cpu_flags()) if level is not BEST]
+# avx512 has the code of avx512bf16 but for one product, whose fallback these two run as well
+LESSER = [level for level in supported_levels(cpu_flags()) if level.name in ("avx2", "generic")]
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}
 
 

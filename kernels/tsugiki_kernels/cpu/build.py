@@ -46,7 +46,7 @@ LEVELS = (  # best first
     Level("avx512bf16", ("-march=x86-64-v4", "-mavx512bf16"), _AVX512 | {"avx512_bf16"}),
     Level("avx512", ("-march=x86-64-v4",), _AVX512),
     Level("avx2", ("-march=x86-64-v3",), _AVX2),
-    Level("generic", (), frozenset()),
+    Level("generic", ("-O2",), frozenset()),  # -O3 compiles twice as long for nothing here
 )
 
 

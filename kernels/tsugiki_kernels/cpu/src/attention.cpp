@@ -5,186 +5,15 @@
 // of a row depends on its position and its own context only: decode and prefill agree bit by bit.
 //
 // A task is one KV head and up to 16 rows of one sequence, with all query heads of that KV head.
-// It turns each unit of keys and values into float32 once: keys transposed, so that 16 scores are
-// one vector and a score is a plain chain over the head dimension; values as they are.
+// It rearranges each unit once. Keys are transposed, so that 16 scores are one vector and a score is
+// a plain chain over the head dimension; bfloat16 keys stay pairs of dimensions in 32-bit lanes,
+// which halves the transposition and fits vdpbf16ps. Values become float32 as they lie.
 
-#include "attention.h"
-
-#include <limits>
+#include "attention_unit.h"
 
 namespace tsugiki {
 
-constexpr int64_t UNIT = 64;           // keys per softmax step
-constexpr int64_t GROUPS = UNIT / LANES;
 constexpr int64_t ROWS_PER_TASK = 16;
-constexpr int64_t HEADS_AT_ONCE = 4;
-constexpr float MINUS_INFINITY = -std::numeric_limits<float>::infinity();
-
-struct Task16 {
-  int64_t sequence, kv_head, first_row, last_row;  // rows of the step, last exclusive
-};
-
-// e^x for x <= 0: Cody-Waite reduction, degree-6 polynomial, about 1 ulp; below -87 it stays at
-// e^-87. exp(0) is exactly 1, which a rescale by an unchanged maximum relies on.
-inline Floats exp_of(Floats x) {
-  x = max(x, splat(-87.0f));
-  const Floats n = round_to_whole(x * splat(1.44269504f));
-  Floats r = fma(n, splat(-0.693359375f), x);
-  r = fma(n, splat(2.12194440e-4f), r);
-  Floats p = splat(1.9875691500e-4f);
-  for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f,
-                  5.0000001201e-1f})
-    p = fma(p, r, splat(c));
-  p = fma(p * r, r, r) + splat(1.0f);
-  return p * power_of_two(n);
-}
-
-// float32 working memory of one task.
-struct Workspace {
-  int64_t width;      // dim, padded to whole vectors
-  float* keys;        // [width, UNIT], transposed
-  float* values;      // [UNIT, width]
-  float* queries;     // [rows, heads of the group, width]
-  float* sums;        // like queries: the unnormalised output
-  float* lanes;       // [rows, heads, LANES]: the softmax denominators, by lane
-  float* maxima;      // [rows, heads]
-
-  Workspace(int64_t dim, int64_t rows_heads) : width(padded(dim)) {
-    const int64_t floats = 2 * width * UNIT + rows_heads * (2 * width + LANES + 1);
-    keys = scratch(ROWS, floats);
-    values = keys + width * UNIT;
-    queries = values + width * UNIT;
-    sums = queries + rows_heads * width;
-    lanes = sums + rows_heads * width;
-    maxima = lanes + rows_heads * LANES;
-    std::fill(sums, lanes + rows_heads * LANES, 0.0f);
-    std::fill(maxima, maxima + rows_heads, MINUS_INFINITY);
-  }
-};
-
-// Element index of position p of a sequence in the key side of the cache.
-inline int64_t place_of(const Attention& a, int64_t sequence, int64_t kv_head, int64_t p) {
-  const int64_t block = a.block_tables[sequence * a.table_stride + p / a.block_size];
-  return ((block * a.kv_heads + kv_head) * a.block_size + p % a.block_size) * a.dim;
-}
-
-// Sixteen positions x 16 dimensions, transposed into keys[d][position]. Null rows are zero.
-inline void transpose_keys(const Attention& a, const int64_t* places, int64_t d, float* keys) {
-  const Dtype dtype = Dtype(a.dtype);
-  Half16 block[2][2][8];  // position half, dimension half
-  for (int i = 0; i < LANES; ++i) {
-    const Floats row =
-        places[i] < 0 ? zeros() : load_up_to(dtype, a.cache, places[i] + d, a.dim - d);
-    block[i / 8][0][i % 8] = low(row), block[i / 8][1][i % 8] = high(row);
-  }
-  for (int half = 0; half < 2; ++half) {
-    transpose8(block[half][0]), transpose8(block[half][1]);
-    for (int i = 0; i < LANES; ++i)
-      std::memcpy(keys + (d + i) * UNIT + half * 8, &block[half][i / 8][i % 8], sizeof(Half16));
-  }
-}
-
-// Positions [from, to) of the unit beginning at `unit`; the rest of the unit becomes zero keys.
-void load_unit(const Attention& a, const Task16& task, int64_t unit, int64_t from, int64_t to,
-               Workspace& w) {
-  int64_t places[UNIT];
-  for (int64_t i = 0; i < UNIT; ++i) {
-    const int64_t p = unit + i;
-    places[i] = p < from || p >= to ? -1 : place_of(a, task.sequence, task.kv_head, p);
-    for (int64_t d = 0; d < w.width && places[i] >= 0; d += LANES)
-      store(w.values + i * w.width + d,
-            load_up_to(Dtype(a.dtype), a.cache, a.side + places[i] + d, a.dim - d));
-  }
-  for (int64_t g = 0; g < GROUPS; ++g)
-    for (int64_t d = 0; d < w.width; d += LANES)
-      transpose_keys(a, places + g * LANES, d, w.keys + g * LANES);
-}
-
-template <int HEADS>
-inline void score(const Attention& a, const Workspace& w, const float* q, float* scores) {
-  Floats total[HEADS][GROUPS];
-  for (int h = 0; h < HEADS; ++h)
-    for (int g = 0; g < GROUPS; ++g) total[h][g] = zeros();
-  for (int64_t d = 0; d < a.dim; ++d)
-    for (int g = 0; g < GROUPS; ++g) {
-      const Floats key = load(w.keys + d * UNIT + g * LANES);
-      for (int h = 0; h < HEADS; ++h)
-        total[h][g] = fma(splat(q[h * w.width + d]), key, total[h][g]);
-    }
-  for (int h = 0; h < HEADS; ++h)
-    for (int g = 0; g < GROUPS; ++g)
-      store(scores + h * UNIT + g * LANES, total[h][g] * splat(a.scale));
-}
-
-inline void set_outside(float* unit, int64_t from, int64_t to, float value) {
-  std::fill(unit, unit + from, value);
-  std::fill(unit + to, unit + UNIT, value);
-}
-
-// Turns the scores of places [from, to) into weights, in place; returns what the state so far must
-// be multiplied by.
-inline float soften(float* scores, int64_t from, int64_t to, float& maximum, float* lanes) {
-  set_outside(scores, from, to, MINUS_INFINITY);
-  Floats top = load(scores);
-  for (int64_t g = 1; g < GROUPS; ++g) top = max(top, load(scores + g * LANES));
-  const float before = maximum;
-  maximum = std::max(before, largest(top));
-  for (int64_t g = 0; g < GROUPS; ++g)
-    store(scores + g * LANES, exp_of(load(scores + g * LANES) - splat(maximum)));
-  set_outside(scores, from, to, 0.0f);
-  float rescale[LANES];
-  store(rescale, exp_of(splat(before - maximum)));
-  Floats total = load(lanes) * splat(rescale[0]);
-  for (int64_t g = 0; g < GROUPS; ++g) total = total + load(scores + g * LANES);
-  store(lanes, total);
-  return rescale[0];
-}
-
-template <int HEADS, int VECTORS>
-inline void weigh(const Workspace& w, const float* weights, const float* rescale, int64_t from,
-                  int64_t to, int64_t d, float* sums) {
-  Floats total[HEADS][VECTORS];
-  for (int h = 0; h < HEADS; ++h)
-    for (int i = 0; i < VECTORS; ++i)
-      total[h][i] = load(sums + h * w.width + d + i * LANES) * splat(rescale[h]);
-  for (int64_t k = from; k < to; ++k)
-    for (int i = 0; i < VECTORS; ++i) {
-      const Floats value = load(w.values + k * w.width + d + i * LANES);
-      for (int h = 0; h < HEADS; ++h)
-        total[h][i] = fma(splat(weights[h * UNIT + k]), value, total[h][i]);
-    }
-  for (int h = 0; h < HEADS; ++h)
-    for (int i = 0; i < VECTORS; ++i) store(sums + h * w.width + d + i * LANES, total[h][i]);
-}
-
-// One unit for some heads of one row; `index` is the first of them in the workspace.
-template <int HEADS>
-void meet_unit(const Attention& a, const Workspace& w, int64_t index, int64_t from, int64_t to) {
-  float weights[HEADS * UNIT], rescale[HEADS];
-  score<HEADS>(a, w, w.queries + index * w.width, weights);
-  for (int h = 0; h < HEADS; ++h)
-    rescale[h] = soften(weights + h * UNIT, from, to, w.maxima[index + h],
-                        w.lanes + (index + h) * LANES);
-  float* sums = w.sums + index * w.width;
-  int64_t d = 0;
-  for (; d + 4 * LANES <= w.width; d += 4 * LANES)
-    weigh<HEADS, 4>(w, weights, rescale, from, to, d, sums);
-  for (; d < w.width; d += LANES) weigh<HEADS, 1>(w, weights, rescale, from, to, d, sums);
-}
-
-void meet_unit_all_heads(const Attention& a, const Workspace& w, int64_t row_index, int64_t from,
-                         int64_t to) {
-  const int64_t heads = a.heads / a.kv_heads;
-  int64_t h = 0;
-  for (; h + HEADS_AT_ONCE <= heads; h += HEADS_AT_ONCE)
-    meet_unit<4>(a, w, row_index * heads + h, from, to);
-  const int64_t index = row_index * heads + h;
-  switch (heads - h) {
-    case 3: return meet_unit<3>(a, w, index, from, to);
-    case 2: return meet_unit<2>(a, w, index, from, to);
-    case 1: return meet_unit<1>(a, w, index, from, to);
-  }
-}
 
 // Positions that the row sees: [first, position].
 inline int64_t first_seen(const Attention& a, int64_t position) {
@@ -202,8 +31,8 @@ void load_queries(const Attention& a, const Task16& task, Workspace& w) {
       float* to = w.queries + ((row - task.first_row) * heads + h) * w.width;
       const int64_t from =
           row * a.q_row_stride + (task.kv_head * heads + h) * a.q_head_stride;
-      for (int64_t d = 0; d < a.dim; d += LANES)
-        store(to + d, load_up_to(Dtype(a.dtype), a.q, from + d, a.dim - d));
+      for (int64_t step = 0; step < w.steps; step += LANES)
+        store(to + step, w.steps_at(Dtype(a.dtype), a.q, from, step));
     }
 }
 
@@ -221,17 +50,19 @@ void store_rows(const Attention& a, const Task16& task, const Workspace& w) {
 }
 
 void attend(const Attention& a, const Task16& task) {
-  Workspace w(a.dim, (task.last_row - task.first_row) * (a.heads / a.kv_heads));
+  Workspace w(Dtype(a.dtype), a.dim, task.last_row - task.first_row, a.heads / a.kv_heads);
   load_queries(a, task, w);
   const int64_t newest = position_of(a, task.sequence, task.last_row - 1);
   const int64_t oldest = first_seen(a, position_of(a, task.sequence, task.first_row));
   for (int64_t unit = oldest / UNIT * UNIT; unit <= newest; unit += UNIT) {
-    load_unit(a, task, unit, oldest, newest + 1, w);
+    int64_t places[UNIT];
+    find_places(a, task, unit, oldest, newest + 1, places);
+    load_unit(a, places, w);
     for (int64_t row = task.first_row; row < task.last_row; ++row) {
       const int64_t position = position_of(a, task.sequence, row);
       const int64_t from = std::max<int64_t>(0, first_seen(a, position) - unit);
       const int64_t to = std::min(UNIT, position + 1 - unit);
-      if (from < to) meet_unit_all_heads(a, w, row - task.first_row, from, to);
+      if (from < to) meet_unit_all_heads(a, w, places, row - task.first_row, from, to);
     }
   }
   store_rows(a, task, w);

@@ -110,15 +110,13 @@ struct Decoder {
 
 #endif
 
-// Codes of the last, incomplete vector of a row: lanes beyond `count` come out as 0.
+// Fewer than 16 codes, without reading past their last byte: lanes beyond `count` come out as 0.
 template <int BITS>
-inline Floats decode_some(const Decoder<BITS>& decode, const uint8_t* p, int64_t count) {
+__attribute__((noinline)) Floats decode_some(const Decoder<BITS>& decode, const uint8_t* p,
+                                             int64_t count) {
   uint8_t bytes[2 * BITS] = {};
   std::memcpy(bytes, p, (count * BITS + 7) / 8);
-  float lanes[LANES];
-  store(lanes, decode(bytes));
-  for (int64_t i = count; i < LANES; ++i) lanes[i] = 0.0f;
-  return load(lanes);
+  return keep_first(decode(bytes), count);
 }
 
 }  // namespace tsugiki

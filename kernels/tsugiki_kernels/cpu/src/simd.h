@@ -124,6 +124,9 @@ inline Floats operator*(Floats a, Floats b) { return {_mm512_mul_ps(a.v, b.v)}; 
 inline Floats max(Floats a, Floats b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline Half16 low(Floats a) { return (Half16)_mm512_castps512_ps256(a.v); }
 inline Half16 high(Floats a) { return (Half16)_mm512_extractf32x8_ps(a.v, 1); }
+inline Floats join(Half16 lo, Half16 hi) {
+  return {_mm512_insertf32x8(_mm512_castps256_ps512((__m256)lo), (__m256)hi, 1)};
+}
 
 inline Floats load_bf16(const uint16_t* p) {
   const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
@@ -146,12 +149,6 @@ inline void store_bf16(uint16_t* p, Floats a) {
 
 inline void store_f16(uint16_t* p, Floats a) {
   _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
-}
-
-// x[columns[0]], ... x[columns[15]]
-inline Floats gather(const float* x, const uint16_t* columns) {
-  const __m512i index = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)columns));
-  return {_mm512_i32gather_ps(index, x, 4)};
 }
 
 // 2^n for lanes holding whole numbers in [-126, 127]
@@ -185,6 +182,7 @@ inline Floats max(Floats a, Floats b) {
 }
 inline Half16 low(Floats a) { return a.lo; }
 inline Half16 high(Floats a) { return a.hi; }
+inline Floats join(Half16 lo, Half16 hi) { return {lo, hi}; }
 
 template <float (*convert)(uint16_t)>
 inline Floats load_16bit(const uint16_t* p) {
@@ -205,12 +203,6 @@ inline Floats load_f16(const uint16_t* p) { return load_16bit<f16_to_float>(p); 
 inline void store_bf16(uint16_t* p, Floats a) { store_16bit<float_to_bf16>(p, a); }
 inline void store_f16(uint16_t* p, Floats a) { store_16bit<float_to_f16>(p, a); }
 
-inline Floats gather(const float* x, const uint16_t* columns) {
-  float values[LANES];
-  for (int i = 0; i < LANES; ++i) values[i] = x[columns[i]];
-  return load(values);
-}
-
 inline Half16 power_of_two8(Half16 n) {
   typedef int32_t Int8x __attribute__((vector_size(32)));
   const Int8x bits = (__builtin_convertvector(n, Int8x) + 127) << 23;
@@ -226,6 +218,15 @@ inline Floats round_to_whole(Floats a) {
 }
 
 #endif
+
+// x[columns[0]], ... x[columns[15]]. Sixteen loads: vgatherdps is slower on Zen 4, and on Intel since
+// its microcode fixes.
+inline Floats gather(const float* x, const uint16_t* c) {
+  const Half16 lo = {x[c[0]], x[c[1]], x[c[2]], x[c[3]], x[c[4]], x[c[5]], x[c[6]], x[c[7]]};
+  c += 8;
+  const Half16 hi = {x[c[0]], x[c[1]], x[c[2]], x[c[3]], x[c[4]], x[c[5]], x[c[6]], x[c[7]]};
+  return join(lo, hi);
+}
 
 inline Floats load_as(Dtype dtype, const void* p, int64_t index) {
   if (dtype == BFLOAT16) return load_bf16((const uint16_t*)p + index);
@@ -267,6 +268,16 @@ inline void store_up_to(Dtype dtype, void* p, int64_t index, Floats a, int64_t c
   store_some(dtype, p, index, a, count);
 }
 
+// The first `count` lanes, zeros beyond.
+inline Floats keep_first(Floats a, int64_t count) {
+  static const uint32_t window[2 * LANES] = {~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u,
+                                             ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u};
+  Uint8x lo, hi;
+  std::memcpy(&lo, window + LANES - count, sizeof lo);
+  std::memcpy(&hi, window + LANES - count + 8, sizeof hi);
+  return join((Half16)((Uint8x)low(a) & lo), (Half16)((Uint8x)high(a) & hi));
+}
+
 // The one order in which lanes are summed: pairs at distance 8, 4, 2, 1.
 inline float sum(Floats a) {
   float s[8];
@@ -277,11 +288,30 @@ inline float sum(Floats a) {
 }
 
 inline float largest(Floats a) {
-  float s[LANES];
-  store(s, a);
-  float top = s[0];
-  for (int i = 1; i < LANES; ++i) top = s[i] > top ? s[i] : top;
-  return top;
+  const Half16 lo = low(a), hi = high(a), eight = lo > hi ? lo : hi;
+  float s[8];
+  std::memcpy(s, &eight, sizeof s);
+  for (int half = 4; half >= 1; half /= 2)
+    for (int i = 0; i < half; ++i) s[i] = s[i] > s[i + half] ? s[i] : s[i + half];
+  return s[0];
+}
+
+// Lanes that hold two bfloat16 each, the first in the low half, seen as floats.
+inline Half16 first_of_pair(Half16 pairs) { return (Half16)((Uint8x)pairs << 16); }
+inline Half16 second_of_pair(Half16 pairs) { return (Half16)((Uint8x)pairs & 0xffff0000u); }
+inline Floats first_of_pair(Floats p) { return join(first_of_pair(low(p)), first_of_pair(high(p))); }
+inline Floats second_of_pair(Floats p) {
+  return join(second_of_pair(low(p)), second_of_pair(high(p)));
+}
+
+// c + a.first * b.first + a.second * b.second for lanes of two bfloat16
+inline Floats fma_pairs(Floats a, Floats b, Floats c) {
+#if defined(TSUGIKI_AVX512) && defined(__AVX512BF16__)
+  return {_mm512_dpbf16_ps(c.v, (__m512bh)a.v, (__m512bh)b.v)};
+#else
+  c = fma(first_of_pair(a), first_of_pair(b), c);
+  return fma(second_of_pair(a), second_of_pair(b), c);
+#endif
 }
 
 }  // namespace tsugiki

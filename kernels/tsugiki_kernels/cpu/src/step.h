@@ -93,11 +93,13 @@ inline void convert_block(const Step& step, const TokenBlock& block, float* to) 
   }
 }
 
-// A buffer that outlives the call, so that a step allocates nothing; one per thread and use.
+// A buffer that outlives the call, so that a step allocates nothing; one per thread and use. It
+// begins at a cache line, for no vector to straddle two.
 inline float* scratch(int use, int64_t floats) {
   static thread_local std::vector<float> buffers[3];
-  if (int64_t(buffers[use].size()) < floats) buffers[use].resize(floats);
-  return buffers[use].data();
+  if (int64_t(buffers[use].size()) < floats + LANES) buffers[use].resize(floats + LANES);
+  const uintptr_t start = (uintptr_t)buffers[use].data();
+  return (float*)((start + 63) / 64 * 64);
 }
 
 enum Scratch { ROWS = 0, MIDDLE = 1, TILE = 2 };
