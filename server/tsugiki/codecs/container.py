@@ -20,7 +20,7 @@ from torch import Tensor
 from tsugiki.errors import CorruptArtifact
 
 METADATA_KEY = "tsugiki"
-MAX_HEADER_BYTES = 64 * 1024**2
+MAX_HEADER_BYTES = 16 * 1024**2  # parsed, it may take fifty times as much memory
 ALIGNMENT = 8  # of the tensor data within the file, as the stock library has it
 CHUNK_BYTES = 1024**2
 DTYPES = {
