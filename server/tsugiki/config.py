@@ -13,9 +13,10 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tsugiki.errors import ConfigError
+from tsugiki.keys import ApiKey, parse_keys
 
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("bfloat16", "float32", "float16")
@@ -80,30 +81,6 @@ def setting(parse: Callable[[Any], Any], help: str, default: Any = MISSING, **ex
     """A field of ServeConfig with what flag, TOML key and environment variable need."""
     metadata = {"parse": parse, "help": help, **extra}
     return field(default=default, metadata=metadata)
-
-
-@dataclass(frozen=True, slots=True)
-class ApiKey:
-    """One tenant. The key itself is never stored, only its sha256 (64 hex digits)."""
-
-    id: str
-    sha256: str
-    role: Literal["user", "admin"] = "user"
-    weight: float = 1.0  # share of the engine under contention
-    variants: tuple[str, ...] = ("*",)  # names it sees and reaches; "*" is all, the base included
-
-    def __post_init__(self) -> None:
-        if not self.id:
-            raise ConfigError("[[key]] needs a non-empty id")
-        if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
-            raise ConfigError(
-                f"[[key]] {self.id!r}: sha256 must be 64 lower-case hex digits; "
-                "print them with: printf %s KEY | sha256sum"
-            )
-        if self.role not in ("user", "admin"):
-            raise ConfigError(f"[[key]] {self.id!r}: role {self.role!r} is neither user nor admin")
-        if not self.weight > 0:
-            raise ConfigError(f"[[key]] {self.id!r}: weight {self.weight!r} must be above 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +215,7 @@ def load_config(flags: Mapping[str, Any], environ: Mapping[str, str] | None = No
     environ = os.environ if environ is None else environ
     path = flags.get("config") or environ.get("TSUGIKI_CONFIG")
     table = _read_toml(Path(path)) if path else {}
-    keys = _keys(table.pop("key", []), path)
+    keys = parse_keys(table.pop("key", []), path)
     known = {item.name: item for item in _settings()}
     for name in table:
         if name not in known:
@@ -252,7 +229,7 @@ def load_config(flags: Mapping[str, Any], environ: Mapping[str, str] | None = No
         if name not in values:
             raise ConfigError(f"{flag(name)} is missing; try --base demo --variants DIR")
     if key_file := values.get("api_key_file"):
-        keys += _keys(_read_toml(key_file).get("key", []), key_file)
+        keys += parse_keys(_read_toml(key_file).get("key", []), key_file)
         if not keys:
             raise ConfigError(f"{key_file}: holds no [[key]] table")
     return ServeConfig(**values, keys=keys)
@@ -293,21 +270,3 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
-
-
-def _keys(tables: Any, path: object) -> tuple[ApiKey, ...]:
-    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        raise ConfigError(f"{path}: key must be a list of tables, each written [[key]]")
-    return tuple(_key(table, path) for table in tables)
-
-
-def _key(table: dict[str, Any], path: object) -> ApiKey:
-    names = table.get("variants", ["*"])
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ConfigError(f"{path}: variants of a [[key]] must be a list of names, such as ['*']")
-    try:
-        return ApiKey(**{**table, "variants": tuple(names)})
-    except TypeError as error:
-        raise ConfigError(
-            f"{path}: a [[key]] table has id, sha256, role, weight, variants; {error}"
-        ) from error

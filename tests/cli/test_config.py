@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from tsugiki.config import (
-    ApiKey,
     ServeConfig,
     add_serve_arguments,
     default_cache_dir,
@@ -17,6 +16,7 @@ from tsugiki.config import (
     parse_size,
 )
 from tsugiki.errors import ConfigError
+from tsugiki.keys import ApiKey
 
 DIGEST = hashlib.sha256(b"secret").hexdigest()
 NEEDED = {"base": "demo", "variants": "v"}

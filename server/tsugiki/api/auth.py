@@ -16,10 +16,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tsugiki.api.errors import error_response
 from tsugiki.api.record import record_of
 from tsugiki.api.services import Services, ServicesDep
-from tsugiki.config import ApiKey
 from tsugiki.engine.client import EngineClient
 from tsugiki.engine.request import VariantRef
 from tsugiki.errors import Forbidden, ModelNotFound, Unauthorized, Unavailable
+from tsugiki.keys import ApiKey
 
 _STATE = "tsugiki.key"
 _OPEN_PATHS = frozenset({"/health"})

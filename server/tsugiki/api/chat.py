@@ -13,11 +13,10 @@ from tsugiki.api.auth import AccessDep
 from tsugiki.api.generation import (
     Generation,
     Output,
-    Step,
     collect,
     first_step,
-    merged,
     open_generation,
+    steps_of,
     stream,
     with_sequences,
 )
@@ -26,6 +25,7 @@ from tsugiki.api.prompts import encode_chat, room_for_answer
 from tsugiki.api.responses import ChatCompletion, documented_errors
 from tsugiki.api.sampling import sampling_params
 from tsugiki.api.schemas import ChatBody
+from tsugiki.api.sequences import Step
 from tsugiki.api.services import ServicesDep
 from tsugiki.engine.client import GenerationEvent
 from tsugiki.engine.request import TokenLogprobs
@@ -57,7 +57,7 @@ async def create_chat_completion(
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
     generation = with_sequences(generation, [(prompt, params)])
-    steps = await first_step(request, merged(services.engine, generation))
+    steps = await first_step(request, steps_of(services.engine, generation))
     writer = _ChatWriter(generation, body)
     if body.stream:
         return sse.EventStream(stream(generation, steps, writer.step, writer.closing))

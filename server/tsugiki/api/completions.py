@@ -15,12 +15,10 @@ from tsugiki.api.auth import AccessDep
 from tsugiki.api.generation import (
     Generation,
     Output,
-    Step,
-    Steps,
     collect,
     first_step,
-    merged,
     open_generation,
+    steps_of,
     stream,
     with_sequences,
 )
@@ -29,6 +27,7 @@ from tsugiki.api.prompts import as_batch, encode_prompt, room_for_answer
 from tsugiki.api.responses import Completion, documented_errors
 from tsugiki.api.sampling import sampling_params
 from tsugiki.api.schemas import CompletionBody
+from tsugiki.api.sequences import Step, Steps
 from tsugiki.api.services import Services, ServicesDep
 from tsugiki.engine.request import FinishReason, SamplingParams, TokenLogprobs
 from tsugiki.errors import InvalidRequest
@@ -57,7 +56,7 @@ async def create_completion(
         await _sequence(prompt, body, generation, services) for prompt in as_batch(body.prompt)
     ]
     generation = with_sequences(generation, sequences)
-    steps = merged(services.engine, generation)
+    steps = steps_of(services.engine, generation)
     if body.max_tokens == 0:
         steps = _prompt_only(generation, steps)
     steps = await first_step(request, steps)

@@ -1,38 +1,34 @@
-"""From sequences to one HTTP answer: submit all, merge their events, notice a client that left.
+"""What chat and completions share: from a body to sequences, from steps to an answer.
 
-Owns: `Generation` (what chat and completions share), `Output` (one sequence collected), cancelling.
-Does not know how answers are written.
+Owns: `Generation` (one request), `Output` (one sequence collected). Does not know how answers are
+written.
 """
 
-import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import Request
-from starlette.requests import ClientDisconnect
 
 from tsugiki.api import sse
 from tsugiki.api.auth import Access
+from tsugiki.api.disconnect import unless_disconnected
 from tsugiki.api.errors import error_body, internal_error
 from tsugiki.api.record import RequestRecord, record_of
 from tsugiki.api.schemas import GenerationBody
+from tsugiki.api.sequences import Step, Steps, merged
 from tsugiki.api.services import Services
 from tsugiki.engine.client import EngineClient, GenerationEvent, GenerationSpec
 from tsugiki.engine.request import (
-    FinishReason,
     SamplingParams,
     TokenLogprobs,
     VariantRef,
 )
-from tsugiki.errors import EngineFailure, TsugikiError, Unavailable
+from tsugiki.errors import TsugikiError
 from tsugiki.text.tokenizer import TextSide
 
-T = TypeVar("T")
-Step = list[tuple[int, GenerationEvent]]  # (sequence, what it gained), in order of arrival
-Steps = AsyncGenerator[Step, None]
 _SEED_RANGE = 2**63
 
 
@@ -49,11 +45,9 @@ class Generation:
     specs: tuple[GenerationSpec, ...]
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def usage(self, *, completion_tokens: int | None = None) -> dict[str, Any]:
-        """OpenAI's usage object: every prompt counted once."""
-        generated = (
-            self.record.completion_tokens if completion_tokens is None else completion_tokens
-        )
+    def usage(self) -> dict[str, Any]:
+        """OpenAI's usage object so far: every prompt counted once."""
+        generated = self.record.completion_tokens
         prompt = self.record.prompt_tokens
         usage: dict[str, Any] = {
             "prompt_tokens": prompt,
@@ -163,33 +157,9 @@ def fingerprint(engine: EngineClient, identified: VariantRef) -> str:
     return f"{base}:{digest}:{stats.kernels}:{stats.dtype}"
 
 
-async def merged(engine: EngineClient, generation: Generation) -> Steps:
-    """Events of all sequences, those that are there together given out together.
-
-    Closing this generator aborts every sequence.
-
-    Raises:
-        TsugikiError: what a sequence raised, or ended with.
-    """
-    arrivals: asyncio.Queue[tuple[int, GenerationEvent | Exception]] = asyncio.Queue()
-    pumps = [
-        asyncio.create_task(_pump(engine, spec, index, arrivals))
-        for index, spec in enumerate(generation.specs)
-    ]
-    running = len(pumps)
-    try:
-        while running:
-            arrived = [await arrivals.get()]
-            while not arrivals.empty():
-                arrived.append(arrivals.get_nowait())
-            step = [(index, _good(event)) for index, event in arrived]
-            running -= sum(event.finish_reason is not None for _, event in step)
-            generation.record.take([event for _, event in step])
-            yield step
-    finally:
-        for pump in pumps:
-            pump.cancel()
-        await asyncio.gather(*pumps, return_exceptions=True)
+def steps_of(engine: EngineClient, generation: Generation) -> Steps:
+    """The steps of all sequences, noted on the record; closing them aborts what still runs."""
+    return merged(engine, generation.specs, generation.record.take)
 
 
 async def first_step(request: Request, steps: Steps) -> Steps:
@@ -246,30 +216,6 @@ async def stream(
     yield sse.DONE
 
 
-async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled when the client closes its connection.
-
-    Raises:
-        ClientDisconnect: it did.
-    """
-    task = asyncio.create_task(work)
-    watcher = asyncio.create_task(_disconnected(request))
-    try:
-        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ClientDisconnect
-    finally:
-        task.cancel()
-        watcher.cancel()
-        await asyncio.gather(task, watcher, return_exceptions=True)
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
 async def _next(steps: Steps) -> Step:
     return await anext(steps)
 
@@ -281,37 +227,6 @@ async def _resumed(first: Step, rest: Steps) -> Steps:
             yield step
     finally:
         await rest.aclose()
-
-
-async def _pump(
-    engine: EngineClient,
-    spec: GenerationSpec,
-    index: int,
-    arrivals: asyncio.Queue[tuple[int, GenerationEvent | Exception]],
-) -> None:
-    """Move one sequence's events; whatever happens, exactly one terminal item is put."""
-    try:
-        events = engine.submit(spec)
-        try:
-            async for event in events:
-                arrivals.put_nowait((index, event))
-                if event.finish_reason is not None:
-                    return
-        finally:
-            await events.aclose()
-        raise EngineFailure("the engine ended this request without a last word")
-    except Exception as error:
-        arrivals.put_nowait((index, error))
-
-
-def _good(event: GenerationEvent | Exception) -> GenerationEvent:
-    if isinstance(event, Exception):
-        raise event
-    if event.finish_reason is FinishReason.ERROR:
-        raise EngineFailure(event.error or "the engine failed in a step of this request")
-    if event.finish_reason is FinishReason.ABORT:
-        raise Unavailable(event.error or "the request was aborted: the server is shutting down")
-    return event
 
 
 def _own_seed(params: SamplingParams, choice: int) -> SamplingParams:
