@@ -40,16 +40,14 @@ def linear_bytes(tuned: Path) -> int:
     return total
 
 
-def evaluate(model: Path, score: str, arguments: argparse.Namespace) -> dict[str, Any]:
+def evaluate(model: Path, score: str, arguments: argparse.Namespace, *extra: str) -> dict[str, Any]:
     """Run examples/evaluate.py in a process of its own, so that no model outlives its score."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "score.json"
         command = [sys.executable, str(EVALUATE), "--model", str(model), "--score", score]
         command += ["--data", str(arguments.test), "--limit", str(arguments.limit)]
         command += ["--threads", str(arguments.threads), "--json", str(out)]
-        if score == "exact":
-            command += ["--reference", str(arguments.tuned)]
-        subprocess.run(command, check=True)
+        subprocess.run([*command, *extra], check=True)
         result: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
     # replies are for reading, not for a table
     result.pop("samples", None)
@@ -63,6 +61,10 @@ def score_file(file: Path, score: str, arguments: argparse.Namespace) -> dict[st
         command = [sys.executable, "-m", "tsugiki", "decompress", str(file)]
         subprocess.run([*command, "--base", arguments.base, "--out", str(model)], check=True)
         result = evaluate(model, score, arguments)
+        if score == "exact":  # the reference doubles the work: a part of the lines will do
+            lines = str(arguments.kl_lines)
+            reference = ["--reference", str(arguments.tuned), "--limit", lines]
+            result["kl_per_token"] = evaluate(model, score, arguments, *reference)["kl_per_token"]
     size = file.stat().st_size
     return {**result, "file_bytes": size, "ratio": linear_bytes(arguments.tuned) / size}
 
@@ -86,6 +88,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--scores", nargs="+", default=["exact"], help="see evaluate.py")
     parser.add_argument("--files", type=Path, nargs="*", default=[], help="compressed variants")
     parser.add_argument("--limit", type=int, default=0, help="first N test lines only")
+    parser.add_argument("--kl-lines", type=int, default=500, help="test lines of the KL; 0: all")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 

@@ -48,12 +48,13 @@ def prepare_variants(cache: Path) -> Path:
     return target
 
 
-def start_server(port: int, variants: Path) -> subprocess.Popen[bytes]:
-    """The command a user would type, as a child process."""
+def start_server(port: int, variants: Path, log: Path) -> subprocess.Popen[bytes]:
+    """The command a user would type, as a child process; its request lines go to `log`."""
     command = [sys.executable, "-m", "tsugiki", "serve", "--base", "demo"]
     command += ["--variants", str(variants), "--host", "127.0.0.1", "--port", str(port)]
-    print("$ tsugiki", *command[3:], flush=True)
-    return subprocess.Popen(command)
+    print("$ tsugiki", *command[3:], f"> {log}", flush=True)
+    with log.open("wb") as output:
+        return subprocess.Popen(command, stdout=output)
 
 
 def wait_until_ready(server: subprocess.Popen[bytes], url: str) -> None:
@@ -138,7 +139,7 @@ def main() -> int:
     args = parser.parse_args()
     cache = Path(os.environ.get("TSUGIKI_CACHE", "~/.cache/tsugiki")).expanduser()
     url = f"http://127.0.0.1:{args.port}"
-    server = start_server(args.port, prepare_variants(cache))
+    server = start_server(args.port, prepare_variants(cache), cache / "demo" / "requests.log")
     try:
         wait_until_ready(server, url)
         if args.once:
