@@ -22,16 +22,19 @@ struct SignLinear {
   SignPart parts[1];
 };
 
-// The weight vector of 16 inputs of one row, as +0.5 and -0.5. Lanes beyond the row meet zeros of x.
+// Weights as vectors of 16 inputs: `whole` within the row, `tail` for its last, incomplete one. (One
+// function with a branch would put a call into the inner loop, and the sums on the stack.)
+
+// Signs as +0.5 and -0.5.
 struct SignRows {
   const uint8_t* signs;
   int64_t stride;
   int64_t inputs;
   Decoder<1> half = Decoder<1>(0.5f);
 
-  Floats operator()(int64_t row, int64_t c) const {
-    const uint8_t* p = signs + row * stride + c / 8;
-    return c + LANES <= inputs ? half(p) : decode_some(half, p, inputs - c);
+  Floats whole(int64_t row, int64_t c) const { return half(signs + row * stride + c / 8); }
+  Floats tail(int64_t row, int64_t c) const {
+    return decode_some(half, signs + row * stride + c / 8, inputs - c);
   }
 };
 
@@ -40,8 +43,9 @@ struct DenseRows {
   const void* weights;  // [rows, inputs]
   int64_t inputs;
 
-  Floats operator()(int64_t row, int64_t c) const {
-    return load_up_to(dtype, weights, row * inputs + c, inputs - c);
+  Floats whole(int64_t row, int64_t c) const { return load_as(dtype, weights, row * inputs + c); }
+  Floats tail(int64_t row, int64_t c) const {
+    return load_some(dtype, weights, row * inputs + c, inputs - c);
   }
 };
 
@@ -51,13 +55,19 @@ inline void dot_tile(const Weights& weights, int64_t row, int64_t inputs, const 
   Floats total[ROWS][TOKENS];
   for (int r = 0; r < ROWS; ++r)
     for (int t = 0; t < TOKENS; ++t) total[r][t] = zeros();
-  for (int64_t c = 0; c < inputs; c += LANES) {
+  const int64_t whole = inputs / LANES * LANES;
+  for (int64_t c = 0; c < whole; c += LANES) {
     Floats values[TOKENS];
     for (int t = 0; t < TOKENS; ++t) values[t] = load(x + t * x_stride + c);
     for (int r = 0; r < ROWS; ++r) {
-      const Floats weight = weights(row + r, c);
+      const Floats weight = weights.whole(row + r, c);
       for (int t = 0; t < TOKENS; ++t) total[r][t] = fma(weight, values[t], total[r][t]);
     }
+  }
+  for (int r = 0; r < ROWS && whole < inputs; ++r) {
+    const Floats weight = weights.tail(row + r, whole);
+    for (int t = 0; t < TOKENS; ++t)
+      total[r][t] = fma(weight, load(x + t * x_stride + whole), total[r][t]);
   }
   for (int t = 0; t < TOKENS; ++t)
     for (int r = 0; r < ROWS; ++r) sums[t * sums_stride + r] = sum(total[r][t]);

@@ -46,20 +46,22 @@ struct Middle {
   float* of(int64_t variant, int64_t part) const { return data + start[first_of[variant] + part]; }
 };
 
-template <Dtype dtype, int TOKENS>
+template <Dtype dtype, int TOKENS, bool WHOLE>
 inline void expand_tokens(const LowRankPart& part, int64_t row, int64_t count, const float* middle,
                           Floats* sums) {
   Floats total[TOKENS];
   for (int t = 0; t < TOKENS; ++t) total[t] = zeros();
   for (int64_t k = 0; k < part.rank; ++k) {
-    const Floats weights = load_up_to(dtype, part.b, k * part.rows + row, count);
+    const int64_t place = k * part.rows + row;
+    const Floats weights =
+        WHOLE ? load_as(dtype, part.b, place) : load_some(dtype, part.b, place, count);
     for (int t = 0; t < TOKENS; ++t)
       total[t] = fma(weights, splat(middle[t * part.rank + k]), total[t]);
   }
   for (int t = 0; t < TOKENS; ++t) sums[t] = total[t];
 }
 
-template <Dtype dtype>
+template <Dtype dtype, bool WHOLE>
 void expand_group(const Step& step, const LowRankPart& part, int64_t group, const Span& span,
                   const float* middle) {
   const int64_t row = group * LANES, count = std::min<int64_t>(LANES, part.rows - row);
@@ -69,22 +71,31 @@ void expand_group(const Step& step, const LowRankPart& part, int64_t group, cons
     Floats sums[4];
     const float* from = middle + (t - span.start) * part.rank;
     if (four)
-      expand_tokens<dtype, 4>(part, row, count, from, sums);
+      expand_tokens<dtype, 4, WHOLE>(part, row, count, from, sums);
     else
-      expand_tokens<dtype, 1>(part, row, count, from, sums);
+      expand_tokens<dtype, 1, WHOLE>(part, row, count, from, sums);
     for (int i = 0; i < (four ? 4 : 1); ++i, ++t)
       add_to_out(step, t, part.offset + row, count, fma(scale, sums[i], bias));
   }
 }
 
-void expand(const Step& step, const LowRankPart& part, int64_t group, const Span& span,
-            const float* middle) {
-  if (part.dtype == BFLOAT16) return expand_group<BFLOAT16>(step, part, group, span, middle);
-  if (part.dtype == FLOAT16) return expand_group<FLOAT16>(step, part, group, span, middle);
-  expand_group<FLOAT32>(step, part, group, span, middle);
+template <Dtype dtype>
+void expand_any(const Step& step, const LowRankPart& part, int64_t group, const Span& span,
+                const float* middle) {
+  if ((group + 1) * LANES <= part.rows)
+    expand_group<dtype, true>(step, part, group, span, middle);
+  else
+    expand_group<dtype, false>(step, part, group, span, middle);
 }
 
-// Tasks over groups of `size` rows or ranks: groups(part) of them, cost(part) each and token.
+void expand(const Step& step, const LowRankPart& part, int64_t group, const Span& span,
+            const float* middle) {
+  if (part.dtype == BFLOAT16) return expand_any<BFLOAT16>(step, part, group, span, middle);
+  if (part.dtype == FLOAT16) return expand_any<FLOAT16>(step, part, group, span, middle);
+  expand_any<FLOAT32>(step, part, group, span, middle);
+}
+
+// Tasks over groups of rows or of ranks: groups(part) of them, cost(part) each and token.
 template <class Groups, class Cost>
 TaskList tasks_of(const LowRankLinear* const* linears, int64_t variants, const Rows& rows,
                   int threads, Groups groups, Cost cost) {

@@ -1,0 +1,185 @@
+"""What do compressed deltas cost on the CPU, beside the dense bfloat16 layer they ride on?
+
+Microseconds a call, call overhead included, over distinct weights of 256 MB in all, so that caches
+do not hold them. Ratios are taken interleaved (A B B A ...) against torch's linear of the same
+shape and rows, and reported as median with a 95 % bootstrap interval. Run it alone.
+
+    python -m benchmarks.kernels_cpu [--threads N] [--pairs 9]
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import cycle
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.results import median_interval, save
+from tsugiki.config import default_cache_dir
+from tsugiki_kernels.interface import (
+    Delta,
+    KernelBackend,
+    LowRankDelta,
+    Placed,
+    SignDelta,
+    SparseDelta,
+    Staged,
+)
+from tsugiki_kernels.select import backend
+
+BYTES = 256 << 20
+SHAPES = ((1536, 576), (4096, 4096))  # out, in
+LOADS = ((1, 1), (8, 1), (32, 1), (8, 8), (32, 32))  # rows, variants
+
+
+def sparse(shape: tuple[int, int], rows_per_mask: int, bits: int, alpha: int) -> SparseDelta:
+    """A random delta that keeps 1 of `alpha` columns."""
+    out, inputs = shape
+    tiles, kept = -(-out // rows_per_mask), inputs // alpha
+    columns = torch.rand(tiles, inputs).argsort(1)[:, :kept].sort(1).values
+    return SparseDelta(
+        shape=shape,
+        rows_per_mask=rows_per_mask,
+        rows_per_step=1,
+        bits=bits,
+        zero=((1 << bits) - 1) / 2,
+        columns=columns.to(torch.uint16),
+        codes=torch.randint(
+            0, 256, (tiles, -(-kept * rows_per_mask * bits // 8)), dtype=torch.uint8
+        ),
+        step=torch.full((out,), 1e-3),
+        bias=None,
+    )
+
+
+def low_rank(shape: tuple[int, int], rank: int) -> LowRankDelta:
+    """A random delta of this rank."""
+    a, b = torch.randn(rank, shape[1]), torch.randn(shape[0], rank)
+    return LowRankDelta(a.bfloat16(), b.bfloat16(), 1e-3, None)
+
+
+def sign(shape: tuple[int, int]) -> SignDelta:
+    """A random sign delta."""
+    signs = torch.randint(0, 256, (shape[0], shape[1] // 8), dtype=torch.uint8)
+    return SignDelta(shape, signs, torch.full((shape[0],), 1e-3), None)
+
+
+KINDS: dict[str, Callable[[tuple[int, int]], Delta]] = {
+    "tiles of 16, 1 bit, 1/16": lambda shape: sparse(shape, 16, 1, 16),
+    "tiles of 16, 4 bits, 1/16": lambda shape: sparse(shape, 16, 4, 16),
+    "tiles of 16, 1 bit, 1/4": lambda shape: sparse(shape, 16, 1, 4),
+    "rows apart, 4 bits, 1/16": lambda shape: sparse(shape, 1, 4, 16),
+    "low rank 16": lambda shape: low_rank(shape, 16),
+    "signs": sign,
+}
+
+
+def copies(delta: Delta) -> Iterator[Delta]:
+    """The delta again and again, each time in memory of its own."""
+    while True:
+        fields = {n: getattr(delta, n) for n in delta.__dataclass_fields__}
+        yield replace(delta, **{n: v.clone() for n, v in fields.items() if isinstance(v, Tensor)})
+
+
+def staged_copies(kernels: KernelBackend, delta: Delta, at_least: int) -> list[Staged]:
+    """Enough staged copies to fill BYTES, and at least one per variant."""
+    staged: list[Staged] = []
+    for copy in copies(delta):
+        staged.append(kernels.stage([Placed(0, copy)]))
+        if len(staged) >= at_least and staged[0].nbytes * len(staged) >= BYTES:
+            return staged
+    raise AssertionError("copies never ends")
+
+
+@dataclass(frozen=True)
+class Side:
+    """Something to time: one call over the next weights of its rotation."""
+
+    call: Callable[[], object]
+
+    def microseconds(self, seconds: float = 0.05) -> float:
+        """Mean of one call over about `seconds`."""
+        calls, start = 0, time.perf_counter()
+        while (now := time.perf_counter()) - start < seconds:
+            self.call()
+            calls += 1
+        return (now - start) / calls * 1e6
+
+
+def dense_side(shape: tuple[int, int], rows: int) -> Side:
+    """torch's bfloat16 linear."""
+    weight, x = torch.randn(shape).bfloat16(), torch.randn(rows, shape[1]).bfloat16()
+    weights = cycle([weight.clone() for _ in range(-(-BYTES // weight.nbytes))])
+    return Side(lambda: F.linear(x, next(weights)))
+
+
+def delta_side(kernels: KernelBackend, delta: Delta, rows: int, variants: int) -> Side:
+    """`rows` rows, evenly spread over `variants` distinct copies."""
+    staged = staged_copies(kernels, delta, variants)
+    groups = cycle(
+        [staged[i : i + variants] for i in range(0, len(staged) - variants + 1, variants)]
+    )
+    x = torch.randn(rows, delta.shape[1]).bfloat16()
+    out = torch.zeros(rows, delta.shape[0], dtype=torch.bfloat16)
+    each = rows // variants
+    spans = [(v * each, (v + 1) * each) for v in range(variants)]
+    return Side(lambda: kernels.apply(x, out, next(groups), spans))
+
+
+def rebuild_side(kernels: KernelBackend, delta: Delta) -> Side:
+    """Rebuilding the whole dense weight."""
+    staged = cycle(staged_copies(kernels, delta, 1))
+    base = torch.randn(delta.shape).bfloat16()
+    out = torch.empty_like(base)
+    return Side(lambda: kernels.reconstruct(base, next(staged), out))
+
+
+def compare(side: Side, dense: Side, pairs: int) -> dict[str, Any]:
+    """Both sides' medians and the interval of their ratio, interleaved A B B A."""
+    times: list[tuple[float, float]] = []
+    side.microseconds(), dense.microseconds()
+    for i in range(pairs):
+        if i % 2:
+            b, a = dense.microseconds(), side.microseconds()
+        else:
+            a, b = side.microseconds(), dense.microseconds()
+        times.append((a, b))
+    ratio, low, high = median_interval([a / b for a, b in times])
+    mine, linear = (median_interval([t[i] for t in times])[0] for i in (0, 1))
+    return {"us": mine, "dense_us": linear, "ratio": ratio, "low": low, "high": high}
+
+
+def main() -> None:
+    """Measure every kind, shape and load; print a table and write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--pairs", type=int, default=9)
+    parser.add_argument("--kind", choices=KINDS, action="append", help="only these")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    kernels = backend("cpu", cache_dir=default_cache_dir() / "kernels")
+    table = []
+    for shape in SHAPES:
+        for kind in args.kind or KINDS:
+            delta = KINDS[kind](shape)
+            sides = {(r, v): delta_side(kernels, delta, r, v) for r, v in LOADS}
+            for load, side in [*sides.items(), ((0, 0), rebuild_side(kernels, delta))]:
+                dense = dense_side(shape, max(1, load[0]))
+                row = compare(side, dense, args.pairs)
+                table.append({"shape": shape, "kind": kind, "load": load, **row})
+                what = "rebuild " if load == (0, 0) else f"{load[0]:2} rows, {load[1]:2} variants"
+                print(
+                    f"{shape[0]}x{shape[1]:<5} {kind:26} {what:20} {row['us']:8.1f} us   dense "
+                    f"{row['dense_us']:8.1f} us   ratio {row['ratio']:.3f} "
+                    f"[{row['low']:.3f}, {row['high']:.3f}]",
+                    flush=True,
+                )
+    print(save("kernels_cpu", {"threads": args.threads, "rows": table}))
+
+
+if __name__ == "__main__":
+    main()
