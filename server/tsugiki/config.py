@@ -112,7 +112,7 @@ class ServeConfig:
         parse_size, "largest variant file taken by PUT", 2**32, metavar="BYTES"
     )
     max_body_bytes: int = setting(
-        parse_size, "largest JSON body of a request", 2**26, metavar="BYTES"
+        parse_size, "largest JSON body of a request", 2**25, metavar="BYTES"
     )
     drain_seconds: float = setting(_number, "time for running requests after SIGTERM", 30.0)
     adapter_roots: tuple[Path, ...] = setting(

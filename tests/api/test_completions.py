@@ -149,6 +149,15 @@ def test_a_long_prompt_is_tokenised_off_the_event_loop(
     assert "has 5000" in error["message"]
 
 
+def test_a_batch_that_could_never_be_admitted_is_refused_at_once(
+    client: TestClient, engine: FakeEngine
+) -> None:
+    response = ask(client, ["x"] * 600, n=2)
+    assert response.status_code == 400
+    assert "1200 sequences" in response.json()["error"]["message"]
+    assert engine.specs == []
+
+
 def test_an_unknown_model_is_never_the_base(client: TestClient, engine: FakeEngine) -> None:
     response = client.post("/v1/completions", json={"model": "nobody", "prompt": "x"})
     assert response.status_code == 404

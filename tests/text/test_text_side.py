@@ -144,6 +144,17 @@ def test_half_a_surrogate_pair_is_refused(byte_level: HfTextSide) -> None:
         byte_level.encode("\ud800")
 
 
+@pytest.mark.parametrize(
+    "defaults",
+    [{"temperature": "hot"}, {"temperature": -1}, {"top_p": float("nan")}, {"top_k": 1.5}],
+)
+def test_generation_defaults_out_of_range_are_refused(
+    byte_level: HfTextSide, defaults: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidArtifact, match=next(iter(defaults))):
+        byte_level.for_variant({"generation_defaults": defaults})
+
+
 def test_a_directory_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModel, match=r"config\.json"):
         load_text_side(tmp_path)

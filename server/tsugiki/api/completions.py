@@ -52,6 +52,7 @@ async def create_completion(
     if body.max_tokens == 0 and not body.echo:
         raise InvalidRequest("max_tokens: 0 makes sense only with echo", param="max_tokens")
     generation = open_generation(request, services, access, body, kind="cmpl")
+    _refuse_too_many(body, services)
     sequences = [
         await _sequence(prompt, body, generation, services) for prompt in as_batch(body.prompt)
     ]
@@ -64,6 +65,17 @@ async def create_completion(
     if body.stream:
         return sse.EventStream(stream(generation, steps, writer.step, writer.closing))
     return JSONResponse(writer.whole(await collect(request, generation, steps)))
+
+
+def _refuse_too_many(body: CompletionBody, services: Services) -> None:
+    """A batch that could never be admitted whole is the caller's error, not an overload."""
+    wanted = len(as_batch(body.prompt)) * (body.n or 1)
+    most = services.config.max_num_seqs + services.config.max_queued_requests
+    if wanted > most:
+        raise InvalidRequest(
+            f"prompt: {wanted} sequences (prompts times n) are over the limit of {most}",
+            param="prompt",
+        )
 
 
 async def _sequence(

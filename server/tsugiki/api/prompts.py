@@ -52,7 +52,7 @@ async def encode_chat(
         ContextTooLong: it cannot fit.
         InvalidRequest: the model has no chat template, or it refuses the messages.
     """
-    characters = sum(len(message.get("content") or "") for message in messages)
+    characters = _characters([*messages, variables])
     _refuse_hopeless(characters, text, limit)
     ids = await _off_loop(characters, lambda: text.chat(messages, **variables))
     return _checked(ids, text, limit)
@@ -82,6 +82,15 @@ def _refuse_hopeless(characters: int, text: TextSide, limit: int) -> None:
             "it however it is tokenised; shorten it",
             param="prompt",
         )
+
+
+def _characters(value: Any) -> int:
+    """Of all strings in a JSON value."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return _characters(list(value.values()))
+    return sum(map(_characters, value)) if isinstance(value, list) else 0
 
 
 async def _off_loop(characters: int, encode: Callable[[], list[int]]) -> list[int]:

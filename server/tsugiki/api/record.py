@@ -11,6 +11,7 @@ import time
 import uuid
 from dataclasses import dataclass, field
 from typing import Protocol
+from urllib.parse import quote
 
 from fastapi import Request
 from starlette.datastructures import Headers, MutableHeaders
@@ -147,4 +148,5 @@ def _add_identity(message: Message, record: RequestRecord) -> None:
     headers["x-request-id"] = record.id
     if record.variant is not None:
         name, digest = record.variant.name, record.variant.digest
-        headers["x-tsugiki-variant"] = f"{name}@{digest}" if digest else name
+        label = quote(name, safe="/")  # a base's id may be any directory's name
+        headers["x-tsugiki-variant"] = f"{label}@{digest}" if digest else label

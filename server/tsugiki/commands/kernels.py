@@ -6,6 +6,8 @@ Owns: the command line of it. Does not know how kernels are built.
 import argparse
 from pathlib import Path
 
+from tsugiki.errors import UserError
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """One action for now: build."""
@@ -15,9 +17,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Build; prints one path a line."""
-    from tsugiki_kernels.cpu.build import build_all
+    """Build; prints one path a line.
 
-    for path in build_all(args.out):
-        print(path)
+    Raises:
+        UserError: no compiler, or it fails.
+    """
+    from tsugiki_kernels.cpu.build import build_all
+    from tsugiki_kernels.errors import BackendUnavailable
+
+    try:
+        for path in build_all(args.out):
+            print(path)
+    except BackendUnavailable as error:
+        raise UserError(str(error)) from error
     return 0

@@ -14,9 +14,17 @@ import jinja2
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer
 
-from tsugiki.errors import InvalidArtifact, InvalidRequest, UnsupportedModel
+from tsugiki.errors import InvalidArtifact, InvalidRequest, UnsupportedModel, UserError
 
-_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+_SAMPLING: dict[
+    str, tuple[float, float]
+] = {  # generation defaults that are served, and their range
+    "temperature": (0, 100),
+    "top_p": (0, 1),
+    "top_k": (-1, 2**31 - 1),
+    "min_p": (0, 1),
+    "repetition_penalty": (0.01, 100),
+}
 _RESERVED = {  # arguments of apply_chat_template that are not the template's variables
     *("conversation", "messages", "chat_template", "add_generation_prompt", "tokenize", "padding"),
     *("truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs"),
@@ -106,7 +114,7 @@ class HfTextSide:
                 ([{id, content, special}]), vocab_size; each may be absent or null.
 
         Raises:
-            InvalidArtifact: added tokens that do not land on their ids.
+            InvalidArtifact: added tokens that do not land on their ids, defaults out of range.
         """
         stated = {name: value for name, value in (text or {}).items() if value is not None}
         side = self
@@ -119,7 +127,7 @@ class HfTextSide:
             eos_token_ids=frozenset(stated.get("eos_token_ids", self.eos_token_ids)),
             vocab_size=stated.get("vocab_size", self.vocab_size),
             generation_defaults=_sampling(
-                stated.get("generation_defaults", self.generation_defaults)
+                stated.get("generation_defaults", self.generation_defaults), InvalidArtifact
             ),
         )
 
@@ -143,7 +151,7 @@ def load_text_side(base_dir: Path) -> HfTextSide:
         chat_template=_default_template(renderer.chat_template),
         eos_token_ids=_eos_token_ids(generation, text_config, config, renderer.eos_token_id),
         vocab_size=int(text_config.get("vocab_size", tokenizer.get_vocab_size())),
-        generation_defaults=_sampling(generation),
+        generation_defaults=_sampling(generation, UnsupportedModel),
         byte_fallback_ids=_byte_fallback_ids(tokenizer),
         longest_token=_longest_token(tokenizer),
         _anchor=tuple(tokenizer.encode("a", add_special_tokens=False).ids[-1:]),
@@ -191,8 +199,16 @@ def _eos_token_ids(*sources: Any) -> frozenset[int]:
     return frozenset(ids if own is None else ids | {own})
 
 
-def _sampling(generation: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: generation[name] for name in _SAMPLING if generation.get(name) is not None}
+def _sampling(generation: Mapping[str, Any], refusal: type[UserError]) -> dict[str, Any]:
+    stated = {name: generation[name] for name in _SAMPLING if generation.get(name) is not None}
+    for name, value in stated.items():
+        low, high = _SAMPLING[name]
+        number = isinstance(value, int if name == "top_k" else int | float)
+        if isinstance(value, bool) or not number or not low <= value <= high:
+            raise refusal(
+                f"generation default {name} is {value!r}; it must be a number of {low} to {high}"
+            )
+    return stated
 
 
 def _byte_fallback_ids(tokenizer: Tokenizer) -> frozenset[int]:
