@@ -1,0 +1,23 @@
+"""`python -m benchmarks`: every question that needs nothing but the checkout, one after the other.
+
+`benchmarks.quality` is not among them: it needs the uncompressed fine-tunes (examples/README.md).
+"""
+
+import subprocess
+import sys
+
+MODULES = ("oracle", "kernels_cpu", "speed")
+
+
+def main() -> int:
+    """Run each benchmark in a process of its own; the number of those that failed."""
+    failed = 0
+    for name in MODULES:
+        print(f"\n== python -m benchmarks.{name}", flush=True)
+        command = [sys.executable, "-m", f"benchmarks.{name}"]
+        failed += subprocess.run(command, check=False).returncode != 0
+    return failed
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
