@@ -106,7 +106,7 @@ class ServeConfig:
         parse_size, "bytes of variants on the device", 2**30, metavar="BYTES"
     )
     host_variant_memory: int = setting(
-        parse_size, "bytes of variants in host memory", 2**32, metavar="BYTES"
+        parse_size, "bytes of variants in host memory beside a GPU", 2**32, metavar="BYTES"
     )
     max_upload_bytes: int = setting(
         parse_size, "largest variant file taken by PUT", 2**32, metavar="BYTES"
