@@ -21,6 +21,7 @@ def distinct_variants(
     """Write `count` deltadq files with `options` into folder/variants; returns their names."""
     target = folder / "variants"
     target.mkdir(parents=True, exist_ok=True)
+    (folder / "tuned").mkdir(exist_ok=True)
     sources = sorted(shipped.glob("*.safetensors"))
     names = []
     for number in range(count):
