@@ -26,7 +26,7 @@ def test_a_library_is_compiled_once_and_named_by_what_made_it(compiled: Path) ->
 
 
 def test_the_digest_tells_levels_and_compilers_apart() -> None:
-    names = {build._file_name(level, version) for level in build.LEVELS for version in ("", "12")}
+    names = {build.file_name(level, version) for level in build.LEVELS for version in ("", "12")}
     assert len(names) == 2 * len(build.LEVELS)
     assert all(re.fullmatch(r"tsugiki-cpu-\w+-[0-9a-f]{16}\.so", name) for name in names)
 
@@ -37,7 +37,7 @@ def test_ahead_of_time_libraries_serve_without_a_compiler(compiled: Path, tmp_pa
     if made is None:
         CpuBackend(compiled, prebuilt=compiled / "none")
         made = next(compiled.glob(f"tsugiki-cpu-{level.name}-*.so"))
-    (tmp_path / build._file_name(level)).write_bytes(made.read_bytes())
+    (tmp_path / build.file_name(level)).write_bytes(made.read_bytes())
     backend = CpuBackend(tmp_path / "cache", find_compiler=lambda: None, prebuilt=tmp_path)
     assert backend.level == level.name
     assert not (tmp_path / "cache").exists()
@@ -76,7 +76,7 @@ def test_two_builds_at_once_leave_one_complete_library(tmp_path: Path) -> None:
 
 def test_a_damaged_library_is_refused_by_name(tmp_path: Path) -> None:
     level = build.supported_levels(build.cpu_flags())[0]
-    (tmp_path / build._file_name(level)).write_bytes(b"not a library")
+    (tmp_path / build.file_name(level)).write_bytes(b"not a library")
     with pytest.raises(BackendUnavailable, match=r"cannot load .*tsugiki-cpu.*delete it"):
         CpuBackend(tmp_path, prebuilt=tmp_path)
 

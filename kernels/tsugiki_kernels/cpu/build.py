@@ -80,7 +80,7 @@ def build_all(out: Path, find_compiler: FindCompiler = find_compiler) -> list[Pa
         CompileFailed: the compiler rejected the sources.
     """
     compiler = _require(find_compiler())
-    paths = [out / _file_name(level) for level in LEVELS]
+    paths = [out / file_name(level) for level in LEVELS]
     for level, path in zip(LEVELS, paths, strict=True):
         compile_library(compiler, level, path)
     return paths
@@ -112,11 +112,11 @@ def _library(
     levels: list[Level], cache_dir: Path, find_compiler: FindCompiler, prebuilt: Path
 ) -> tuple[Path, Level]:
     for level in levels:
-        path = prebuilt / _file_name(level)
+        path = prebuilt / file_name(level)
         if path.exists():
             return path, level
     compiler = _require(find_compiler())
-    path = cache_dir / _file_name(levels[0], _version(compiler))
+    path = cache_dir / file_name(levels[0], _version(compiler))
     if not path.exists():
         compile_library(compiler, levels[0], path)
     return path, levels[0]
@@ -167,7 +167,7 @@ def _version(compiler: str) -> str:
     return done.stdout
 
 
-def _file_name(level: Level, compiler_version: str = "") -> str:
+def file_name(level: Level, compiler_version: str = "") -> str:
     digest = hashlib.sha256(repr((FLAGS, level.flags, compiler_version)).encode())
     for source in sorted(SOURCES.iterdir()):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())

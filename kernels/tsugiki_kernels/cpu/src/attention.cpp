@@ -24,7 +24,7 @@ inline int64_t position_of(const Attention& a, int64_t sequence, int64_t row) {
   return a.context[sequence] - (a.query_start[sequence + 1] - row);
 }
 
-void load_queries(const Attention& a, const Task16& task, Workspace& w) {
+void load_queries(const Attention& a, const QueryTile& task, Workspace& w) {
   const int64_t heads = a.heads / a.kv_heads;
   for (int64_t row = task.first_row; row < task.last_row; ++row)
     for (int64_t h = 0; h < heads; ++h) {
@@ -36,7 +36,7 @@ void load_queries(const Attention& a, const Task16& task, Workspace& w) {
     }
 }
 
-void store_rows(const Attention& a, const Task16& task, const Workspace& w) {
+void store_rows(const Attention& a, const QueryTile& task, const Workspace& w) {
   const int64_t heads = a.heads / a.kv_heads;
   for (int64_t row = task.first_row; row < task.last_row; ++row)
     for (int64_t h = 0; h < heads; ++h) {
@@ -49,7 +49,7 @@ void store_rows(const Attention& a, const Task16& task, const Workspace& w) {
     }
 }
 
-void attend(const Attention& a, const Task16& task) {
+void attend(const Attention& a, const QueryTile& task) {
   Workspace w(Dtype(a.dtype), a.dim, task.last_row - task.first_row, a.heads / a.kv_heads);
   load_queries(a, task, w);
   const int64_t newest = position_of(a, task.sequence, task.last_row - 1);
@@ -82,7 +82,7 @@ inline bool within_cache(const Attention& a, int64_t sequence) {
 }
 
 // Multiply-adds in vectors, roughly: what a task costs.
-inline int64_t cost_of(const Attention& a, const Task16& task) {
+inline int64_t cost_of(const Attention& a, const QueryTile& task) {
   const int64_t newest = position_of(a, task.sequence, task.last_row - 1) + 1;
   const int64_t seen = a.window > 0 ? std::min(newest, a.window + UNIT) : newest;
   const int64_t rows_heads = (task.last_row - task.first_row) * (a.heads / a.kv_heads);
@@ -98,7 +98,7 @@ extern "C" int32_t tsugiki_paged_attention(const Attention* attention) {
   const Attention& a = *attention;
   for (int64_t s = 0; s < a.sequences; ++s)
     if (!within_cache(a, s)) return 1;
-  std::vector<Task16> tasks;
+  std::vector<QueryTile> tasks;
   int64_t cost = 0;
   for (int64_t s = 0; s < a.sequences; ++s)
     for (int64_t row = a.query_start[s]; row < a.query_start[s + 1]; row += ROWS_PER_TASK)

@@ -12,7 +12,7 @@ constexpr int64_t GROUPS = UNIT / LANES;
 constexpr int64_t HEADS_AT_ONCE = 4;
 constexpr float MINUS_INFINITY = -std::numeric_limits<float>::infinity();
 
-struct Task16 {
+struct QueryTile {
   int64_t sequence, kv_head, first_row, last_row;  // rows of the step, last exclusive
 };
 
@@ -71,7 +71,7 @@ struct Workspace {
 
 // Element index, in the key side of the cache, of the positions [from, to) of the unit beginning at
 // `unit`; -1 for its other positions.
-void find_places(const Attention& a, const Task16& task, int64_t unit, int64_t from, int64_t to,
+void find_places(const Attention& a, const QueryTile& task, int64_t unit, int64_t from, int64_t to,
                  int64_t (&places)[UNIT]) {
   std::fill(places, places + UNIT, int64_t(-1));
   const int64_t last = std::min(to, unit + UNIT);

@@ -5,17 +5,11 @@
 // fusing others, so that two code paths of one sum agree bit by bit.
 #pragma once
 
-#include <cstdint>
-#include <cstring>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "dtypes.h"
 
 namespace tsugiki {
 
 constexpr int LANES = 16;
-
-enum Dtype : int32_t { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
 
 typedef float Half16 __attribute__((vector_size(32)));     // 8 float lanes
 typedef uint32_t Uint8x __attribute__((vector_size(32)));  // 8 uint32 lanes
@@ -35,76 +29,6 @@ inline Half16 load8(const float* p) {
 }
 
 inline Half16 splat8(float f) { return Half16{f, f, f, f, f, f, f, f}; }
-
-inline float bf16_to_float(uint16_t bits) {
-  const uint32_t wide = uint32_t(bits) << 16;
-  float f;
-  std::memcpy(&f, &wide, 4);
-  return f;
-}
-
-inline uint16_t float_to_bf16(float f) {
-  uint32_t bits;
-  std::memcpy(&bits, &f, 4);
-  if (f != f) return 0x7fc0;
-  return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
-inline float f16_to_float(uint16_t h) {
-#if defined(__F16C__)
-  return _cvtsh_ss(h);
-#else
-  const uint32_t sign = uint32_t(h & 0x8000) << 16, magnitude = h & 0x7fff;
-  uint32_t bits = (magnitude << 13) + (112u << 23);
-  if (magnitude >= 0x7c00) bits += 112u << 23;  // infinity, NaN
-  float f;
-  if (magnitude < 0x400) {
-    f = float(magnitude) * 0x1p-24f;  // subnormal
-    std::memcpy(&bits, &f, 4);
-  }
-  bits |= sign;
-  std::memcpy(&f, &bits, 4);
-  return f;
-#endif
-}
-
-inline uint16_t float_to_f16(float f) {
-#if defined(__F16C__)
-  return _cvtss_sh(f, _MM_FROUND_TO_NEAREST_INT);
-#else
-  uint32_t bits;
-  std::memcpy(&bits, &f, 4);
-  const uint16_t sign = uint16_t((bits >> 16) & 0x8000);
-  bits &= 0x7fffffff;
-  if (bits > 0x7f800000) return sign | 0x7e00;
-  if (bits >= 0x477ff000) return sign | 0x7c00;  // rounds to infinity
-  if (bits < 0x38800000) {                       // subnormal: let the float adder round
-    float magnitude;
-    std::memcpy(&magnitude, &bits, 4);
-    magnitude += 0.5f;
-    std::memcpy(&bits, &magnitude, 4);
-    return sign | uint16_t(bits - 0x3f000000);
-  }
-  return sign | uint16_t((bits - (112u << 23) + 0xfff + ((bits >> 13) & 1)) >> 13);
-#endif
-}
-
-// One stored value of each activation dtype.
-struct Float32 {
-  float bits;
-  float value() const { return bits; }
-  static Float32 from(float f) { return {f}; }
-};
-struct Bfloat16 {
-  uint16_t bits;
-  float value() const { return bf16_to_float(bits); }
-  static Bfloat16 from(float f) { return {float_to_bf16(f)}; }
-};
-struct Float16 {
-  uint16_t bits;
-  float value() const { return f16_to_float(bits); }
-  static Float16 from(float f) { return {float_to_f16(f)}; }
-};
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
 #define TSUGIKI_AVX512 1
@@ -239,8 +163,6 @@ inline void store_as(Dtype dtype, void* p, int64_t index, Floats a) {
   if (dtype == FLOAT16) return store_f16((uint16_t*)p + index, a);
   store((float*)p + index, a);
 }
-
-inline int64_t dtype_size(Dtype dtype) { return dtype == FLOAT32 ? 4 : 2; }
 
 // The same for fewer than 16 values: the other lanes are zero, and memory beyond is not touched.
 __attribute__((noinline)) inline Floats load_some(Dtype dtype, const void* p, int64_t index,
