@@ -85,7 +85,7 @@ def test_work_large_enough_for_several_threads_gives_the_same(
     delta = {
         "sparse tiles 1 bit": sparse((600, 512), 0, bits=1, kept=32),
         "sparse rows 4 bits": sparse((600, 512), 0, rows_per_mask=1, kept=32),
-        "low rank": low_rank((600, 512), 0, rank=16),
+        "low rank": low_rank((600, 512), 0, rank=64),
         "sign": sign((600, 512), 0),
     }[kind]
     parts = [Placed(0, delta)]
