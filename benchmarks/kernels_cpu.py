@@ -11,7 +11,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import cycle
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -85,14 +85,12 @@ def copies(delta: Delta) -> Iterator[Delta]:
         yield replace(delta, **{n: v.clone() for n, v in fields.items() if isinstance(v, Tensor)})
 
 
-def staged_copies(kernels: KernelBackend, delta: Delta, at_least: int) -> list[Staged]:
-    """Enough staged copies to fill BYTES, and at least one per variant."""
-    staged: list[Staged] = []
-    for copy in copies(delta):
-        staged.append(kernels.stage([Placed(0, copy)]))
-        if len(staged) >= at_least and staged[0].nbytes * len(staged) >= BYTES:
-            return staged
-    raise AssertionError("copies never ends")
+def staged_copies(kernels: KernelBackend, delta: Delta) -> list[Staged]:
+    """Enough staged copies to fill BYTES, and to give each variant its own."""
+    first = kernels.stage([Placed(0, delta)])
+    count = max(-(-BYTES // first.nbytes), max(variants for _, variants in LOADS))
+    more = (kernels.stage([Placed(0, copy)]) for copy in islice(copies(delta), count - 1))
+    return [first, *more]
 
 
 @dataclass(frozen=True)
@@ -117,25 +115,27 @@ def dense_side(shape: tuple[int, int], rows: int) -> Side:
     return Side(lambda: F.linear(x, next(weights)))
 
 
-def delta_side(kernels: KernelBackend, delta: Delta, rows: int, variants: int) -> Side:
-    """`rows` rows, evenly spread over `variants` distinct copies."""
-    staged = staged_copies(kernels, delta, variants)
+def delta_side(
+    kernels: KernelBackend, staged: list[Staged], shape: tuple[int, int], load: tuple[int, int]
+) -> Side:
+    """Rows evenly spread over distinct variants; load: (rows, variants)."""
+    rows, variants = load
     groups = cycle(
         [staged[i : i + variants] for i in range(0, len(staged) - variants + 1, variants)]
     )
-    x = torch.randn(rows, delta.shape[1]).bfloat16()
-    out = torch.zeros(rows, delta.shape[0], dtype=torch.bfloat16)
+    x = torch.randn(rows, shape[1]).bfloat16()
+    out = torch.zeros(rows, shape[0], dtype=torch.bfloat16)
     each = rows // variants
     spans = [(v * each, (v + 1) * each) for v in range(variants)]
     return Side(lambda: kernels.apply(x, out, next(groups), spans))
 
 
-def rebuild_side(kernels: KernelBackend, delta: Delta) -> Side:
+def rebuild_side(kernels: KernelBackend, staged: list[Staged], shape: tuple[int, int]) -> Side:
     """Rebuilding the whole dense weight."""
-    staged = cycle(staged_copies(kernels, delta, 1))
-    base = torch.randn(delta.shape).bfloat16()
+    deltas = cycle(staged)
+    base = torch.randn(shape).bfloat16()
     out = torch.empty_like(base)
-    return Side(lambda: kernels.reconstruct(base, next(staged), out))
+    return Side(lambda: kernels.reconstruct(base, next(deltas), out))
 
 
 def compare(side: Side, dense: Side, pairs: int) -> dict[str, Any]:
@@ -165,9 +165,9 @@ def main() -> None:
     table = []
     for shape in SHAPES:
         for kind in args.kind or KINDS:
-            delta = KINDS[kind](shape)
-            sides = {(r, v): delta_side(kernels, delta, r, v) for r, v in LOADS}
-            for load, side in [*sides.items(), ((0, 0), rebuild_side(kernels, delta))]:
+            staged = staged_copies(kernels, KINDS[kind](shape))
+            sides = {load: delta_side(kernels, staged, shape, load) for load in LOADS}
+            for load, side in [*sides.items(), ((0, 0), rebuild_side(kernels, staged, shape))]:
                 dense = dense_side(shape, max(1, load[0]))
                 row = compare(side, dense, args.pairs)
                 table.append({"shape": shape, "kind": kind, "load": load, **row})
