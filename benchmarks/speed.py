@@ -143,7 +143,7 @@ def measure(
 
     results: dict[str, Any] = {}
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).eval()
-    base_id = base.name if args.base != "demo" else "demo"
+    base_id = base.name
     for concurrency in (1, 8, 16):
         row = interleave(
             served([base_id], concurrency),

@@ -7,7 +7,8 @@ Owns the three scores of `examples/README.md`:
   decoding walks that path, and one forward pass a batch tells. NLL and token accuracy come free,
   and with --reference the KL divergence from a fine-tune, which ranks close variants long after
   accuracy cannot.
-* `final`: greedy replies are generated and the number behind `####` is compared (GSM8K's rule).
+* `final`: greedy replies are generated and the number behind `####` is compared (GSM8K's rule);
+  in a reply without that mark, the last number counts.
 * `style`: greedy replies are generated; the share with at least three distinct pirate markers.
 
 Shares come with 95 % Wilson intervals, which stay sensible at 0 % and 100 %.
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -137,8 +139,11 @@ def greedy_replies(
 
 
 def final_number(text: str) -> str:
-    """The answer behind the last `####`, or nothing."""
-    return text.rsplit("####", 1)[1].strip().replace(",", "") if "####" in text else ""
+    """The number behind the last `####`, or else the last number of all (for untuned models)."""
+    numbers = re.findall(r"-?\d+(?:\.\d+)?", text.rsplit("####", 1)[-1].replace(",", ""))
+    if not numbers:
+        return ""
+    return str(numbers[0] if "####" in text else numbers[-1])
 
 
 def score_replies(
