@@ -20,12 +20,12 @@ from typing import Any
 import aiohttp
 import torch
 from transformers import AutoModelForCausalLM
-from tsugiki.model.demo_base import resolve_base
 
 from benchmarks.results import median_interval, save
 from benchmarks.server import running_server
 from benchmarks.variants import distinct_variants
 from tsugiki.config import default_cache_dir
+from tsugiki.model.demo_base import resolve_base
 
 PROMPT, NEW = 128, 64
 VOCABULARY = (100, 40000)  # random ordinary tokens
