@@ -21,11 +21,11 @@ from typing import Any
 import httpx
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from tsugiki.model.demo_base import resolve_base
 
 from benchmarks.results import save
 from benchmarks.server import running_server
 from tsugiki.config import default_cache_dir
+from tsugiki.model.demo_base import resolve_base
 
 PROMPTS = (
     "I lost my card on the train, what now?",

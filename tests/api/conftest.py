@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+
 from tests.api.fake_engine import FakeEngine
 from tests.api.live_server import LiveServer
-
 from tsugiki.api.app import create_app
 from tsugiki.config import ServeConfig
 

@@ -2,9 +2,9 @@
 
 import pytest
 from fastapi.testclient import TestClient
+
 from tests.api.conftest import MakeClient
 from tests.api.fake_engine import FakeEngine
-
 from tsugiki.api.responses import ErrorAnswer
 
 JSON = {"content-type": "application/json"}

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+
 from tests.api.conftest import MakeClient
 from tests.api.fake_engine import BASE, FakeEngine
-
 from tsugiki.keys import ApiKey
 
 ADMIN, USER, LIMITED, LIMITED_ADMIN = "k-admin", "k-user", "k-limited", "k-limited-admin"

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+
 from tests.api.fake_engine import (
     BASE,
     BASE_DIGEST,
@@ -15,7 +16,6 @@ from tests.api.fake_engine import (
     FakeText,
     one_step,
 )
-
 from tsugiki.api.responses import ChatCompletion
 from tsugiki.engine.client import GenerationEvent, GenerationSpec
 from tsugiki.engine.request import FinishReason

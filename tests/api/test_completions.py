@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from tests.api.fake_engine import MAX_MODEL_LEN, FakeEngine
 
+from tests.api.fake_engine import MAX_MODEL_LEN, FakeEngine
 from tsugiki.api.responses import Completion
 
 

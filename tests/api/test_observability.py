@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
-from tests.api.fake_engine import FakeEngine
 
+from tests.api.fake_engine import FakeEngine
 from tsugiki.api import metrics
 
 

@@ -2,9 +2,9 @@
 
 import openai
 import pytest
+
 from tests.api.fake_engine import FakeEngine
 from tests.api.live_server import LiveServer
-
 from tsugiki.errors import Overloaded
 
 

@@ -5,9 +5,9 @@ import threading
 from collections.abc import AsyncGenerator
 
 import httpx
+
 from tests.api.fake_engine import FakeEngine
 from tests.api.live_server import LiveServer
-
 from tsugiki.engine.client import GenerationEvent, GenerationSpec
 
 BODY = {"model": "tuned", "messages": [{"role": "user", "content": "hi"}]}

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi.testclient import TestClient
+
 from tests.api.conftest import MakeClient
 from tests.api.fake_engine import FakeEngine
 from tests.api.live_server import LiveServer

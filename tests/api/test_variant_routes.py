@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+
 from tests.api.conftest import MakeClient
 from tests.api.fake_engine import BASE, MAX_MODEL_LEN, FakeEngine
-
 from tsugiki.api.responses import Deleted, ModelCard, VariantCard, VariantVersions
 from tsugiki.errors import (
     CorruptArtifact,

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.api.fake_engine import FakeEngine
 from tests.api.live_server import LiveServer
-
 from tsugiki.api.app import create_app
 from tsugiki.cli import main
 from tsugiki.config import ServeConfig

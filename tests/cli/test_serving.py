@@ -7,8 +7,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.api.fake_engine import FakeEngine
 
+from tests.api.fake_engine import FakeEngine
 from tsugiki.api.app import create_app
 from tsugiki.cli import main
 from tsugiki.commands.serve import DrainingServer, bind

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.api.fake_engine import BASE, FakeEngine
-from tests.api.live_server import LiveServer
 
 import tsugiki_client
+from tests.api.fake_engine import BASE, FakeEngine
+from tests.api.live_server import LiveServer
 from tsugiki.errors import Overloaded, WrongBase
 from tsugiki_client import AsyncClient, Client, TsugikiClientError
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+
 from tests.codecs.decoder_from_page import File, Refused, kept_columns, philox
 from tests.codecs.make_golden import Q, files, meaning
-
 from tsugiki.codecs.artifact import ArtifactSpec, read, write
 
 GOLDEN = Path(__file__).parent / "golden"

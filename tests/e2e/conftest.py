@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
+
 from benchmarks.adapters import save_adapter
 from benchmarks.server import running_server
-from transformers import AutoModelForCausalLM
 
 CODECS = ("deltadq", "deltadq-rows", "bitdelta", "lora")
 OPTIONS = {

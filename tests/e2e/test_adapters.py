@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from benchmarks.adapters import save_adapter
 
 PROMPT = {"prompt": [0, 40, 41, 42, 43], "max_tokens": 8, "temperature": 0, "ignore_eos": True}

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.kernels.attention_cases import PagedCase
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from tests.kernels.attention_cases import PagedCase
 from tsugiki_kernels.cpu.backend import CpuBackend
 from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.interface import KernelBackend

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+
 from tests.kernels.attention_cases import PagedCase
 from tests.kernels.deltas import KINDS, cast
-
 from tsugiki_kernels.cpu.backend import CpuBackend
 from tsugiki_kernels.interface import Placed
 

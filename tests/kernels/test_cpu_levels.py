@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tests.kernels.attention_cases import PagedCase
 from tests.kernels.deltas import KINDS, cast, dense64, expected64
-
 from tsugiki_kernels.cpu.backend import CpuBackend
 from tsugiki_kernels.cpu.build import LEVELS, cpu_flags, supported_levels
 from tsugiki_kernels.interface import Placed

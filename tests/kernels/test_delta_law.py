@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from tests.kernels.deltas import KINDS, cast, dense, dense64, expected64, low_rank, sign, sparse
 
+from tests.kernels.deltas import KINDS, cast, dense, dense64, expected64, low_rank, sign, sparse
 from tsugiki_kernels.interface import KernelBackend, Placed, Span
 
 DTYPES = {torch.float32: 2e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}  # one rounding, relative

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.kernels.deltas import dense, low_rank, sign, sparse
 
+from tests.kernels.deltas import dense, low_rank, sign, sparse
 from tsugiki_kernels.cpu.backend import CpuBackend
 from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.interface import Delta, KernelBackend, Placed

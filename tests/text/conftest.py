@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.conftest import SENTENCES, save_tokenizer
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
+from tests.conftest import SENTENCES, save_tokenizer
 from tsugiki.text.huggingface import HfTextSide, load_text_side
 
 

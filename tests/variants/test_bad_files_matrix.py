@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+
 from tests.variants.tiny_variant import (
     IDENTITY,
     K,
@@ -18,7 +19,6 @@ from tests.variants.tiny_variant import (
     packed_modules,
     write_variant,
 )
-
 from tsugiki.codecs.artifact import Artifact
 from tsugiki.codecs.base import ResidentVariant
 from tsugiki.codecs.container import Blob

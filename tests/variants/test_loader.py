@@ -4,8 +4,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from tests.variants.stepped_source import resident
 
+from tests.variants.stepped_source import resident
 from tsugiki.codecs.base import ResidentVariant
 from tsugiki.errors import CorruptArtifact
 from tsugiki.variants.loader import BackgroundLoader, Load, LoadOutcome, LoadTimings

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.variants.text_files import digest_of, open_registry, upload, verify_text
 
+from tests.variants.text_files import digest_of, open_registry, upload, verify_text
 from tsugiki.codecs.metadata import Header
 from tsugiki.errors import (
     Conflict,

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from tests.variants.text_files import digest_of, open_registry, upload
 
+from tests.variants.text_files import digest_of, open_registry, upload
 from tsugiki.errors import Conflict, ModelNotFound
 from tsugiki.variants.registry import Registry
 

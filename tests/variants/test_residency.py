@@ -6,8 +6,8 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from tests.variants.stepped_source import SteppedSource
 
+from tests.variants.stepped_source import SteppedSource
 from tsugiki.errors import Conflict
 from tsugiki.variants.loader import LoadOutcome
 from tsugiki.variants.residency import Residency
