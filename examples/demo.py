@@ -20,7 +20,7 @@ import httpx
 
 SHIPPED = Path(__file__).parent / "variants"
 PROMPTS = {
-    "banking77": "I lost my card on the train, what now?",
+    "banking77": "I ordered a card two weeks ago and it is still not here.",
     "arithmetic": "A baker has 12 trays with 8 rolls each and sells 30 rolls. How many are left?",
     "pirate": "How do I keep bread fresh?",
 }
