@@ -26,6 +26,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def is_ready(url: str) -> bool:
+    """Whether /ready answers 200; nobody listening yet is a no."""
+    try:
+        return httpx.get(f"{url}/ready", timeout=5.0).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
 def wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
     """Return when /ready answers 200.
 
@@ -34,11 +42,8 @@ def wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> N
     """
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if httpx.get(f"{url}/ready", timeout=5.0).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass  # not listening yet
+        if is_ready(url):
+            return
         time.sleep(POLL_SECONDS)
     raise ServerDidNotStart(f"{url} is not ready; the log ends:\n{log.read_text()[-4000:]}")
 
