@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tsugiki.codecs import artifact
-from tsugiki.codecs.base import Layout
 from tsugiki.codecs.fit import check_base, coverage
 from tsugiki.codecs.metadata import Header
 from tsugiki.errors import InvalidArtifact, UserError
@@ -56,19 +55,6 @@ def fits(header: Header, identity: BaseIdentity) -> None:
     check_base(header, identity.fingerprint, identity.layout, identity.accept_derived)
     if not coverage(header).parameters:
         raise InvalidArtifact("the file changes no parameter of the base: it would serve the base")
-    _check_fused(header, identity.layout)
-
-
-def _check_fused(header: Header, layout: Layout) -> None:
-    """Linears that are one in memory (q, k, v) are applied by one codec."""
-    codecs: dict[str, str] = {}  # fused linear -> codec
-    for name in sorted(header.modules.keys() & layout.linears.keys()):
-        fused, codec = layout.linears[name].fused, header.modules[name].codec
-        if codecs.setdefault(fused, codec) != codec:
-            raise InvalidArtifact(
-                f"the parts of linear {fused} are stored by {codecs[fused]!r} and {codec!r}: "
-                "compress them with the same codec"
-            )
 
 
 def check(path: Path, verify: Verify) -> CheckedFile:
