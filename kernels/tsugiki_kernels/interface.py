@@ -94,7 +94,7 @@ class Staged(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """Resident bytes, whatever the kernel needs included."""
+        """Its own resident bytes, whatever the kernel needs included; shared columns apart."""
 
 
 @dataclass(frozen=True, slots=True)

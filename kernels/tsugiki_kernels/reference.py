@@ -36,13 +36,13 @@ class StagedParts:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors of all parts."""
+        """See Staged.nbytes."""
         return sum(tensor_bytes(placed.delta) for placed in self.parts)
 
 
 def tensor_bytes(delta: Delta) -> int:
-    """Bytes of a delta's tensors."""
-    values = (getattr(delta, field.name) for field in fields(delta))
+    """Bytes of a delta's own tensors; columns belong to all variants that share them."""
+    values = (getattr(delta, field.name) for field in fields(delta) if field.name != "columns")
     return sum(v.numel() * v.element_size() for v in values if isinstance(v, Tensor))
 
 

@@ -1,12 +1,24 @@
 """Masks: the generator, the selection, and that they favour nothing."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tsugiki.codecs.masks import Mask, MaskCache, kept_columns, philox, tensor_id, words
+from tsugiki.codecs.masks import (
+    Mask,
+    MaskCache,
+    MaskLease,
+    SharedMask,
+    kept_columns,
+    philox,
+    tensor_id,
+    words,
+)
 
 FULL = 0xFFFFFFFF
 
@@ -120,9 +132,33 @@ def test_the_rescale_undoes_the_dropout_on_average():
     assert (total / (rounds * 16) - values).abs().max() < 5 * 1.8 * 2 / (rounds * 16) ** 0.5
 
 
-def test_a_cache_draws_a_mask_once_and_counts_its_bytes():
+def test_equal_masks_are_one_object_while_somebody_holds_it():
     cache = MaskCache()
-    first = cache.columns(mask())
-    assert cache.columns(mask()) is first
-    cache.columns(mask(name="other"))
-    assert cache.nbytes == 2 * first.numel() * 2
+    first = cache.get(mask())
+    assert cache.get(mask()) is first
+    other = cache.get(mask(name="other"))
+    assert len(cache) == 2
+    del first, other
+    assert len(cache) == 0
+
+
+def test_a_lease_holds_what_was_drawn_through_it():
+    cache = MaskCache()
+    lease = MaskLease(cache)
+    columns = lease.columns(mask())
+    assert lease.columns(mask()) is columns
+    (held,) = lease.held
+    assert held is cache.get(mask())
+    assert held.nbytes == 2 * columns.numel()
+
+
+def test_threads_that_draw_one_mask_at_once_get_the_same():
+    cache, barrier = MaskCache(), threading.Barrier(8)
+
+    def draw(_: int) -> list[SharedMask]:
+        barrier.wait()
+        return [cache.get(mask(seed=seed)) for seed in range(20)]
+
+    with ThreadPoolExecutor(8) as pool:
+        first, *others = pool.map(draw, range(8))
+    assert all(mine is his for other in others for mine, his in zip(first, other, strict=True))

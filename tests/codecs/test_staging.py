@@ -219,12 +219,19 @@ def test_resident_bytes_cover_staged_linears_vectors_and_rows(stage):
     assert both.nbytes == linear.nbytes + HIDDEN * 4
 
 
-def test_variants_of_one_seed_share_their_masks(spec, tmp_path):
-    masks = MaskCache()
+def test_variants_of_one_seed_share_their_masks_until_the_last_of_them_is_gone(spec, tmp_path):
+    masks, variants = MaskCache(), []
     for name in ("one", "two"):
         write(tmp_path / name, spec(), {Q: change(Q)})
-        stage_variant(read(tmp_path / name), TIED, base_tensor, torch.float32, KERNELS, masks)
-    assert len(masks.entries) == 1
+        content = read(tmp_path / name)
+        variants.append(stage_variant(content, TIED, base_tensor, torch.float32, KERNELS, masks))
+    ((one, nbytes),), ((two, _),) = (variant.shared for variant in variants)
+    assert one == two
+    assert nbytes == 2 * (24 // 16 + 1) * 12
+    del one, two, variants[0]
+    assert len(masks) == 1
+    del variants[0]
+    assert len(masks) == 0
 
 
 def test_a_codec_of_its_own_for_a_part_of_a_fused_linear_is_refused(stage):

@@ -5,14 +5,14 @@ linears are named and fused), `ResidentVariant` (a variant in memory, ready for 
 Does not know: files (artifact.py), tiers (variants/), requests (engine/), activations (model/).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from tsugiki.codecs.masks import MaskCache
+from tsugiki.codecs.masks import Masks
 from tsugiki_kernels.interface import KernelBackend, Span, Staged
 
 Role = Literal["delta", "parameters"]
@@ -103,7 +103,7 @@ class Codec(Protocol):
         Costs in proportion to n, never to the vocabulary.
         """
 
-    def prepare_lookup(self, packed: Packed, masks: MaskCache) -> Packed:
+    def prepare_lookup(self, packed: Packed, masks: Masks) -> Packed:
         """The packed embedding with whatever makes `lookup` cheap; lives in memory alone."""
 
     def validate(self, packed: Packed) -> None:
@@ -118,7 +118,7 @@ class Codec(Protocol):
         parts: Sequence[PlacedPacked],
         dtype: Any,
         kernels: KernelBackend,
-        masks: MaskCache | None = None,
+        masks: Masks | None = None,
     ) -> Staged:
         """The resident form of one (fused) linear. Pure; runs on the loader thread.
 
@@ -207,6 +207,9 @@ class ResidentVariant:
     # [k, hidden], activation dtype: whole replaced or added rows of the output side (when tied, the
     # very tensor of `embedding.rows`); `linears["lm_head"]` holds packed changes of base rows
     lm_head_rows: Tensor | None
-    nbytes: int
+    nbytes: int  # its own bytes alone
     extra: Mapping[str, Any] = field(default_factory=dict)
     lm_head_row_ids: Tensor | None = None  # int64 [k]; None: added tokens, counted from base vocab
+    # (what, its bytes) of all that it shares with other variants: masks. `what` is equal for all
+    # who share it, and is in memory as long as one of them is
+    shared: tuple[tuple[Hashable, int], ...] = ()

@@ -15,7 +15,7 @@ from tsugiki.codecs import packing
 from tsugiki.codecs.base import Dense, ModuleStats, Options, Packed, Part, PlacedPacked
 from tsugiki.codecs.checks import check_finite, check_linear, check_parts
 from tsugiki.codecs.delta_codec import DeltaCodec
-from tsugiki.codecs.masks import MaskCache
+from tsugiki.codecs.masks import Masks
 from tsugiki.codecs.options import bias_bits, decimal, number, only
 from tsugiki.codecs.quantize import difference, matching_gain, pack_bias, parity, unpack_bias
 from tsugiki.errors import CompressionRefused
@@ -105,7 +105,7 @@ class BitDelta(DeltaCodec):
         parts: Sequence[PlacedPacked],
         dtype: torch.dtype,
         kernels: KernelBackend,
-        masks: MaskCache | None = None,
+        masks: Masks | None = None,
     ) -> Staged:
         """See `Codec.stage`."""
         return kernels.stage([Placed(p.offset, _resident(p)) for p in parts])

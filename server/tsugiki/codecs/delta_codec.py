@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from tsugiki.codecs.base import Packed, Role
-from tsugiki.codecs.masks import MaskCache
+from tsugiki.codecs.masks import Masks
 from tsugiki_kernels.interface import KernelBackend, Span, Staged
 
 
@@ -29,6 +29,6 @@ class DeltaCodec:
         """See `Codec.apply`."""
         kernels.apply(x, out, staged, spans)
 
-    def prepare_lookup(self, packed: Packed, masks: MaskCache) -> Packed:
+    def prepare_lookup(self, packed: Packed, masks: Masks) -> Packed:
         """See `Codec.prepare_lookup`: nothing to prepare."""
         return packed

@@ -27,7 +27,7 @@ from tsugiki.codecs.deltadq_layout import (
     tiled,
     unpack_codes,
 )
-from tsugiki.codecs.masks import MaskCache, kept_columns
+from tsugiki.codecs.masks import MaskCache, Masks, kept_columns
 from tsugiki.codecs.options import choice, decimal, number, only
 from tsugiki.codecs.quantize import (
     difference,
@@ -59,6 +59,7 @@ DEFAULTS: dict[str, Any] = {
 }
 LARGEST_ZERO = 2**20  # code - zero stays exact in float32
 LEAST_ROWS_PER_STEP = 16  # a float16 step every 16 rows costs 1 bit a row
+COLUMNS = "columns"  # the part that prepare_lookup adds: shared, not the variant's own
 RESIDENT_BITS = {1: 1, 2: 2, 3: 4, 4: 4, 5: 8, 6: 8, 7: 8, 8: 8}  # what SparseDelta can hold
 
 
@@ -138,10 +139,10 @@ class DeltaDQ(DeltaCodec):
         }
         return Packed(self.name, shape, options, tensors)
 
-    def prepare_lookup(self, packed: Packed, masks: MaskCache) -> Packed:
+    def prepare_lookup(self, packed: Packed, masks: Masks) -> Packed:
         """See `Codec.prepare_lookup`: adds the kept columns as a part `columns`."""
         mask = _layout(packed).mask
-        tensors = {**packed.tensors, "columns": masks.columns(mask)}
+        tensors = {**packed.tensors, COLUMNS: masks.columns(mask)}
         return replace(packed, tensors=tensors)
 
     def lookup(self, packed: Packed, ids: Tensor) -> Tensor:
@@ -149,7 +150,7 @@ class DeltaDQ(DeltaCodec):
         layout = _layout(packed)
         mask = layout.mask
         tiles, inverse = torch.unique(ids // mask.rows_per_mask, return_inverse=True)
-        columns = packed.tensors.get("columns")
+        columns = packed.tensors.get(COLUMNS)
         if columns is None:
             drawn = torch.from_numpy(kept_columns(mask, tiles.numpy()).astype(np.int64))
         else:
@@ -165,7 +166,7 @@ class DeltaDQ(DeltaCodec):
         parts: Sequence[PlacedPacked],
         dtype: torch.dtype,
         kernels: KernelBackend,
-        masks: MaskCache | None = None,
+        masks: Masks | None = None,
     ) -> Staged:
         """See `Codec.stage`."""
         return kernels.stage(
@@ -177,7 +178,7 @@ class DeltaDQ(DeltaCodec):
         return None if packed_options["rows_per_mask"] >= 16 else 32
 
 
-def resident(packed: Packed, extra_bias: Tensor | None, masks: MaskCache) -> SparseDelta:
+def resident(packed: Packed, extra_bias: Tensor | None, masks: Masks) -> SparseDelta:
     """What kernels read: parts merged, codes widened to 1, 2, 4 or 8 bits, steps times gain."""
     layout = _layout(packed)
     bits = RESIDENT_BITS[layout.bits]

@@ -14,7 +14,7 @@ from torch import Tensor
 from tsugiki.codecs.base import Dense, ModuleStats, Options, Packed, Part, PlacedPacked
 from tsugiki.codecs.checks import check_linear, check_parts
 from tsugiki.codecs.delta_codec import DeltaCodec
-from tsugiki.codecs.masks import MaskCache
+from tsugiki.codecs.masks import Masks
 from tsugiki.codecs.options import choice, decimal, integer, number, only
 from tsugiki.codecs.quantize import difference
 from tsugiki.errors import CompressionRefused, InvalidArtifact
@@ -128,7 +128,7 @@ class DenseCodec(DeltaCodec):
         parts: Sequence[PlacedPacked],
         dtype: torch.dtype,
         kernels: KernelBackend,
-        masks: MaskCache | None = None,
+        masks: Masks | None = None,
     ) -> Staged:
         """See `Codec.stage`.
 

@@ -9,7 +9,10 @@ Dropout"); one mask for a tile of `rows_per_mask` rows, where 1 is the paper.
 """
 
 import hashlib
-from dataclasses import dataclass, field
+import threading
+from dataclasses import dataclass
+from typing import Protocol
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -133,25 +136,69 @@ def _smallest(keys: NDArray[np.uint64], kept: int) -> NDArray[np.uint64]:
     return np.partition(keys, kept - 1, axis=2)[:, :, :kept]
 
 
-@dataclass(slots=True)
-class MaskCache:
-    """Masks shared by variants of the same seed and layout; owned by whoever loads variants.
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class SharedMask:
+    """A mask in memory. Whoever holds this object keeps it there; compared by identity."""
 
-    Not bounded by itself: hold one for as long as the variants that share it. Two threads that want
-    the same mask at once may both draw it; they get equal ones.
-    """
-
-    entries: dict[Mask, Tensor] = field(default_factory=dict)
-
-    def columns(self, mask: Mask) -> Tensor:
-        """uint16 [tiles, kept], generated on first use."""
-        found = self.entries.get(mask)
-        if found is None:
-            found = torch.from_numpy(kept_columns(mask))
-            self.entries[mask] = found
-        return found
+    columns: Tensor  # uint16 [tiles, kept]
 
     @property
     def nbytes(self) -> int:
-        """Resident bytes of all cached masks."""
-        return sum(t.numel() * t.element_size() for t in self.entries.values())
+        """Bytes of the columns."""
+        return self.columns.nbytes
+
+
+class Masks(Protocol):
+    """Where the kept columns of a mask come from."""
+
+    def columns(self, mask: Mask) -> Tensor:
+        """uint16 [tiles, kept], the same tensor for equal masks while anybody holds it."""
+
+
+class MaskCache:
+    """The masks that somebody holds, each once: variants of one seed and layout share theirs.
+
+    Thread-safe. It holds no mask itself: one that no variant holds any more is gone. Two threads
+    that want the same new mask at once may both draw it, and get the one that was stored first.
+    """
+
+    def __init__(self) -> None:
+        self._held: WeakValueDictionary[Mask, SharedMask] = WeakValueDictionary()
+        self._lock = threading.Lock()
+
+    def get(self, mask: Mask) -> SharedMask:
+        """The mask, drawn unless somebody holds it; hold what is returned."""
+        with self._lock:
+            found = self._held.get(mask)
+        if found is not None:
+            return found
+        drawn = SharedMask(torch.from_numpy(kept_columns(mask)))
+        with self._lock:
+            return self._held.setdefault(mask, drawn)
+
+    def columns(self, mask: Mask) -> Tensor:
+        """See `Masks.columns`."""
+        return self.get(mask).columns
+
+    def __len__(self) -> int:
+        """How many masks are held."""
+        return len(self._held)
+
+
+class MaskLease:
+    """The masks that one variant uses: drawn through a cache, held as long as `held` is."""
+
+    def __init__(self, cache: MaskCache) -> None:
+        self._cache = cache
+        self._held: dict[SharedMask, None] = {}
+
+    @property
+    def held(self) -> tuple[SharedMask, ...]:
+        """Every mask asked for so far, each once."""
+        return tuple(self._held)
+
+    def columns(self, mask: Mask) -> Tensor:
+        """See `Masks.columns`."""
+        shared = self._cache.get(mask)
+        self._held[shared] = None
+        return shared.columns

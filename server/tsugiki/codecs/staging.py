@@ -27,6 +27,7 @@ from tsugiki.codecs.base import (
     ResidentVariant,
     StagedLinear,
 )
+from tsugiki.codecs.deltadq import COLUMNS
 from tsugiki.codecs.fit import (
     LM_HEAD,
     ROWS,
@@ -34,7 +35,7 @@ from tsugiki.codecs.fit import (
     check_modules,
     vocab_size,
 )
-from tsugiki.codecs.masks import MaskCache
+from tsugiki.codecs.masks import MaskCache, MaskLease
 from tsugiki.errors import InvalidArtifact
 from tsugiki_kernels.interface import KernelBackend
 
@@ -60,7 +61,8 @@ def stage_variant(
             one fused linear, added tokens without rows.
     """
     check_modules(artifact.header, layout)
-    target = _Target(layout, base_vector, dtype, kernels, masks)
+    lease = MaskLease(masks)
+    target = _Target(layout, base_vector, dtype, kernels, lease)
     linears = _linears(artifact.modules, target)
     vectors = {n: _vector(n, artifact.modules[n], target) for n in _vectors(artifact, target)}
     embedding = _embedding(artifact, target)
@@ -75,6 +77,7 @@ def stage_variant(
         lm_head_rows=None if head is None else head.rows,
         nbytes=_nbytes(linears, vectors, embedding, head),
         lm_head_row_ids=None if head is None else head.ids,
+        shared=tuple((mask, mask.nbytes) for mask in lease.held),
     )
 
 
@@ -86,7 +89,7 @@ class _Target:
     base_vector: Callable[[str], Tensor]
     dtype: torch.dtype
     kernels: KernelBackend
-    masks: MaskCache
+    masks: MaskLease
 
 
 class _Rows(NamedTuple):
@@ -216,11 +219,12 @@ def _nbytes(
     embedding: EmbeddingDelta | None,
     head: _Rows | None,
 ) -> int:
-    """Resident bytes; masks shared through the cache are counted with each variant."""
+    """The variant's own bytes: all but the masks, which it shares."""
     tensors = list(vectors.values())
     if embedding is not None:
         tensors += [embedding.row_ids, embedding.rows]
-        tensors += [] if embedding.delta is None else list(embedding.delta.tensors.values())
+        parts = {} if embedding.delta is None else embedding.delta.tensors
+        tensors += [tensor for part, tensor in parts.items() if part != COLUMNS]
     if head is not None and (embedding is None or head.rows is not embedding.rows):
         tensors += [head.ids, head.rows]
     staged = sum(linear.staged.nbytes for linear in linears.values())
