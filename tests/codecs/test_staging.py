@@ -8,7 +8,7 @@ import torch
 from tsugiki.codecs import CODECS
 from tsugiki.codecs.artifact import read, write
 from tsugiki.codecs.base import FusedPart, Layout
-from tsugiki.codecs.fit import check_base, coverage
+from tsugiki.codecs.fit import check_base
 from tsugiki.codecs.masks import MaskCache
 from tsugiki.codecs.staging import stage_variant
 from tsugiki.errors import InvalidArtifact, WrongBase
@@ -262,12 +262,3 @@ def test_the_fingerprint_decides_which_base_a_variant_runs_on(spec, tmp_path):
     with pytest.raises(WrongBase, match=f"{own}.*{other}.*--accept-derived"):
         check_base(header, other, TIED)
     check_base(header, other, TIED, accept_derived=own)
-
-
-def test_coverage_counts_what_changes(spec, tmp_path):
-    tuned = torch.cat([base_tensor(EMBED), torch.ones(2, HIDDEN)])
-    modules = [change(Q), change(NORM, "dense"), rows(EMBED, tuned)]
-    modules.append(replace(CODECS["dense"].zero((VOCAB, HIDDEN)), name=HEAD))
-    found = coverage(write(tmp_path / "v", spec(), {m.name: m for m in modules}))
-    assert found.by_codec == {"deltadq": 24 * HIDDEN, "dense": HIDDEN + 2 * HIDDEN}
-    assert (found.modules, found.parameters) == (4, 24 * HIDDEN + 3 * HIDDEN)

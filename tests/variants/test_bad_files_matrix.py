@@ -12,6 +12,7 @@ import torch
 
 from tests.variants.tiny_variant import (
     IDENTITY,
+    NORM,
     K,
     Q,
     base_vector,
@@ -78,6 +79,28 @@ def text_side(**fields: object) -> Spoil:
         "vocab_size": 64,
     }
     return lambda path: forge(path, metadata=lambda meta: meta.update(text={**text, **fields}))
+
+
+def put_zeros(path: Path) -> None:
+    """Every step and every value zero: all modules are there, and none of them does anything."""
+
+    def spoil(content: bytearray, blobs: dict[str, Blob]) -> None:
+        for name in ("deltadq.step.f16", "dense.values.f32"):
+            place = blobs[name]
+            content[place.begin : place.begin + place.nbytes] = bytes(place.nbytes)
+
+    delta = {"codec": "dense", "options": {"dtype": "float32", "mode": "delta"}}
+    forge(path, metadata=lambda fields: fields["modules"][NORM].update(delta), data=spoil)
+
+
+def declare(modules: int, parameters: int) -> Spoil:
+    report = {"coverage": {"modules": modules, "parameters": parameters}}
+    return lambda path: forge(path, metadata=lambda fields: fields.update(report=report))
+
+
+def probe(prompt: list[int], greedy: list[int]) -> Spoil:
+    value = {"prompt_ids": prompt, "greedy_ids": greedy}
+    return lambda path: forge(path, metadata=lambda fields: fields.update(probe=value))
 
 
 def stock_file(path: Path) -> None:
@@ -183,6 +206,13 @@ BAD: dict[str, tuple[Spoil, type[InvalidArtifact], str]] = {
         InvalidArtifact,
         "changes no parameter",
     ),
+    "only zeros": (put_zeros, InvalidArtifact, "changes no parameter of the base: 3 modules"),
+    "fewer modules than declared": (declare(4, 1056), InvalidArtifact, "declares 4 .* changes 3"),
+    "fewer parameters than declared": (declare(3, 1057), InvalidArtifact, "1057 .* with 1056"),
+    "a count that is none": (declare(3, None), InvalidArtifact, "report.coverage"),  # type: ignore[arg-type]
+    "a probe of nothing": (probe([1], []), InvalidArtifact, "probe.greedy_ids holds 0 ids"),
+    "a probe beyond the vocabulary": (probe([1, 64], [2]), InvalidArtifact, "token id 64"),
+    "an endless probe": (probe([1] * 513, [2]), InvalidArtifact, "513 ids; expected 1..512"),
     "two codecs in one fused linear": (
         lambda path: write_variant(
             path,

@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 from tsugiki.codecs.base import Layout
+from tsugiki.codecs.coverage import Coverage
 from tsugiki.codecs.metadata import BaseRef, Header, Module
 from tsugiki.errors import CorruptArtifact
 from tsugiki.variants.registry import Registry
@@ -38,6 +39,7 @@ def verify_text(path: Path) -> Header:
         header_bytes=8,
         padding=0,
         tensors=(),
+        coverage=Coverage(1, 64, 1, 64, {"deltadq": 64}, {"other": 64}),
     )
 
 

@@ -113,6 +113,10 @@ class Codec(Protocol):
             InvalidArtifact: naming the part, the value found and the value expected.
         """
 
+    def changes(self, packed: Packed) -> bool:
+        """Whether a validated module changes its parameter: False only when every entry and every
+        bias that it adds is exactly zero. What replaces values counts, the base being elsewhere."""
+
     def stage(
         self,
         parts: Sequence[PlacedPacked],

@@ -17,7 +17,7 @@ from tsugiki.codecs.checks import check_finite, check_linear, check_parts
 from tsugiki.codecs.delta_codec import DeltaCodec
 from tsugiki.codecs.masks import Masks
 from tsugiki.codecs.options import bias_bits, decimal, number, only
-from tsugiki.codecs.quantize import difference, matching_gain, pack_bias, parity, unpack_bias
+from tsugiki.codecs.quantize import difference, matching_gain, pack_bias, parity, stored_bias
 from tsugiki.errors import CompressionRefused
 from tsugiki_kernels.interface import KernelBackend, Placed, SignDelta, Staged
 
@@ -85,7 +85,7 @@ class BitDelta(DeltaCodec):
 
     def effective(self, base: Tensor, packed: Packed) -> Dense:
         """See `Codec.effective`."""
-        return Dense(base.float() + _delta(packed), _bias(packed))
+        return Dense(base.float() + _delta(packed), stored_bias(packed))
 
     def zero(self, shape: tuple[int, ...]) -> Packed:
         """See `Codec.zero`."""
@@ -99,6 +99,13 @@ class BitDelta(DeltaCodec):
     def lookup(self, packed: Packed, ids: Tensor) -> Tensor:
         """See `Codec.lookup`."""
         return _signs(packed.tensors["signs"][ids], packed.shape[1]) * _scale(packed)[ids, None]
+
+    def changes(self, packed: Packed) -> bool:
+        """See `Codec.changes`."""
+        if bool(_scale(packed).any()):
+            return True
+        bias = stored_bias(packed)
+        return bias is not None and bool(bias.any())
 
     def stage(
         self,
@@ -117,7 +124,7 @@ class BitDelta(DeltaCodec):
 
 def _resident(part: PlacedPacked) -> SignDelta:
     packed = part.packed
-    bias = _bias(packed)
+    bias = stored_bias(packed)
     if part.bias is not None:
         bias = part.bias if bias is None else bias + part.bias
     rows, columns = packed.shape
@@ -143,14 +150,6 @@ def _signs(packed_rows: Tensor, columns: int) -> Tensor:
 def _delta(packed: Packed) -> Tensor:
     signs = _signs(packed.tensors["signs"], packed.shape[1])
     return signs * _scale(packed)[:, None]
-
-
-def _bias(packed: Packed) -> Tensor | None:
-    bits = packed.options["bias_bits"]
-    if not bits:
-        return None
-    scale = float(packed.options["bias_scale"])
-    return unpack_bias(packed.tensors["bias"], scale, bits, packed.shape[0])
 
 
 CODEC = BitDelta()

@@ -20,6 +20,7 @@ from tsugiki.codecs.checks import check_finite, check_linear, check_parts
 from tsugiki.codecs.delta_codec import DeltaCodec
 from tsugiki.codecs.deltadq_layout import (
     Layout,
+    any_level,
     column_indices,
     gather_survivors,
     layout_of,
@@ -34,9 +35,9 @@ from tsugiki.codecs.quantize import (
     matching_gain,
     mid_level,
     pack_bias,
+    stored_bias,
     symmetric_codes,
     symmetric_steps,
-    unpack_bias,
 )
 from tsugiki.errors import CompressionRefused
 from tsugiki_kernels.interface import KernelBackend, Placed, SparseDelta, Staged
@@ -119,7 +120,7 @@ class DeltaDQ(DeltaCodec):
 
     def effective(self, base: Tensor, packed: Packed) -> Dense:
         """See `Codec.effective`."""
-        return Dense(base.float() + _delta(packed), _bias(packed))
+        return Dense(base.float() + _delta(packed), stored_bias(packed))
 
     def zero(self, shape: tuple[int, ...]) -> Packed:
         """See `Codec.zero`: one kept column in each tile, with step 0."""
@@ -161,6 +162,14 @@ class DeltaDQ(DeltaCodec):
         rows = torch.zeros(len(ids), mask.columns)
         return rows.scatter_(1, drawn[inverse], values)
 
+    def changes(self, packed: Packed) -> bool:
+        """See `Codec.changes`."""
+        zero, live = float(packed.options["zero"]), _steps(packed) != 0
+        if any_level(packed.tensors, _layout(packed), zero, live):
+            return True
+        bias = stored_bias(packed)
+        return bias is not None and bool(bias.any())
+
     def stage(
         self,
         parts: Sequence[PlacedPacked],
@@ -186,7 +195,7 @@ def resident(packed: Packed, extra_bias: Tensor | None, masks: Masks) -> SparseD
         codes = packed.tensors["codes"]
     else:
         codes = packing.pack(unpack_codes(packed.tensors, layout).flatten(1), bits)
-    bias = _bias(packed)
+    bias = stored_bias(packed)
     if extra_bias is not None:
         bias = extra_bias if bias is None else bias + extra_bias
     return SparseDelta(
@@ -263,14 +272,6 @@ def _steps(packed: Packed) -> Tensor:
     """float32 [steps]: stored step times gain, rounded once."""
     gain = torch.tensor(packed.options["gain"], dtype=torch.float32)
     return packed.tensors["step"].float() * gain
-
-
-def _bias(packed: Packed) -> Tensor | None:
-    bits = packed.options["bias_bits"]
-    if not bits:
-        return None
-    scale = float(packed.options["bias_scale"])
-    return unpack_bias(packed.tensors["bias"], scale, bits, packed.shape[0])
 
 
 def _delta(packed: Packed) -> Tensor:

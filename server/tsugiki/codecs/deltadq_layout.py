@@ -18,6 +18,8 @@ from tsugiki.codecs.masks import MAX_COLUMNS, Mask, kept_columns
 from tsugiki.codecs.options import bias_bits, integer
 from tsugiki.errors import InvalidArtifact, UserError
 
+TILES_AT_ONCE = 64  # of `any_level`: the first ones nearly always decide
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -123,3 +125,16 @@ def unpack_codes(
         merged = merged + (packing.unpack(stored, bits, layout.codes_in_tile) << shift)
         shift += bits
     return merged.view(-1, layout.mask.kept, layout.mask.rows_per_mask)
+
+
+def any_level(tensors: Mapping[str, Tensor], layout: Layout, zero: float, live: Tensor) -> bool:
+    """Whether any code - zero of a row whose step is `live` (bool [steps]) is not 0."""
+    if not zero.is_integer() or not 0 <= zero < 1 << layout.bits:
+        return bool(live.any())  # no code stands for zero, as on the symmetric grid
+    rows = live.repeat_interleave(layout.rows_per_step)[: layout.mask.rows, None]
+    live_rows = tiled(rows, layout.mask)[:, None, :, 0]
+    blocks = torch.split(torch.arange(layout.mask.tiles), TILES_AT_ONCE)
+    return any(
+        bool(((unpack_codes(tensors, layout, tiles) != zero) & live_rows[tiles]).any())
+        for tiles in blocks
+    )

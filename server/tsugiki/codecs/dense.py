@@ -123,6 +123,11 @@ class DenseCodec(DeltaCodec):
             return torch.zeros(len(ids), packed.shape[1])
         return _scaled(packed.tensors["values"][ids], packed.options)
 
+    def changes(self, packed: Packed) -> bool:
+        """See `Codec.changes`."""
+        mode = packed.options["mode"]
+        return mode in ("replace", "rows") or (mode == "delta" and bool(values(packed).any()))
+
     def stage(
         self,
         parts: Sequence[PlacedPacked],

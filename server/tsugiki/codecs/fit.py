@@ -1,11 +1,8 @@
 """Does a variant file belong to this base: fingerprint, names, shapes, vocabulary.
 
-Owns: the checks that need the header and the base's layout alone, and the coverage report.
+Owns: the checks that need the header and the base's layout alone.
 Does not know: tensors, kernels, residency.
 """
-
-from collections.abc import Mapping
-from dataclasses import dataclass
 
 from tsugiki.codecs.base import Layout
 from tsugiki.codecs.metadata import Header, Module
@@ -54,6 +51,7 @@ def check_modules(header: Header, layout: Layout) -> None:
         _check_mode(name, module)
     _check_fused(header, layout)
     _check_vocabulary(header, layout)
+    _check_probe(header, layout)
 
 
 def _check_fused(header: Header, layout: Layout) -> None:
@@ -123,27 +121,13 @@ def _check_vocabulary(header: Header, layout: Layout) -> None:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class Coverage:
-    """How much of a base a variant changes."""
-
-    modules: int
-    parameters: int  # of the base's parameters that the file changes
-    by_codec: Mapping[str, int]  # codec -> parameters
-
-
-def coverage(header: Header) -> Coverage:
-    """Count the parameters that a file changes; replaced and added rows count row by row."""
-    by_codec: dict[str, int] = {}
-    for module in header.modules.values():
-        by_codec[module.codec] = by_codec.get(module.codec, 0) + _parameters(module)
-    return Coverage(len(header.modules), sum(by_codec.values()), by_codec)
-
-
-def _parameters(module: Module) -> int:
-    mode = module.options.get("mode")
-    if mode == "none":
-        return 0
-    if mode == "rows":
-        return int(module.options["rows"]) * module.shape[1]
-    return module.shape[0] * (module.shape[1] if len(module.shape) == 2 else 1)
+def _check_probe(header: Header, layout: Layout) -> None:
+    """The probe's tokens are in the variant's vocabulary."""
+    if header.probe is None:
+        return
+    size = vocab_size(header, layout)
+    beyond = [i for ids in header.probe.values() for i in ids if i >= size]
+    if beyond:
+        raise InvalidArtifact(
+            f"the probe has token id {beyond[0]}, but the vocabulary is {size}: compress again"
+        )

@@ -82,6 +82,11 @@ class LoRA(DeltaCodec):
         change: Tensor = (b @ a) * packed.options["scale"]
         return change
 
+    def changes(self, packed: Packed) -> bool:
+        """See `Codec.changes`; a rank counts when neither of its factors is zero."""
+        a, b = packed.tensors["a"].any(dim=1), packed.tensors["b"].any(dim=0)
+        return packed.options["scale"] != 0 and bool((a & b).any())
+
     def stage(
         self,
         parts: Sequence[PlacedPacked],

@@ -10,10 +10,12 @@ from typing import Any
 
 from tsugiki.codecs.base import Options
 from tsugiki.codecs.container import Blob
+from tsugiki.codecs.coverage import Coverage
 from tsugiki.errors import InvalidArtifact
 
 FORMAT = "tsugiki.variant/1"
 ROLES = ("delta", "parameters")
+PROBE_LIMITS = {"prompt_ids": 512, "greedy_ids": 64}  # most ids of each list, at least one
 KEYS = (
     "format",
     "codec",
@@ -76,6 +78,7 @@ class Header:
     padding: int
     tensors: tuple[Blob, ...]  # in file order
     format: str = FORMAT
+    coverage: Coverage | None = None  # counted when the content was verified against a base
 
     def sections(self) -> tuple[Section, ...]:
         """Header, padding and every tensor; their bytes sum to `file_bytes`."""
@@ -206,11 +209,14 @@ def check_probe(value: Any) -> dict[str, Any]:
     """A prompt and the ids that greedy decoding must produce after it.
 
     Raises:
-        InvalidArtifact: a missing or unknown key, or lists that do not hold token ids.
+        InvalidArtifact: a missing or unknown key, or lists that do not hold token ids, none or too
+            many.
     """
-    fields = _keys(value, ("prompt_ids", "greedy_ids"), "probe")
-    _ids(fields["prompt_ids"], "probe.prompt_ids")
-    _ids(fields["greedy_ids"], "probe.greedy_ids")
+    fields = _keys(value, tuple(PROBE_LIMITS), "probe")
+    for key, most in PROBE_LIMITS.items():
+        _ids(fields[key], f"probe.{key}")
+        if not 1 <= len(fields[key]) <= most:
+            raise InvalidArtifact(f"probe.{key} holds {len(fields[key])} ids; expected 1..{most}")
     return fields
 
 

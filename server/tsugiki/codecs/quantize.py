@@ -1,7 +1,7 @@
 """Fitting uniform quantizers to values, and checks that all codecs share.
 
 Owns: the choice of steps and gains at compression time; nothing here is needed to decode but
-`dequantized_bias`. Does not know: masks, files, which codec asks.
+`stored_bias`. Does not know: masks, files, which codec asks.
 """
 
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tsugiki.codecs import packing
+from tsugiki.codecs.base import Packed
 from tsugiki.codecs.options import decimal
 from tsugiki.errors import CompressionRefused
 
@@ -113,10 +114,15 @@ def _bias_error(bias: Tensor, scale: float, bits: int) -> float:
     return float((bias - values).square().sum())
 
 
-def unpack_bias(codes: Tensor, scale: float, bits: int, out: int) -> Tensor:
-    """float32 [out] of stored codes."""
-    levels = packing.unpack(codes[None], bits, out)[0].float() - (1 << (bits - 1))
-    return levels * torch.tensor(scale, dtype=torch.float32)
+def stored_bias(packed: Packed) -> Tensor | None:
+    """The bias that a packed linear adds, float32 [out]; None where it stores none."""
+    bits = packed.options["bias_bits"]
+    if not bits:
+        return None
+    codes = packing.unpack(packed.tensors["bias"][None], bits, packed.shape[0])[0]
+    scale = torch.tensor(float(packed.options["bias_scale"]), dtype=torch.float32)
+    bias: Tensor = (codes.float() - (1 << (bits - 1))) * scale
+    return bias
 
 
 def difference(base: Tensor, tuned: Tensor, name: str) -> Tensor:

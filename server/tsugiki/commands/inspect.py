@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tsugiki.codecs.metadata import Header
+    from tsugiki.codecs.artifact import Artifact
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,12 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Verify the digest of the whole file, then print."""
+    """Verify the whole file, digest and values, then print."""
     from tsugiki.codecs import artifact
 
-    header = artifact.verify(args.file)
-    verified = None if args.base is None else _verify_base(header, args.base)
-    description = describe(header, verified)
+    content = artifact.read(args.file)
+    verified = None if args.base is None else _verify_base(content, args.base)
+    description = describe(content, verified)
     if args.json:
         print(json.dumps(description, indent=1, ensure_ascii=False))
     else:
@@ -33,12 +33,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _verify_base(header: "Header", base: str) -> str:
+def _verify_base(content: "Artifact", base: str) -> str:
     """The base's directory, after the file was found to belong to it.
 
     Raises:
-        WrongBase, InvalidArtifact: it does not.
+        WrongBase, InvalidArtifact: it does not, or changes nothing or less than it declares.
     """
+    from tsugiki.codecs.coverage import check_coverage, coverage
     from tsugiki.codecs.fit import check_base
     from tsugiki.compress.job import open_base
     from tsugiki.config import default_cache_dir
@@ -47,18 +48,19 @@ def _verify_base(header: "Header", base: str) -> str:
 
     cache_dir = default_cache_dir()
     opened = open_base(resolve_base(base, cache_dir))
-    check_base(header, base_fingerprint(opened.checkpoint, cache_dir), opened.layout)
+    check_base(content.header, base_fingerprint(opened.checkpoint, cache_dir), opened.layout)
+    check_coverage(content.header.report, coverage(content.modules))
     return str(opened.checkpoint.path)
 
 
-def describe(header: "Header", verified_base: str | None = None) -> dict[str, Any]:
+def describe(content: "Artifact", verified_base: str | None = None) -> dict[str, Any]:
     """Everything about a file as JSON values; `sections` sum to `bytes`."""
     from dataclasses import asdict
 
-    from tsugiki.codecs.fit import coverage
+    from tsugiki.codecs.coverage import coverage
     from tsugiki.compress.report import paper_ratio, ratio, sections_of
 
-    covered = coverage(header)
+    header, covered = content.header, coverage(content.modules)
     model = header.report.get("model_parameters")
     return {
         "format": header.format,
@@ -74,6 +76,7 @@ def describe(header: "Header", verified_base: str | None = None) -> dict[str, An
         "whole_model_ratio": None if model is None else ratio(model, header.file_bytes),
         "paper_ratio": paper_ratio(header.codec, header.options),
         "text": header.text,
+        "probe": header.probe,
         "report": dict(header.report),
         "created_by": header.created_by,
         "provenance": dict(header.provenance),
@@ -86,19 +89,38 @@ def _render(path: str, d: dict[str, Any]) -> str:
 
     base = d["base"]
     checked = f"verified against {base['verified']}" if base["verified"] else "not verified"
-    by_codec = ", ".join(f"{codec} {n:,}" for codec, n in d["coverage"]["by_codec"].items())
     lines = [
         f"{path}  {d['digest']}",
         f"  {d['format']}  {d['codec']} ({d['role']})  {shown_options(d['options'])}",
         f"  base      {base['id']} ({base['architecture']}) {base['fingerprint']}, {checked}",
         f"  made by   {d['created_by']}",
-        f"  changes   {d['coverage']['modules']} tensors, parameters: {by_codec}",
+        *_coverage_lines(d["coverage"]),
         *_text_lines(d["text"]),
+        _probe_line(d["probe"]),
         f"  size      {d['bytes']:,} bytes ({human_bytes(d['bytes'])})",
         *(f"    {name:<36} {size:>12,}" for name, size in d["sections"].items()),
         *ratio_lines(d["honest_ratio"], d["whole_model_ratio"], d["paper_ratio"]),
     ]
     return "\n".join(lines)
+
+
+def _coverage_lines(c: dict[str, Any]) -> list[str]:
+    def shown(counts: dict[str, int]) -> str:
+        return ", ".join(f"{key} {count:,}" for key, count in counts.items()) or "nothing"
+
+    return [
+        f"  changes   {c['modules']} of {c['modules_declared']} tensors, "
+        f"{c['parameters']:,} of {c['parameters_declared']:,} parameters",
+        f"    by codec  {shown(c['by_codec'])}",
+        f"    by part   {shown(c['by_part'])}",
+    ]
+
+
+def _probe_line(probe: dict[str, Any] | None) -> str:
+    if probe is None:
+        return "  probe     none"
+    asked, expected = len(probe["prompt_ids"]), len(probe["greedy_ids"])
+    return f"  probe     {expected} tokens after a prompt of {asked}"
 
 
 def _text_lines(text: dict[str, Any] | None) -> list[str]:

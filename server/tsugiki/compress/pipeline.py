@@ -15,6 +15,7 @@ from typing import Any
 from tsugiki import __version__
 from tsugiki.codecs import CODECS, artifact
 from tsugiki.codecs.artifact import ArtifactSpec
+from tsugiki.codecs.coverage import REPORT_KEY, coverage, declared
 from tsugiki.codecs.fit import LM_HEAD, ROWS
 from tsugiki.codecs.metadata import Header
 from tsugiki.compress.activations import collect
@@ -33,6 +34,7 @@ LONGEST_REPORT = {
     "model_parameters": 10**12,
     "relative_error": 1000.0001,
     "gain": 1000.0001,
+    REPORT_KEY: {"modules": 10**6, "parameters": 10**12},
 }
 
 
@@ -135,7 +137,23 @@ def _kept_report(content: Content) -> dict[str, Any]:
         "model_parameters": content.model_parameters,
         "relative_error": round(total.relative_error, 4),
         "gain": round(total.gain, 4),
+        REPORT_KEY: _declared(content),
     }
+
+
+def _declared(content: Content) -> dict[str, int]:
+    """What really changes, for those who verify the file.
+
+    Raises:
+        CompressionRefused: nothing does.
+    """
+    found = coverage({item.packed.name: item.packed for item in content.stored})
+    if not found.parameters:
+        raise CompressionRefused(
+            f"all {found.modules_declared} tensors to be stored are zero: the variant would serve "
+            "the base; train it further, or give it more bytes"
+        )
+    return declared(found)
 
 
 def _total(content: Content) -> Deviation:

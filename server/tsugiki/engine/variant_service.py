@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tsugiki.codecs.fit import coverage
 from tsugiki.engine.client import ModelInfo, VariantInfo
 from tsugiki.engine.core import EngineCore
 from tsugiki.engine.open_requests import OpenRequests
@@ -42,7 +41,6 @@ class VariantService:
     open_requests: OpenRequests
     convert_adapter: ConvertAdapter | None = None
     _texts: dict[str, TextSide] = field(default_factory=dict)
-    _coverage: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def resolve(self, model: str) -> VariantRef:
         """See EngineClient.resolve."""
@@ -112,7 +110,6 @@ class VariantService:
             await self.thread.call(partial(_forget, digest))
             freed += await asyncio.to_thread(self.registry.purge, digest)
             self._texts.pop(digest, None)
-            self._coverage.pop(digest, None)
         return freed
 
     async def load(self, name: str) -> VariantInfo:
@@ -195,7 +192,7 @@ class VariantService:
             last_used=memory.last_used,
             load_ms=memory.load_ms,
             error=version.error or memory.error,
-            coverage=self._coverage_of(version),
+            coverage=_coverage(version),
         )
 
     def _model(self, version: Version, states: Mapping[str, ResidencyInfo]) -> ModelInfo:
@@ -211,13 +208,6 @@ class VariantService:
             max_model_len=self.base.max_model_len,
         )
 
-    def _coverage_of(self, version: Version) -> Mapping[str, Any]:
-        if version.header is None:
-            return {}
-        if version.digest not in self._coverage:
-            self._coverage[version.digest] = asdict(coverage(version.header))
-        return self._coverage[version.digest]
-
 
 def _forget(digest: str, core: EngineCore) -> None:
     core.variants.forget(digest)
@@ -226,3 +216,9 @@ def _forget(digest: str, core: EngineCore) -> None:
 def _resolve(result: "asyncio.Future[LoadOutcome]", outcome: LoadOutcome) -> None:
     if not result.done():
         result.set_result(outcome)
+
+
+def _coverage(version: Version) -> Mapping[str, Any]:
+    """How much of the base it changes, as counted when the file was verified."""
+    counted = None if version.header is None else version.header.coverage
+    return {} if counted is None else asdict(counted)

@@ -5,13 +5,14 @@ Does not know names, nor the format itself (codecs/).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tsugiki.codecs import artifact
-from tsugiki.codecs.fit import check_base, coverage
+from tsugiki.codecs.coverage import check_coverage, coverage
+from tsugiki.codecs.fit import check_base
 from tsugiki.codecs.metadata import Header
-from tsugiki.errors import InvalidArtifact, UserError
+from tsugiki.errors import UserError
 from tsugiki.variants.version import BaseIdentity
 
 BF16_BYTES = 2
@@ -33,7 +34,8 @@ class CheckedFile:
 
 
 def verify_against(identity: BaseIdentity) -> Verify:
-    """The full check of one file against a base: header, base, shapes, digest, every value.
+    """The full check of one file against a base: header, base, shapes, digest, every value, and
+    how much of the base they change, which the returned header tells.
 
     The returned function raises:
         InvalidArtifact (WrongBase, CorruptArtifact): naming the value and the remedy.
@@ -41,20 +43,21 @@ def verify_against(identity: BaseIdentity) -> Verify:
 
     def verify(path: Path) -> Header:
         fits(artifact.read_header(path), identity)
-        return artifact.read(path).header
+        content = artifact.read(path)
+        found = coverage(content.modules)
+        check_coverage(content.header.report, found)
+        return replace(content.header, coverage=found)
 
     return verify
 
 
 def fits(header: Header, identity: BaseIdentity) -> None:
-    """Refuse a header that was made for another base, does not fit this one, or changes nothing.
+    """Refuse a header that was made for another base or does not fit this one.
 
     Raises:
         WrongBase, InvalidArtifact.
     """
     check_base(header, identity.fingerprint, identity.layout, identity.accept_derived)
-    if not coverage(header).parameters:
-        raise InvalidArtifact("the file changes no parameter of the base: it would serve the base")
 
 
 def check(path: Path, verify: Verify) -> CheckedFile:
@@ -91,5 +94,7 @@ def without_path(error: Exception, path: Path) -> str:
 
 
 def honest_ratio(header: Header) -> float:
-    """bf16 bytes of the parameters that the file changes / bytes of the file."""
-    return coverage(header).parameters * BF16_BYTES / header.file_bytes
+    """bf16 bytes of the parameters that the file really changes / bytes of the file; 0 while nobody
+    has counted them."""
+    changed = 0 if header.coverage is None else header.coverage.parameters
+    return changed * BF16_BYTES / header.file_bytes
