@@ -85,14 +85,14 @@ def score_exact(
 ) -> dict[str, Any]:
     """Teacher-forced exact match, NLL per answer token and, given a reference, KL from it."""
     prefix = common_prefix(examples)
-    hits = tokens = right = agree = 0
+    wrong: set[int] = set()
+    tokens = right = agree = 0
     nll = kl = 0.0
     for indices in make_batches(examples, prefix, batch_tokens, None):
         batch = [examples[index] for index in indices]
         result = answer_logits(model, batch, prefix)
         correct = result.logits.argmax(-1) == result.targets
-        wrong_rows = set(result.owner[~correct].tolist())
-        hits += len(batch) - len(wrong_rows)
+        wrong |= {indices[row] for row in result.owner[~correct].tolist()}
         right += int(correct.sum())
         tokens += len(result.targets)
         nll += float(
@@ -104,7 +104,8 @@ def score_exact(
             kl += batch_kl
             agree += batch_agree
     scores = {
-        **share(hits, len(examples)),
+        **share(len(examples) - len(wrong), len(examples)),
+        "wrong": sorted(wrong),
         "nll_per_token": nll / tokens,
         "token_accuracy": right / tokens,
         "answer_tokens": tokens,
@@ -159,7 +160,8 @@ def score_replies(
         {"prompt": line["prompt"], "reply": reply, "good": ok}
         for line, reply, ok in zip(lines, replies, good, strict=True)
     ]
-    return {**share(sum(good), len(good)), "samples": samples}
+    wrong = [index for index, ok in enumerate(good) if not ok]
+    return {**share(sum(good), len(good)), "wrong": wrong, "samples": samples}
 
 
 def report_line(result: dict[str, Any]) -> str:
