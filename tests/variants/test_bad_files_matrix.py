@@ -336,10 +336,9 @@ def test_a_good_file_becomes_resident(root: Path) -> None:
 def test_a_file_that_changes_after_the_scan_fails_when_it_is_loaded(
     root: Path, spoil: Spoil, reason: str
 ) -> None:
-    path = root / "bank.safetensors"
-    digest = write_variant(path)
+    digest = write_variant(root / "bank.safetensors")
     registry = Registry(root, IDENTITY)
-    spoil(path)
+    spoil(registry.path(digest))
     info = load_now(registry, digest).snapshot()[digest]
     assert info.state == "failed"
     assert reason in str(info.error)
