@@ -23,7 +23,7 @@ from tsugiki.engine.scheduler import Chunk, Limits, Scheduler
 from tsugiki.engine.thread import Commands, EngineThread, wake
 from tsugiki.engine.variant_service import VariantService
 from tsugiki.text.huggingface import load_text_side
-from tsugiki.variants.loader import BackgroundLoader, LoadOutcome, LoadTimings
+from tsugiki.variants.loader import BackgroundLoader, Loaded, LoadOutcome, PackedVariant
 from tsugiki.variants.registry import Registry
 from tsugiki.variants.residency import Residency
 from tsugiki.variants.version import BaseIdentity
@@ -90,7 +90,7 @@ class InstantSource:
         self.held = False
         self._wanted: list[str] = []
 
-    def submit(self, digest: str) -> None:
+    def submit(self, digest: str, packed: PackedVariant | None) -> None:
         self._wanted.append(digest)
 
     def finished(self) -> list[LoadOutcome]:
@@ -179,7 +179,7 @@ def make_engine(tmp_path: Path, tiny_base: Path) -> Callable[..., LocalEngine]:
         registry = Registry(root, identity, verify=header_of, reserved=["base"])
         commands: Commands = SimpleQueue()
         loader = BackgroundLoader(
-            lambda digest: (resident(digest), LoadTimings()),
+            lambda digest, packed: Loaded(resident(digest)),
             on_finished=lambda: commands.put(wake),
         )
         residency = Residency(loader, 1000)

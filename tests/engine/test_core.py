@@ -37,7 +37,7 @@ def runner_of(core: EngineCore) -> Any:
 
 
 def source_of(core: EngineCore) -> Any:
-    return core.variants._source
+    return core.variants._loads._source
 
 
 def test_each_step_reports_each_new_token_once(

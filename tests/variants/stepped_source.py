@@ -3,7 +3,7 @@
 from collections import Counter
 
 from tsugiki.codecs.base import ResidentVariant
-from tsugiki.variants.loader import LoadOutcome
+from tsugiki.variants.loader import LoadOutcome, PackedVariant
 
 
 def resident(digest: str, nbytes: int) -> ResidentVariant:
@@ -29,7 +29,7 @@ class SteppedSource:
         self.done: list[LoadOutcome] = []
         self.submitted: Counter[str] = Counter()
 
-    def submit(self, digest: str) -> None:
+    def submit(self, digest: str, packed: PackedVariant | None) -> None:
         assert digest not in self.pending, "one load of a digest at a time"
         self.pending.append(digest)
         self.submitted[digest] += 1

@@ -6,9 +6,15 @@ from pathlib import Path
 import pytest
 
 from tests.variants.stepped_source import resident
-from tsugiki.codecs.base import ResidentVariant
 from tsugiki.errors import CorruptArtifact
-from tsugiki.variants.loader import BackgroundLoader, Load, LoadOutcome, LoadTimings
+from tsugiki.variants.loader import (
+    BackgroundLoader,
+    Load,
+    Loaded,
+    LoadOutcome,
+    LoadTimings,
+    PackedVariant,
+)
 from tsugiki.variants.residency import Residency
 
 
@@ -25,8 +31,8 @@ class Waking:
         return self.loader.finished()
 
 
-def load_small(digest: str) -> tuple[ResidentVariant, LoadTimings]:
-    return resident(digest, 10), LoadTimings(1.0, 2.0)
+def load_small(digest: str, packed: PackedVariant | None) -> Loaded:
+    return Loaded(resident(digest, 10), LoadTimings(1.0, 2.0, 3.0))
 
 
 def test_every_submitted_digest_comes_back_once() -> None:
@@ -36,7 +42,7 @@ def test_every_submitted_digest_comes_back_once() -> None:
     outcomes = waking.outcomes(20)
     waking.loader.close()
     assert sorted(o.digest for o in outcomes) == sorted(f"d{i}" for i in range(20))
-    assert all(o.variant is not None and o.timings.stage == 2.0 for o in outcomes)
+    assert all(o.variant is not None and o.timings.stage == 3.0 for o in outcomes)
     assert waking.loader.finished() == []
 
 
@@ -49,10 +55,10 @@ def test_every_submitted_digest_comes_back_once() -> None:
     ],
 )
 def test_an_error_becomes_the_reason_and_the_thread_lives_on(error: Exception, reason: str) -> None:
-    def load(digest: str) -> tuple[ResidentVariant, LoadTimings]:
+    def load(digest: str, packed: PackedVariant | None) -> Loaded:
         if digest == "bad":
             raise error
-        return load_small(digest)
+        return load_small(digest, packed)
 
     waking = Waking(load)
     waking.loader.submit("bad")
@@ -66,10 +72,10 @@ def test_an_error_becomes_the_reason_and_the_thread_lives_on(error: Exception, r
 def test_closing_ends_the_threads_and_forgets_what_was_not_begun() -> None:
     begun, go_on = threading.Event(), threading.Event()
 
-    def load(digest: str) -> tuple[ResidentVariant, LoadTimings]:
+    def load(digest: str, packed: PackedVariant | None) -> Loaded:
         begun.set()
         assert go_on.wait(30)
-        return load_small(digest)
+        return load_small(digest, packed)
 
     loader = BackgroundLoader(load)
     loader.submit("first")
@@ -84,10 +90,10 @@ def test_closing_ends_the_threads_and_forgets_what_was_not_begun() -> None:
 
 
 def test_a_residency_over_the_loader_delivers_and_reports_failures() -> None:
-    def load(digest: str) -> tuple[ResidentVariant, LoadTimings]:
+    def load(digest: str, packed: PackedVariant | None) -> Loaded:
         if digest == "bad":
             raise CorruptArtifact("flipped byte")
-        return load_small(digest)
+        return load_small(digest, packed)
 
     waking = Waking(load)
     residency = Residency(waking.loader, 100)

@@ -24,8 +24,18 @@ logger = logging.getLogger(__name__)
 class LoadTimings:
     """Milliseconds of each part of one load."""
 
-    read: float = 0.0  # from disk, the digest and every value checked on the way
+    read: float = 0.0  # bytes from the file
+    verify: float = 0.0  # the header, the digest over those very bytes, every value
     stage: float = 0.0  # into the form that the kernels read
+
+
+@dataclass(frozen=True, slots=True)
+class PackedVariant:
+    """The verified content of a file in host memory: it can be staged without reading again."""
+
+    content: artifact.Artifact
+    nbytes: int
+    shared: tuple[()] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +47,20 @@ class LoadOutcome:
     error: str | None = None
     load_ms: float = 0.0
     timings: LoadTimings = LoadTimings()
+    packed: PackedVariant | None = None  # what was read, for the host tier
 
 
-Load = Callable[[str], tuple[ResidentVariant, LoadTimings]]
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a load that succeeded gives."""
+
+    variant: ResidentVariant
+    timings: LoadTimings = LoadTimings()
+    packed: PackedVariant | None = None
+
+
+Load = Callable[[str, PackedVariant | None], Loaded]
+_Job = tuple[str, PackedVariant | None]
 
 
 def load_files(
@@ -52,18 +73,23 @@ def load_files(
         ModelNotFound: the digest was deleted and purged meanwhile.
     """
 
-    def load(digest: str) -> tuple[ResidentVariant, LoadTimings]:
+    def load(digest: str, packed: PackedVariant | None) -> Loaded:
         begin = time.perf_counter()
-        content = artifact.read(path_of(digest))
-        if content.header.digest != digest:
-            raise CorruptArtifact(
-                f"the file of {digest} now holds {content.header.digest}; upload it again"
-            )
+        found = packed or _read(path_of(digest), digest)
         read_ms, begin = _ms_since(begin), time.perf_counter()
-        variant = stage(content)
-        return variant, LoadTimings(read_ms, _ms_since(begin))
+        variant = stage(found.content)
+        return Loaded(variant, LoadTimings(read_ms, 0.0, _ms_since(begin)), found)
 
     return load
+
+
+def _read(path: Path, digest: str) -> PackedVariant:
+    content = artifact.read(path)
+    if content.header.digest != digest:
+        raise CorruptArtifact(
+            f"the file of {digest} now holds {content.header.digest}; upload it again"
+        )
+    return PackedVariant(content, sum(packed.nbytes for packed in content.modules.values()))
 
 
 class BackgroundLoader:
@@ -75,7 +101,7 @@ class BackgroundLoader:
     ) -> None:
         self._load = load
         self._on_finished = on_finished
-        self._wanted: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._wanted: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[LoadOutcome] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._threads = [
@@ -85,9 +111,9 @@ class BackgroundLoader:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, digest: str) -> None:
-        """Load this digest in the background."""
-        self._wanted.put(digest)
+    def submit(self, digest: str, packed: PackedVariant | None = None) -> None:
+        """Load this digest in the background; from its packed content nothing is read again."""
+        self._wanted.put((digest, packed))
 
     def finished(self) -> list[LoadOutcome]:
         """The loads that ended since the last call."""
@@ -105,20 +131,23 @@ class BackgroundLoader:
             thread.join()
 
     def _run(self) -> None:
-        while (digest := self._wanted.get()) is not None and not self._closing.is_set():
-            self._done.put(self._attempt(digest))
+        while (job := self._wanted.get()) is not None and not self._closing.is_set():
+            self._done.put(self._attempt(*job))
+            del job  # else its content would live until the next one
             self._on_finished()
 
-    def _attempt(self, digest: str) -> LoadOutcome:
+    def _attempt(self, digest: str, packed: PackedVariant | None) -> LoadOutcome:
         begin = time.perf_counter()
         try:
-            variant, timings = self._load(digest)
+            loaded = self._load(digest, packed)
         except Exception as error:  # whatever it is, it belongs to this variant alone
             expected = isinstance(error, TsugikiError)
             logger.warning("variant %s cannot be loaded: %s", digest, error, exc_info=not expected)
             reason = str(error) if expected else f"{type(error).__name__}: {error}"
             return LoadOutcome(digest, None, reason, _ms_since(begin))
-        return LoadOutcome(digest, variant, None, _ms_since(begin), timings)
+        return LoadOutcome(
+            digest, loaded.variant, None, _ms_since(begin), loaded.timings, loaded.packed
+        )
 
 
 def _ms_since(begin: float) -> float:

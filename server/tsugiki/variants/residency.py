@@ -1,63 +1,41 @@
-"""Which variants are in memory: one tier with a byte budget, LRU, pins and references.
+"""Which variants are in memory: two tiers with byte budgets, LRU, pins and references.
 
-Owns the resident variants and their accounting. Called from the engine thread only, between two
-steps, except `snapshot`, which any thread may read. Loading itself happens behind `LoadSource`
-(loader.py), so no call here ever waits.
-Does not know names (registry.py), files (loader.py) or requests (engine/).
+Owns: what is in which tier, and what may leave it. Called from the engine thread only, between two
+steps, except `snapshot` and `stats`, which any thread may ask. Loading itself happens behind
+`LoadSource` (loads.py, loader.py), so no call here ever waits.
+Does not know names (registry.py), files (loader.py), how bytes add up (tier.py) or requests.
 
-On CPU the host and the device tier coincide and a loaded variant is "ready". Where they differ, the
-device tier is a second `Residency`: its `LoadSource` copies what the host tier holds into the
-device's variant arena, and its budget is that arena.
+disk -> host: a file is read, its digest and its values verified, once; its packed content stays on
+host. host -> device: the content is staged into the form that the kernels read; that is a copy, so
+no byte belongs to both tiers and none is counted twice. The host tier is a cache behind the device
+(vLLM's max_cpu_loras): what the device evicts is `host` and needs only staging, as long as nothing
+used later took its room there. A host budget of 0 keeps no packed content.
 """
 
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from types import MappingProxyType
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 
 from tsugiki.codecs.base import ResidentVariant
 from tsugiki.errors import Conflict
-from tsugiki.variants.loader import LoadOutcome
+from tsugiki.variants.loader import LoadOutcome, PackedVariant
+from tsugiki.variants.loads import LoadQueue, LoadSource, LoadTotals
+from tsugiki.variants.status import OnTransition, ResidencyInfo, State, StatusBoard
+from tsugiki.variants.tier import Tier, TierStats
 
-Tier = Literal["disk", "loading", "ready", "failed"]
+__all__ = ["EVICTED", "LoadSource", "LoadTotals", "Residency", "ResidencyInfo", "TierStats"]
 
-
-class LoadSource(Protocol):
-    """Where variants come from: takes digests, gives every one back once, loaded or not."""
-
-    def submit(self, digest: str) -> None:
-        """Begin loading in the background; never blocks."""
-
-    def finished(self) -> list[LoadOutcome]:
-        """The loads that ended since the last call; never blocks."""
-
-
-@dataclass(frozen=True, slots=True)
-class ResidencyInfo:
-    """One digest as other threads see it."""
-
-    state: Tier = "disk"
-    resident_bytes: int = 0
-    references: int = 0
-    pinned: bool = False
-    last_used: float | None = None  # the clock of the residency; unix seconds in a server
-    load_ms: float | None = None
-    error: str | None = None
-
-
-_UNKNOWN = ResidencyInfo()
+EVICTED = "evicted"  # the reason of a transition that made room
 
 
 class Residency:
-    """One memory tier. The laws, tested as a state machine:
+    """The laws, tested as a state machine:
 
-    - resident bytes never exceed the budget; at most `max_loads` loads are beside them;
-    - what is referenced or pinned is never evicted, and what `poll` delivered stays at least until
-      the next `poll`, so that its waiting requests can take a reference;
-    - every `request` of a digest that is not resident is answered by one outcome of `poll`; a load
-      that finds no room waits, first come first served, until references are released.
+    - the bytes of each tier never exceed its budget; at most `max_loads` loads are beside them;
+    - what is referenced or pinned never leaves the device, and what `poll` delivered stays at least
+      until the next `poll`, so that its waiting requests can take a reference;
+    - every `request` of a digest that is not on the device is answered by one outcome of `poll`; a
+      load that finds no room waits, first come first served, until references are released.
     """
 
     def __init__(
@@ -65,48 +43,59 @@ class Residency:
         source: LoadSource,
         budget_bytes: int,
         *,
+        host_bytes: int = 0,
         max_loads: int = 2,
         clock: Callable[[], float] = time.time,
+        on_transition: OnTransition | None = None,
     ) -> None:
-        self.budget_bytes = budget_bytes
-        self.resident_bytes = 0
-        self._source = source
-        self._max_loads = max_loads
         self._clock = clock
-        self._resident: OrderedDict[str, ResidentVariant] = OrderedDict()  # oldest use first
-        self._queued: deque[str] = deque()  # wanted, not yet handed to the source
-        self._loading: dict[str, None] = {}  # at the source
-        self._cancelled: set[str] = set()  # at the source, no longer wanted
-        self._arrived: deque[LoadOutcome] = deque()  # loaded, waiting for room
-        self._answers: list[LoadOutcome] = []  # outcomes that needed no load
+        self._device = Tier[ResidentVariant]("device", budget_bytes)
+        self._host = Tier[PackedVariant]("host", host_bytes)
+        self._loads = LoadQueue(source, max_loads)
+        self._status = StatusBoard(on_transition)
+        self._evicted: list[str] = []  # from the device, not yet told
         self._references: dict[str, int] = {}
         self._pinned: set[str] = set()
-        self._snapshot: Mapping[str, ResidencyInfo] = MappingProxyType({})
+
+    @property
+    def budget_bytes(self) -> int:
+        """Of the device."""
+        return self._device.budget_bytes
+
+    @property
+    def resident_bytes(self) -> int:
+        """On the device, shared parts once."""
+        return self._device.bytes
+
+    @property
+    def loads(self) -> LoadTotals:
+        """The loads so far; any thread may ask."""
+        return self._loads.totals
 
     def get(self, digest: str) -> ResidentVariant | None:
-        """The resident variant, now the most recently used; None when it must be requested."""
-        variant = self._resident.get(digest)
-        if variant is not None:
-            self._resident.move_to_end(digest)
-        return variant
+        """The variant on the device, now the most recently used; None: it must be requested."""
+        return self._device.use(digest)
+
+    def look_up(self, digest: str) -> bool:
+        """Whether it is on the device, counted as a hit or a miss: once for each new request."""
+        found = digest in self._device
+        self._device.count(found)
+        return found
 
     def request(self, digest: str, *, retry: bool = False) -> None:
-        """Bring a digest into memory in the background; repeating it changes nothing.
+        """Bring a digest to the device in the background; repeating it changes nothing.
 
         A digest that failed before is answered with that failure again, unless `retry`.
         """
-        arriving = self._on_its_way(digest)
-        if digest in self._resident or (arriving and digest not in self._cancelled):
+        if digest in self._device or digest in self._loads:
             return
-        info = self._info(digest)
+        info = self._status.info(digest)
         if info.state == "failed" and not retry:
-            self._answers.append(LoadOutcome(digest, None, info.error))
+            self._loads.answer(digest, info.error)
             return
-        self._cancelled.discard(digest)
-        self._publish(digest, state="loading", error=None)
-        if not arriving:
-            self._queued.append(digest)
-            self._start_loads()
+        self._loads.add(digest)
+        self._status.publish(digest, state="loading", error=None)
+        self._loads.start(self._packed)
 
     def retain(self, digest: str) -> None:
         """One more request uses this digest; it need not be resident yet."""
@@ -126,170 +115,167 @@ class Residency:
         """Requests that use this digest now."""
         return self._references.get(digest, 0)
 
+    def on_device(self) -> list[str]:
+        """Resident digests, the least recently used first."""
+        return self._device.oldest_first()
+
+    def pinned(self, digest: str) -> bool:
+        """Whether a pin keeps it on the device."""
+        return digest in self._pinned
+
+    def arriving(self, digest: str) -> bool:
+        """Whether it was requested and is not yet answered."""
+        return digest in self._loads
+
     def without_room(self) -> list[str]:
         """Digests that are loaded but wait until others are released, first come first."""
-        return [outcome.digest for outcome in self._arrived]
+        return [outcome.digest for outcome in self._loads.loaded]
 
-    def poll(self) -> list[LoadOutcome]:
+    def poll(self, keep: Collection[str] = ()) -> list[LoadOutcome]:
         """Take in what was loaded, evicting as needed, and start what is queued. Once per step.
 
-        Returns the loads that ended: `variant` is resident until the next poll at least, or `error`
-        says why there is none.
+        Nothing in `keep` is evicted from the device. Returns the loads that ended: `variant` is
+        resident until the next poll at least, or `error` says why there is none.
         """
-        for outcome in self._source.finished():
-            del self._loading[outcome.digest]
-            self._arrived.append(outcome)
-        outcomes, self._answers = self._answers, []
-        delivered: set[str] = set()
-        while self._arrived:
-            answer = self._settle(self._arrived[0], delivered)
+        for outcome in self._loads.take_in():
+            self._keep_packed(outcome)
+        outcomes = self._loads.take_answers()
+        kept = set(keep)
+        while self._loads.loaded:
+            answer = self._settle(self._loads.loaded[0], kept)
             if answer is None:
                 break
-            self._arrived.popleft()
-            delivered.add(answer.digest)
+            self._loads.loaded.popleft()
+            kept.add(answer.digest)
             outcomes.append(answer)
-        self._start_loads()
+        self._loads.start(self._packed)
         return outcomes
 
+    def take_evicted(self) -> list[str]:
+        """What made room on the device since the last call: whoever holds it must let go."""
+        evicted, self._evicted = self._evicted, []
+        return evicted
+
     def unload(self, digest: str) -> int:
-        """Drop a variant and its pin, or cancel its load; returns the resident bytes freed.
+        """Drop a variant from both tiers, and its pin, or cancel its load; returns bytes freed.
 
         Raises:
             Conflict: requests still use it.
         """
         if count := self.references(digest):
             raise Conflict(f"variant {digest} is used by {count} requests; wait until they end")
-        self._pinned.discard(digest)
-        self._cancel(digest, "unloaded before it was ready")
-        freed = self._drop(digest)
-        self._publish(digest, state="disk", error=None, pinned=False)
+        freed = self._drop(digest, "unloaded before it was ready")
+        self._status.publish(digest, "unloaded", state="disk", error=None, pinned=False)
         return freed
 
     def pin(self, digest: str, pinned: bool) -> None:
-        """Keep a variant in memory once it is there (it is not loaded by this), or let it go."""
+        """Keep a variant on the device once it is there (it is not loaded by this), or let it."""
         (self._pinned.add if pinned else self._pinned.discard)(digest)
-        self._publish(digest, pinned=pinned)
+        self._status.publish(digest, pinned=pinned)
 
     def fail(self, digest: str, reason: str) -> None:
-        """A variant that misbehaved in a step: out of memory at once, and refused from now on."""
-        self._pinned.discard(digest)
-        self._cancel(digest, reason)
-        self._drop(digest)
-        self._publish(digest, state="failed", error=reason, pinned=False)
+        """Take a variant that misbehaved out of service, its users and its pin notwithstanding."""
+        self._drop(digest, reason)
+        self._status.publish(digest, reason, state="failed", error=reason, pinned=False)
 
     def forget(self, digest: str) -> None:
         """Drop the record of a deleted digest, unless something still uses it."""
-        idle = digest not in self._resident and not self._on_its_way(digest)
-        if idle and not self.references(digest):
+        held = digest in self._device or digest in self._host or not self._loads.idle(digest)
+        if not held and not self.references(digest):
             self._pinned.discard(digest)
-            self._snapshot = MappingProxyType(
-                {known: info for known, info in self._snapshot.items() if known != digest}
-            )
+            self._status.forget(digest)
 
     def snapshot(self) -> Mapping[str, ResidencyInfo]:
         """An immutable view, safe from any thread. A digest that is absent is on disk, unused."""
-        return self._snapshot
+        return self._status.snapshot()
 
-    def _on_its_way(self, digest: str) -> bool:
-        return (
-            digest in self._loading
-            or digest in self._queued
-            or any(outcome.digest == digest for outcome in self._arrived)
-        )
+    def stats(self) -> tuple[TierStats, ...]:
+        """Host and device; any thread may ask. A hit of the device is a request that needed no
+        load, one of the host a load that needed no file."""
+        return self._host.stats(), self._device.stats()
 
-    def _start_loads(self) -> None:
-        # An arrived variant without room counts: memory beyond the budget stays bounded.
-        while self._queued and len(self._loading) + len(self._arrived) < self._max_loads:
-            digest = self._queued.popleft()
-            self._loading[digest] = None
-            self._source.submit(digest)
+    def _packed(self, digest: str) -> PackedVariant | None:
+        """What a load that begins now can start from."""
+        self._host.count(digest in self._host)
+        return self._host.use(digest)
 
-    def _cancel(self, digest: str, reason: str) -> None:
-        if digest in self._loading:
-            self._cancelled.add(digest)  # answered when the source gives it back
+    def _keep_packed(self, outcome: LoadOutcome) -> None:
+        """Keep on host what was read, in place of what was used least recently."""
+        digest, packed = outcome.digest, outcome.packed
+        if packed is None:
             return
-        if digest in self._queued:
-            self._queued.remove(digest)
-            self._answers.append(LoadOutcome(digest, None, reason))
-        for outcome in [o for o in self._arrived if o.digest == digest]:
-            self._arrived.remove(outcome)
-            self._answers.append(LoadOutcome(digest, None, reason))
+        self._host.drop(digest)
+        victims = self._host.victims(packed, self._host.oldest_first())
+        if victims is None:
+            return
+        for victim in victims:
+            self._host.evict(victim)
+            if self._status.info(victim).state == "host":
+                self._status.publish(victim, EVICTED, state="disk")
+        self._host.put(digest, packed)
 
-    def _settle(self, outcome: LoadOutcome, delivered: set[str]) -> LoadOutcome | None:
+    def _settle(self, outcome: LoadOutcome, keep: set[str]) -> LoadOutcome | None:
         """The answer to a finished load, or None while it must wait for room."""
         digest, variant = outcome.digest, outcome.variant
-        if digest in self._cancelled:
-            self._cancelled.discard(digest)
-            return LoadOutcome(digest, None, self._info(digest).error or "the load was cancelled")
         if variant is None:
-            self._publish(digest, state="failed", error=outcome.error)
+            self._host.drop(digest)
+            self._status.publish(digest, outcome.error, state="failed", error=outcome.error)
             return outcome
         if refusal := self._refusal(variant):
             # Too large beside the pins only: another time it may fit, so it is not a failure.
-            state: Tier = "failed" if variant.nbytes > self.budget_bytes else "disk"
-            self._publish(digest, state=state, error=refusal)
+            never = self._device.beside(variant, ()) > self.budget_bytes
+            state = "failed" if never else self._off_device(digest)
+            self._status.publish(digest, refusal, state=state, error=refusal)
             return replace(outcome, variant=None, error=refusal)
-        if not self._make_room(variant.nbytes, delivered):
+        if not self._make_room(variant, keep):
             return None
-        self._resident[digest] = variant
-        self.resident_bytes += variant.nbytes
-        self._publish(
+        self._device.put(digest, variant)
+        self._status.publish(
             digest,
             state="ready",
             resident_bytes=variant.nbytes,
             load_ms=outcome.load_ms,
+            timings=outcome.timings,
             error=None,
         )
         return outcome
 
     def _refusal(self, variant: ResidentVariant) -> str | None:
         """Why this variant could wait for room forever."""
-        pinned = sum(v.nbytes for digest, v in self._resident.items() if digest in self._pinned)
-        if variant.nbytes > self.budget_bytes:
+        budget, needs = self.budget_bytes, self._device.beside(variant, ())
+        if needs > budget:
             return (
-                f"needs {variant.nbytes} bytes in memory, over the whole budget of "
-                f"{self.budget_bytes}; raise --variant-memory"
+                f"needs {needs} bytes in memory, over the whole budget of {budget}; "
+                "raise --variant-memory"
             )
-        if variant.nbytes > self.budget_bytes - pinned:
+        pins = self._device.beside(variant, self._pinned) - needs
+        if needs + pins > budget:
             return (
-                f"needs {variant.nbytes} bytes in memory, but pinned variants hold {pinned} of "
-                f"{self.budget_bytes}; unpin one or raise --variant-memory"
+                f"needs {needs} bytes in memory, but pinned variants hold {pins} of {budget}; "
+                "unpin one or raise --variant-memory"
             )
         return None
 
-    def _make_room(self, nbytes: int, keep: set[str]) -> bool:
-        """Evict the least recently used idle variants until `nbytes` fit; all or nothing."""
-        missing = nbytes - (self.budget_bytes - self.resident_bytes)
-        victims: list[str] = []
-        for digest, variant in self._resident.items():
-            if missing <= 0:
-                break
-            if digest in self._references or digest in self._pinned or digest in keep:
-                continue
-            victims.append(digest)
-            missing -= variant.nbytes
-        if missing > 0:
-            return False
-        for digest in victims:
-            self._drop(digest)
-            self._publish(digest, state="disk")
-        return True
+    def _make_room(self, variant: ResidentVariant, keep: set[str]) -> bool:
+        """Evict the least recently used idle variants until this one fits; all or nothing."""
+        busy = keep | self._pinned | self._references.keys()
+        idle = [digest for digest in self.on_device() if digest not in busy]
+        victims = self._device.victims(variant, idle)
+        for digest in victims or ():
+            self._device.evict(digest)
+            self._evicted.append(digest)
+            self._host.use(digest)  # it was in use until now
+            self._status.publish(digest, EVICTED, state=self._off_device(digest))
+        return victims is not None
 
-    def _drop(self, digest: str) -> int:
-        variant = self._resident.pop(digest, None)
-        freed = 0 if variant is None else variant.nbytes
-        self.resident_bytes -= freed
-        return freed
+    def _drop(self, digest: str, reason: str) -> int:
+        """Leave nothing of a digest in memory or on its way; returns the bytes freed."""
+        self._pinned.discard(digest)
+        self._loads.cancel(digest, reason)
+        return self._device.drop(digest) + self._host.drop(digest)
+
+    def _off_device(self, digest: str) -> State:
+        return "host" if digest in self._host else "disk"
 
     def _touch(self, digest: str) -> None:
-        self._publish(digest, references=self.references(digest), last_used=self._clock())
-
-    def _info(self, digest: str) -> ResidencyInfo:
-        return self._snapshot.get(digest, _UNKNOWN)
-
-    def _publish(self, digest: str, **changes: Any) -> None:
-        info = replace(self._info(digest), **changes)
-        if info.state != "ready":
-            info = replace(info, resident_bytes=0)
-        # A copy per change: readers in other threads keep whatever mapping they took.
-        self._snapshot = MappingProxyType({**self._snapshot, digest: info})
+        self._status.publish(digest, references=self.references(digest), last_used=self._clock())
