@@ -52,7 +52,16 @@ def wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> N
 def running_server(
     base: str | Path, variants: Path, log: Path, flags: Sequence[str] = ()
 ) -> Iterator[str]:
-    """`tsugiki serve` in a process of its own; yields its URL and stops it with SIGTERM.
+    """The URL of a `server_process`."""
+    with server_process(base, variants, log, flags) as (url, _):
+        yield url
+
+
+@contextmanager
+def server_process(
+    base: str | Path, variants: Path, log: Path, flags: Sequence[str] = ()
+) -> Iterator[tuple[str, int]]:
+    """`tsugiki serve` in a process of its own, stopped with SIGTERM; yields its URL and its id.
 
     Raises:
         ServerDidNotStart: see wait_until_ready.
@@ -66,7 +75,7 @@ def running_server(
     url = f"http://127.0.0.1:{port}"
     try:
         wait_until_ready(process, url, log)
-        yield url
+        yield url, process.pid
         process.send_signal(signal.SIGTERM)
         if process.wait(timeout=60) != 0:
             raise RuntimeError(f"exit code {process.returncode}; log: {log.read_text()[-4000:]}")

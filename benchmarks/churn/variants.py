@@ -1,9 +1,10 @@
 """Some hundred real variants of one base, made cheaply from a few fine-tunes of it.
 
-Each is an interpolation: the change a * (fine-tune i - base) + b * (fine-tune j - base), packed as
-`tsugiki compress deltadq` packs by default (1 bit, 1 of 16 kept, tiles of 16 rows), without the
-calibrated bias. They are real in that all linears and norms change, each differs from all others,
-and they behave differently; nobody trained them, and their scores on the tasks are not known.
+Each is an interpolation: the change is the sum of a * (fine-tune - base) over the fine-tunes, with
+coefficients of its own from below 0 to above 1, packed as `tsugiki compress deltadq` packs by
+default (1 bit, 1 of 16 kept, tiles of 16 rows), without the calibrated bias. They are real in that
+all linears and norms change, each differs from all others, and they behave differently; nobody
+trained them, and their scores on the tasks are not known.
 Most share the mask seed 0, as files of the default recipe do; a share has seeds of its own, which
 cost a server mask memory that is not shared.
 
@@ -36,7 +37,7 @@ from tsugiki.model.demo_base import resolve_base
 CODEC = CODECS["deltadq"]
 CARRIED = ("linear", "vector", "bias")  # what the fine-tunes of this benchmark may change
 AT_ONCE = 20  # variants packed in one walk over the tensors
-A_RANGE, B_RANGE = (0.4, 1.8), (0.1, 1.3)
+LEADING, OTHERS = (0.5, 1.6), (-0.5, 1.2)  # coefficients of one fine-tune, and of the others
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +50,18 @@ class Mixture:
 
 
 def mixtures(count: int, sources: int, fresh_seeds: float) -> list[Mixture]:
-    """`count` different mixtures of two fine-tunes each; the first ones do not depend on `count`.
+    """`count` different mixtures of the fine-tunes; the first ones do not depend on `count`.
 
     `fresh_seeds`: the share with a mask seed of its own, the others have 0.
     """
     found = []
     for number in range(count):
         draw = random.Random(number)
-        first, second = draw.sample(range(sources), 2)
-        a, b = round(draw.uniform(*A_RANGE), 3), round(draw.uniform(*B_RANGE), 3)
+        order = draw.sample(range(sources), sources)
+        ranges = [LEADING] + [OTHERS] * (sources - 1)
+        shares = [(i, round(draw.uniform(*span), 3)) for i, span in zip(order, ranges, strict=True)]
         seed = 1 + number if draw.random() < fresh_seeds else 0
-        found.append(Mixture(f"v{number:03}", ((first, a), (second, b)), seed))
+        found.append(Mixture(f"v{number:03}", tuple(shares), seed))
     return found
 
 
