@@ -187,6 +187,7 @@ def test_a_variant_in_constant_use_does_not_keep_another_out_for_ever(
     make_core: CoreFactory, make_request: RequestFactory
 ) -> None:
     core = make_core(budget=10)  # room for one variant
+    core._clock = lambda: 0.0  # type: ignore[method-assign]
     hot = [make_request(digest="hot", max_tokens=6)]
     core.add(hot[0])
     core.step()

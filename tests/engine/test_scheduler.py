@@ -69,23 +69,10 @@ def test_a_cold_variant_does_not_block_those_behind_it(make_request: RequestFact
     it.add(cold)
     it.add(warm)
     step(it, ready=lambda request: request.variant.digest is None)
-    assert cold.status is RequestStatus.LOADING
+    assert cold.status is RequestStatus.WAITING
     assert warm.status is RequestStatus.RUNNING
     output = step(it)
     assert output.admitted == [cold]
-
-
-def test_while_seats_are_taken_the_next_variants_are_asked_for(
-    make_request: RequestFactory,
-) -> None:
-    it = scheduler(seqs=1, load_ahead=2)
-    it.add(make_request())
-    step(it)
-    for digest in ("a", "b", "c"):
-        it.add(make_request(digest=digest))
-    asked: list[str] = []
-    step(it, ready=lambda request: bool(asked.append(str(request.variant.digest))))
-    assert asked == ["a", "b"]
 
 
 def test_the_youngest_is_preempted_and_comes_back_first(make_request: RequestFactory) -> None:

@@ -2,11 +2,11 @@
 
 Owns: the references that running requests hold on variants, and the containment of failures: one
 request's or one variant's fault ends that request or that variant's requests, never the others.
-Lives on the engine thread. Does not know threads, text or clients (local.py).
+Lives on the engine thread. Does not know threads, text or clients (local.py), nor which variant
+has its turn (variant_turns.py).
 """
 
 import logging
-import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -16,13 +16,14 @@ from tsugiki.codecs.base import ResidentVariant
 from tsugiki.engine.model_runner import ChunkResult, ModelRunner
 from tsugiki.engine.request import FinishReason, Request, TokenLogprobs
 from tsugiki.engine.scheduler import Chunk, Scheduler
+from tsugiki.engine.variant_turns import VariantTurns
 from tsugiki.errors import TsugikiError
 from tsugiki.variants.loader import LoadOutcome
 from tsugiki.variants.residency import Residency
 
 logger = logging.getLogger(__name__)
 
-ROOM_PATIENCE_SECONDS = 1.0  # how long a loaded variant may wait for idle ones to be evicted
+_LOAD = "load"  # who waits for a variant when it is not a request
 
 
 @dataclass(slots=True)
@@ -65,16 +66,15 @@ class EngineCore:
         self._runner = runner
         self.variants = variants
         self._clock = clock
+        self._turns = VariantTurns(variants, lambda: self._clock())
         self._held: dict[str, str] = {}  # running request -> the digest it retains
-        self._loading: dict[str, Request] = {}  # requests that wait for their variant
-        self._barrier = math.inf  # requests of variants that arrived later are not admitted
         self._load_waiters: defaultdict[str, list[OnLoaded]] = defaultdict(list)
         self._events: list[StepEvent] = []
 
     @property
     def num_loading(self) -> int:
         """Requests that wait for their variant."""
-        return len(self._loading)
+        return self._turns.num_cold
 
     def add(self, request: Request) -> None:
         """Take a request; one that cannot fit ends at once."""
@@ -82,6 +82,10 @@ class EngineCore:
             self.scheduler.add(request)
         except TsugikiError as error:
             self._events.append(_end(request, FinishReason.ERROR, str(error)))
+            return
+        if request.variant.digest is not None:
+            self.variants.look_up(request.variant.digest)
+            self._wait(request)
 
     def abort(self, request_id: str) -> None:
         """End a request on its client's wish; nothing happens when it has ended."""
@@ -96,6 +100,7 @@ class EngineCore:
             on_loaded(LoadOutcome(digest, variant))
             return
         self._load_waiters[digest].append(on_loaded)
+        self._turns.wait(digest, _LOAD)
         self.variants.request(digest, retry=True)
 
     def unload(self, digest: str) -> int:
@@ -110,13 +115,13 @@ class EngineCore:
 
     def step(self) -> list[StepEvent]:
         """Take in finished loads, compute one batch; what came of it, abortions included."""
-        self._finish_loads()
-        self._barrier = self._find_barrier()
+        self._take_in_variants()
         output = self.scheduler.schedule(self._ready)
         for request in output.admitted:
             self._retain(request)
         for request in output.preempted:
             self._release(request)
+            self._wait(request)
         if output.chunks:
             begin = self._clock()
             results = self._run(output.chunks)
@@ -128,48 +133,41 @@ class EngineCore:
 
     def _ready(self, request: Request) -> bool:
         digest = request.variant.digest
-        if digest is None:
-            return True
-        if request.arrival > self._barrier:
-            return False
-        if self.variants.get(digest) is None:
+        return digest is None or self._turns.may_run(digest)
+
+    def _wait(self, request: Request) -> None:
+        """A request of a variant has no seat, yet or any longer."""
+        digest = request.variant.digest
+        if digest is not None:
+            self._turns.wait(digest, request.request_id)
+            self._start_watch(request)
+
+    def _start_watch(self, request: Request) -> None:
+        if self.variants.get(str(request.variant.digest)) is None:
             request.loading_since = request.loading_since or self._clock()
-            self._loading[request.request_id] = request
-            self.variants.request(digest)
-            return False
-        if request.loading_since is not None:
-            waited = 1000 * (self._clock() - request.loading_since)
-            request.variant_load_ms = waited + (request.variant_load_ms or 0.0)
-            request.loading_since = None
-            self._loading.pop(request.request_id, None)
-        return True
 
-    def _find_barrier(self) -> float:
-        """When the oldest request arrived whose loaded variant has found no room for a while.
+    def _take_in_variants(self) -> None:
+        for outcome in self._turns.advance():
+            self._loaded(outcome)
+        evicted = self.variants.take_evicted()
+        if evicted:
+            self._runner.forget()
+        for digest in evicted:
+            for request in self._requests_of(digest):
+                self._start_watch(request)
 
-        Variants that are always in use would keep it out for ever; while those that came later
-        wait, they fall idle and can be evicted.
-        """
-        crowded_out = self.variants.without_room()
-        if not crowded_out:
-            return math.inf
-        latest = self._clock() - ROOM_PATIENCE_SECONDS
-        return min(
-            (
-                request.arrival
-                for request in self._loading.values()
-                if request.variant.digest in crowded_out and (request.loading_since or 0) < latest
-            ),
-            default=math.inf,
-        )
-
-    def _finish_loads(self) -> None:
-        for outcome in self.variants.poll():
-            for on_loaded in self._load_waiters.pop(outcome.digest, ()):
-                on_loaded(outcome)
-            if outcome.variant is None:
-                reason = f"the variant could not be loaded: {outcome.error}"
-                self._fail(self._requests_of(outcome.digest), reason)
+    def _loaded(self, outcome: LoadOutcome) -> None:
+        for on_loaded in self._load_waiters.pop(outcome.digest, ()):
+            on_loaded(outcome)
+        self._turns.leave(outcome.digest, _LOAD)
+        if outcome.variant is None:
+            reason = f"the variant could not be loaded: {outcome.error}"
+            self._fail(self._requests_of(outcome.digest), reason)
+        for request in self._requests_of(outcome.digest):
+            if request.loading_since is not None:
+                waited = 1000 * (self._clock() - request.loading_since)
+                request.variant_load_ms = waited + (request.variant_load_ms or 0.0)
+                request.loading_since = None
 
     def _run(self, chunks: Sequence[Chunk]) -> list[ChunkResult | None]:
         """A result per chunk; None for those whose request ended by a failure."""
@@ -248,9 +246,11 @@ class EngineCore:
         if request.variant.digest is not None:
             self.variants.retain(request.variant.digest)
             self._held[request.request_id] = request.variant.digest
+            self._turns.run(request)
 
     def _release(self, request: Request) -> None:
-        self._loading.pop(request.request_id, None)
+        if request.variant.digest is not None:
+            self._turns.leave(request.variant.digest, request.request_id)
         digest = self._held.pop(request.request_id, None)
         if digest is not None:
             self.variants.release(digest)

@@ -19,7 +19,6 @@ class FinishReason(StrEnum):
 class RequestStatus(StrEnum):
     """Where a request stands."""
 
-    LOADING = "loading"  # its variant is not resident yet
     WAITING = "waiting"
     RUNNING = "running"
     FINISHED = "finished"

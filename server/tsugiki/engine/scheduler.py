@@ -25,7 +25,6 @@ class Limits:
     max_num_batched_tokens: int
     max_model_len: int
     max_prompt_logprob_tokens: int = 64  # of one request in one step: each is a row of logits
-    load_ahead: int = 4  # waiting requests whose variants may load while all seats are taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +87,8 @@ class Scheduler:
     def schedule(self, ready: Ready) -> SchedulerOutput:
         """Choose the chunks of the next step and give them cache blocks.
 
-        `ready(request)` says whether its variant can be computed with; asking may start a load. A
-        request whose variant is not ready is passed over and keeps its place.
+        `ready(request)` says whether its variant can be computed with. A request whose variant is
+        not ready is passed over and keeps its place.
         """
         output = SchedulerOutput()
         budget = self._schedule_running(output, self.limits.max_num_batched_tokens)
@@ -168,17 +167,14 @@ class Scheduler:
 
     def _admit(self, output: SchedulerOutput, budget: int, ready: Ready) -> None:
         """Let waiting requests run while there are tokens, seats and blocks for them."""
-        looked_ahead = 0
         for request in self.waiting.in_order():
-            request.status = RequestStatus.WAITING if ready(request) else RequestStatus.LOADING
             if budget <= 0 or len(self.running) >= self.limits.max_num_seqs:
-                looked_ahead += 1  # asking `ready` starts the loads of those who come next
-                if looked_ahead >= self.limits.load_ahead:
-                    return
-            elif request.status is RequestStatus.WAITING:
-                if not self._admit_blocks(request):
-                    return  # later ones may be smaller, but would keep this one out for ever
-                budget -= self._start(request, budget, output)
+                return
+            if not ready(request):
+                continue
+            if not self._admit_blocks(request):
+                return  # later ones may be smaller, but would keep this one out for ever
+            budget -= self._start(request, budget, output)
 
     def _start(self, request: Request, budget: int, output: SchedulerOutput) -> int:
         self.waiting.remove(request)
