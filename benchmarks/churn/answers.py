@@ -1,10 +1,12 @@
 """Known answers: what each variant says to a few fixed questions, computed alone.
 
-Every question is put to every variant through a server that does nothing else (the solo law: mixed
-with others the tokens must be the same), greedy, in the dtype of the run. Only the tokens before
-the first one whose top-2 logit margin is below 0.5 are kept: in 16 bits a smaller margin may fall
-the other way in another batch. A sample is held against plain transformers in float32 on the
-decompressed checkpoint, which shares no code with the server.
+Greedy, in the dtype of the run, by a server that does nothing else. To be quick the answers are
+first proposed by a mixed batch, and then each is verified alone: question and proposal in one
+forward pass of one request, keeping the tokens that are the best ones there, up to the first whose
+top-2 logit margin is below 0.5. (In 16 bits a smaller margin may fall the other way in another
+batch: the solo law.) By induction the kept tokens are what greedy decoding alone gives. A sample
+is held against plain transformers in float32 on the decompressed checkpoint, which shares no code
+with the server.
 
 Resumable: kept in one JSON file beside the variants, by digest.
 
@@ -12,6 +14,7 @@ Resumable: kept in one JSON file beside the variants, by digest.
 """
 
 import argparse
+import asyncio
 import json
 import os
 import random
@@ -40,6 +43,7 @@ QUESTIONS = (
 )
 TOKENS = 12
 MARGIN = 0.5  # of the logits, between the best token and the next
+AT_ONCE = 4  # variants that propose answers in one batch
 ASKED_OF_EACH = 2  # questions of a variant in the run: those that tell it from most others
 
 Tokens = tuple[int, ...]
@@ -108,45 +112,71 @@ def distinct_share(answers: Mapping[str, tuple[Tokens, ...]]) -> tuple[float, fl
     return pairs / max(1, count), found / max(1, requests)
 
 
-def kept_tokens(choice: Mapping[str, Any]) -> Tokens:
-    """The tokens of an answer with log-probabilities, up to the first small margin."""
+def chat(model: str, question: str, **more: Any) -> dict[str, Any]:
+    """The body of a greedy chat request that shows its token ids."""
+    messages = [{"role": "user", "content": question}]
+    body = {"model": model, "messages": messages, "max_tokens": TOKENS, "temperature": 0}
+    return {**body, "return_token_ids": True, **more}
+
+
+async def propose(http: httpx.AsyncClient, model: str, question: str) -> tuple[Tokens, Tokens]:
+    """(prompt, greedy answer) in token ids; other requests may run beside it."""
+    body = chat(model, question)
+    told = await http.post("/tokenize", json={"model": model, "messages": body["messages"]})
+    answer = await http.post("/v1/chat/completions", json=body)
+    told.raise_for_status()
+    answer.raise_for_status()
+    return tuple(told.json()["tokens"]), tuple(answer.json()["choices"][0]["token_ids"])
+
+
+async def verify(http: httpx.AsyncClient, model: str, prompt: Tokens, answer: Tokens) -> Tokens:
+    """The beginning of an answer that holds when this is the only request."""
+    body = {"model": model, "prompt": [*prompt, *answer], "max_tokens": 0, "temperature": 0}
+    shown = {"echo": True, "logprobs": 2, "return_tokens_as_token_ids": True}
+    response = await http.post("/v1/completions", json={**body, **shown})
+    response.raise_for_status()
+    alternatives = response.json()["choices"][0]["logprobs"]["top_logprobs"][len(prompt) :]
+    return sure_tokens(answer, alternatives)
+
+
+def sure_tokens(answer: Tokens, alternatives: Sequence[Mapping[str, float]]) -> Tokens:
+    """The tokens that are the best of their alternatives ("token_id:7": log-probability) by at
+    least MARGIN, up to the first that is not. Differences of log-probabilities are those of
+    logits."""
     kept = []
-    for token, entry in zip(choice["token_ids"], choice["logprobs"]["content"], strict=True):
-        best, second = (top["logprob"] for top in entry["top_logprobs"][:2])
-        if best - second < MARGIN:
+    for token, found in zip(answer, alternatives, strict=True):
+        own = found[f"token_id:{token}"]
+        others = [value for name, value in found.items() if name != f"token_id:{token}"]
+        if own - max(others) < MARGIN:
             break
         kept.append(token)
     return tuple(kept)
 
 
-def chat(model: str, question: str, tokens: int, **more: Any) -> dict[str, Any]:
-    """The body of a greedy chat request that shows its token ids."""
-    messages = [{"role": "user", "content": question}]
-    body = {"model": model, "messages": messages, "max_tokens": tokens, "temperature": 0}
-    return {**body, "return_token_ids": True, **more}
+async def ask(
+    http: httpx.AsyncClient, models: Sequence[str], questions: Sequence[str]
+) -> list[tuple[Tokens, ...]]:
+    """The kept answers of several variants to all questions."""
+    work = [(model, question) for model in models for question in questions]
+    proposed = await asyncio.gather(*(propose(http, *item) for item in work))
+    kept = [
+        await verify(http, model, *found) for (model, _), found in zip(work, proposed, strict=True)
+    ]
+    step = len(questions)
+    return [tuple(kept[start : start + step]) for start in range(0, len(kept), step)]
 
 
-def ask_alone(client: httpx.Client, model: str, questions: Sequence[str]) -> tuple[Tokens, ...]:
-    """The kept answers of one variant, one request after the other."""
-    found = []
-    for question in questions:
-        body = chat(model, question, TOKENS, logprobs=True, top_logprobs=2)
-        answer = client.post("/v1/chat/completions", json=body)
-        answer.raise_for_status()
-        found.append(kept_tokens(answer.json()["choices"][0]))
-    return tuple(found)
-
-
-def collect(url: str, files: Sequence[Path], known: Known, path: Path) -> None:
-    """Ask for what `known` lacks, saving after every variant. The server serves these files."""
-    with httpx.Client(base_url=url, timeout=600.0) as client:
-        for file in files:
-            digest = read_header(file).digest
-            known.digests[file.stem] = digest
-            if digest not in known.kept:
-                known.kept[digest] = ask_alone(client, file.stem, known.questions)
-                print(f"{file.stem}: {[len(kept) for kept in known.kept[digest]]}", flush=True)
-                known.save(path)
+async def collect(url: str, files: Sequence[Path], known: Known, path: Path) -> None:
+    """Ask for what `known` lacks, saving as it goes. The server serves exactly these files."""
+    known.digests.update({file.stem: read_header(file).digest for file in files})
+    missing = [file.stem for file in files if known.digests[file.stem] not in known.kept]
+    async with httpx.AsyncClient(base_url=url, timeout=600.0) as http:
+        for start in range(0, len(missing), AT_ONCE):
+            models = missing[start : start + AT_ONCE]
+            for model, kept in zip(models, await ask(http, models, known.questions), strict=True):
+                known.kept[known.digests[model]] = kept
+                print(f"{model}: {[len(tokens) for tokens in kept]} tokens kept", flush=True)
+            known.save(path)
 
 
 def check_against_transformers(base: Path, files: Sequence[Path], known: Known) -> tuple[int, int]:
@@ -179,7 +209,7 @@ def main() -> int:
     known = Known.load(path, args.dtype, QUESTIONS)
     flags = ["--dtype", args.dtype, "--max-model-len", "512"]
     with running_server(base, args.folder / "variants", args.folder / "answers.log", flags) as url:
-        collect(url, files, known, path)
+        asyncio.run(collect(url, files, known, path))
     known.save(path)
     pairs, request = distinct_share(known.of(file.stem for file in files))
     print(

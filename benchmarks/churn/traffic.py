@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import httpx
 
-from benchmarks.churn.answers import TOKENS, chat
+from benchmarks.churn.answers import chat
 from benchmarks.churn.plan import Arrival
 
 End = Literal["answered", "left", "not-found", "overloaded", "failed"]
@@ -80,7 +80,7 @@ async def ask(
     """One streamed chat request, from the first byte to the end or to where the client leaves."""
     outcome = Outcome(index, arrival, clock())
     options = {"stream": True, "stream_options": {"include_usage": True}, "user": arrival.user}
-    body = chat(arrival.name, question, TOKENS, **options)
+    body = chat(arrival.name, question, **options)
     try:
         async with http.stream("POST", "/v1/chat/completions", json=body) as response:
             outcome.accepted = clock()
