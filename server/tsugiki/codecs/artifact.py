@@ -10,13 +10,14 @@ in name order: with 210 linears a table entry for every part would cost a tenth 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 from torch import Tensor
 
 from tsugiki.codecs import CODECS, container
 from tsugiki.codecs.base import Codec, Packed, Part, Role
+from tsugiki.codecs.memory import Allocate, host_memory
 from tsugiki.codecs.metadata import (
     FORMAT,
     BaseRef,
@@ -40,6 +41,7 @@ __all__ = [
     "Section",
     "file_bytes",
     "read",
+    "read_from",
     "read_header",
     "verify",
     "write",
@@ -91,7 +93,7 @@ def verify(path: str | Path) -> Header:
     def check() -> Header:
         table = container.read_table(file)
         header = _header(table)
-        _check_digest(header, table, container.pieces(file, table, keep=None))
+        _check_digest(header, table, container.pieces(file, table, into=None))
         return header
 
     with open(path, "rb") as file:
@@ -105,16 +107,21 @@ def read(path: str | Path) -> Artifact:
         CorruptArtifact: not a variant file, truncated, or altered after writing.
         InvalidArtifact: an unknown format or codec, options or shapes of no sense, NaN or infinity.
     """
+    with open(path, "rb") as file:
+        return read_from(file)
+
+
+def read_from(file: BinaryIO, allocate: Allocate = host_memory) -> Artifact:
+    """As `read`, of an open file. All tensors are views of one that `allocate` gives."""
 
     def load() -> Artifact:
         table = container.read_table(file)
         header = _header(table)
-        buffers: dict[str, bytearray] = {}
-        _check_digest(header, table, container.pieces(file, table, keep=buffers))
-        return Artifact(header, _modules(header, buffers))
+        content = allocate(sum(blob.nbytes for blob in table.blobs))
+        _check_digest(header, table, container.pieces(file, table, content.numpy().data))
+        return Artifact(header, _modules(header, content))
 
-    with open(path, "rb") as file:
-        return _named(path, load)
+    return _named(file.name, load)
 
 
 def write(path: str | Path, spec: ArtifactSpec, modules: Mapping[str, Packed]) -> Header:
@@ -229,9 +236,9 @@ def _checked(name: str, module: Module) -> Module:
     return module
 
 
-def _modules(header: Header, buffers: Mapping[str, bytearray]) -> dict[str, Packed]:
+def _modules(header: Header, content: Tensor) -> dict[str, Packed]:
     flat = {
-        blob.name: torch.frombuffer(buffers[blob.name], dtype=container.DTYPES[blob.dtype])
+        blob.name: content[blob.begin : blob.begin + blob.nbytes].view(container.DTYPES[blob.dtype])
         for blob in header.tensors
     }
     taken = dict.fromkeys(flat, 0)

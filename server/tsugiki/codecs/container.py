@@ -208,20 +208,18 @@ def digest(metadata: str, blobs: Sequence[Blob], contents: Iterator[bytes | memo
     return "sha256:" + state.hexdigest()
 
 
-def pieces(file: BinaryIO, table: Table, keep: dict[str, bytearray] | None) -> Iterator[memoryview]:
-    """The bytes of all blobs in name order, a chunk at a time; `keep` collects them by name.
+def pieces(file: BinaryIO, table: Table, into: memoryview | None) -> Iterator[memoryview]:
+    """The bytes of all blobs in name order, a chunk at a time; `into` keeps them in file order.
 
     What is kept is what was yielded: a file that changes underneath is found by the digest.
     """
-    scratch = bytearray(CHUNK_BYTES)
+    scratch = memoryview(bytearray(CHUNK_BYTES if into is None else 0))
     for blob in sorted(table.blobs, key=lambda blob: blob.name):
-        target = memoryview(bytearray(blob.nbytes)) if keep is not None else None
-        if keep is not None and target is not None:
-            keep[blob.name] = target.obj  # type: ignore[assignment]
         file.seek(table.data_start + blob.begin)
         for start in range(0, blob.nbytes, CHUNK_BYTES):
             size = min(CHUNK_BYTES, blob.nbytes - start)
-            piece = memoryview(scratch)[:size] if target is None else target[start : start + size]
+            place = blob.begin + start
+            piece = scratch[:size] if into is None else into[place : place + size]
             if file.readinto(piece) != size:  # type: ignore[attr-defined]
                 raise CorruptArtifact("the file shrank while it was being read; copy it again")
             yield piece
