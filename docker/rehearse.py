@@ -18,6 +18,9 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -144,6 +147,21 @@ class Rehearsal:
 def serve(stage: Stage, environment: dict[str, str]) -> int:
     """Start the image's command, wait for its health check, stop it; its exit code."""
     stage.env |= environment
+    with proc_mounted(stage.root):
+        return _serve(stage)
+
+
+@contextmanager
+def proc_mounted(root: Path) -> Iterator[None]:
+    """/proc within the chroot, as a container has it."""
+    subprocess.run(["mount", "-t", "proc", "proc", root / "proc"], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", root / "proc"], check=True)
+
+
+def _serve(stage: Stage) -> int:
     words = json.loads(stage.settings["ENTRYPOINT"]) + json.loads(stage.settings["CMD"])
     check = json.loads(re.sub(r"^.*?CMD ", "", stage.settings["HEALTHCHECK"]))
     print(f"==> start {shlex.join(words)} as {stage.user}", flush=True)
@@ -155,6 +173,8 @@ def serve(stage: Stage, environment: dict[str, str]) -> int:
             raise SystemExit("the server never became healthy")
         time.sleep(1)
     print(f"==> healthy after {time.monotonic() - begin:.0f} s", flush=True)
+    with urllib.request.urlopen(f"http://127.0.0.1:{stage.env['TSUGIKI_PORT']}/health") as answer:
+        print(answer.read().decode())
     server.send_signal(getattr(signal, stage.settings["STOPSIGNAL"]))
     return server.wait(60)
 
