@@ -2,13 +2,20 @@
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.variants.text_files import digest_of, open_registry, upload, verify_text
+from tests.variants.text_files import (
+    digest_of,
+    files_below,
+    open_registry,
+    picture,
+    put,
+    upload,
+    verify_text,
+)
 from tsugiki.codecs.metadata import Header
 from tsugiki.errors import (
     Conflict,
@@ -17,23 +24,7 @@ from tsugiki.errors import (
     InvalidRequest,
     ModelNotFound,
     StorageFull,
-    Unsupported,
 )
-from tsugiki.variants.registry import Registry
-from tsugiki.variants.version import Version
-
-
-def put(registry: Registry, name: str, text: str, activate: bool = True) -> Version:
-    return registry.put(name, upload(registry, text), activate)[0]
-
-
-def picture(registry: Registry) -> list[tuple[str, str, bool, bool]]:
-    """What a listing shows of every version."""
-    return sorted((v.name, v.digest, v.active, v.error is None) for v in registry.versions())
-
-
-def files_below(root: Path) -> set[str]:
-    return {str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()}
 
 
 def test_an_uploaded_variant_is_found_by_name_and_by_version(root: Path) -> None:
@@ -124,41 +115,6 @@ def test_a_restart_gives_the_same_picture(root: Path) -> None:
     registry.rollback("bank")
     assert picture(open_registry(root)) == picture(registry)
     assert open_registry(root).resolve("bank").digest == digest_of("one")
-
-
-def test_placed_files_are_served_in_place(root: Path) -> None:
-    file = root / "placed.safetensors"
-    file.write_text("good placed")
-    registry = open_registry(root)
-    assert registry.path(registry.resolve("placed").digest) == file
-    assert files_below(root) == {"placed.safetensors"}
-
-
-def test_a_placed_file_is_a_version_like_any_other(root: Path) -> None:
-    (root / "bank.safetensors").write_text("good zero")
-    registry = open_registry(root)
-    assert registry.put("bank", upload(registry, "zero"))[1] is False
-    put(registry, "bank", "one")
-    registry = open_registry(root)
-    assert registry.resolve("bank").digest == digest_of("one")
-    assert registry.rollback("bank").digest == digest_of("zero")
-    assert open_registry(root).resolve("bank").digest == digest_of("zero")
-    assert registry.activate("bank", digest_of("one")).digest == digest_of("one")
-    assert registry.activate("bank", digest_of("zero")).path == root / "bank.safetensors"
-
-
-def test_a_placed_file_that_was_exchanged_is_the_new_version_after_a_restart(root: Path) -> None:
-    (root / "bank.safetensors").write_text("good zero")
-    open_registry(root)
-    (root / "bank.safetensors").write_text("good other")
-    assert open_registry(root).resolve("bank").digest == digest_of("other")
-
-
-def test_content_both_placed_and_uploaded_is_one_version(root: Path) -> None:
-    registry = open_registry(root)
-    put(registry, "bank", "one")
-    (root / "bank.safetensors").write_text("good one")
-    assert [v.digest for v in open_registry(root).versions()] == [digest_of("one")]
 
 
 def test_two_names_may_share_a_digest_and_one_deletion_leaves_the_other(root: Path) -> None:
@@ -260,42 +216,6 @@ def test_an_upload_that_is_no_regular_file_is_refused(root: Path, kind: str) -> 
     assert secret.exists()
 
 
-def test_a_bad_placed_file_is_listed_as_failed_and_never_served(root: Path) -> None:
-    (root / "bank.safetensors").write_text("rubbish")
-    registry = open_registry(root)
-    (version,) = registry.versions()
-    assert (version.name, version.error, version.bytes) == ("bank", "not good", 7)
-    with pytest.raises(InvalidArtifact, match="not good"):
-        registry.resolve("bank")
-
-
-@pytest.mark.parametrize("kind", ["link outside", "directory", "pipe", "odd name", "dangling"])
-def test_a_placed_thing_that_is_no_variant_is_failed(root: Path, kind: str) -> None:
-    path = root / ("odd name.safetensors" if kind == "odd name" else "bank.safetensors")
-    outside = root.parent / "outside.safetensors"
-    outside.write_text("good outside")
-    make: dict[str, Callable[[], object]] = {
-        "link outside": lambda: path.symlink_to(outside),
-        "directory": path.mkdir,
-        "pipe": lambda: os.mkfifo(path),
-        "odd name": lambda: path.write_text("good"),
-        "dangling": lambda: path.symlink_to(root / "nothing"),
-    }
-    make[kind]()
-    (version,) = open_registry(root).versions()
-    assert version.error is not None
-
-
-def test_a_link_within_the_directory_is_served_and_deleted_as_a_link(root: Path) -> None:
-    (root / "real.safetensors").write_text("good zero")
-    (root / "link.safetensors").symlink_to(root / "real.safetensors")
-    registry = open_registry(root)
-    assert registry.resolve("link").digest == registry.resolve("real").digest
-    registry.delete("link")
-    assert registry.path(registry.resolve("real").digest).read_text() == "good zero"
-    assert files_below(root) == {"real.safetensors"}
-
-
 def test_an_uploaded_file_that_rots_is_failed_and_mended_by_uploading_it_again(root: Path) -> None:
     registry = open_registry(root)
     version = put(registry, "bank", "one")
@@ -326,66 +246,6 @@ def test_an_uploaded_file_that_is_gone_fails_its_name_and_rollback_still_works(r
     assert registry.rollback("bank").digest == digest_of("one")
 
 
-def test_a_placed_file_that_is_gone_is_unknown_or_failed_when_history_needs_it(root: Path) -> None:
-    for name in ("alone", "bank"):
-        (root / f"{name}.safetensors").write_text("good zero")
-    registry = open_registry(root)
-    put(registry, "bank", "one")
-    registry.rollback("bank")
-    for name in ("alone", "bank"):
-        (root / f"{name}.safetensors").unlink()
-    registry = open_registry(root)
-    with pytest.raises(ModelNotFound):
-        registry.resolve("alone")
-    with pytest.raises(InvalidArtifact, match="gone"):
-        registry.resolve("bank")
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"name": "other"}', "null"])
-def test_a_damaged_record_fails_its_name_and_keeps_the_files(root: Path, content: str) -> None:
-    registry = open_registry(root)
-    put(registry, "bank", "one")
-    put(registry, "other", "two")
-    (root / ".tsugiki/aliases/bank.json").write_text(content)
-    registry = open_registry(root)
-    with pytest.raises(InvalidArtifact, match="damaged"):
-        registry.resolve("bank")
-    assert registry.resolve("other").error is None
-    put(registry, "bank", "one")
-    assert open_registry(root).resolve("bank").digest == digest_of("one")
-
-
-def test_unfinished_uploads_are_removed_at_start(root: Path) -> None:
-    registry = open_registry(root)
-    put(registry, "bank", "one")
-    upload(registry, "half")
-    (root / ".tsugiki/aliases/bank.tmp").write_text("{")
-    open_registry(root)
-    assert files_below(root / ".tsugiki/uploads") == set()
-    assert not (root / ".tsugiki/aliases/bank.tmp").exists()
-
-
-def test_concurrent_uploads_of_one_name_all_become_versions_and_one_is_active(root: Path) -> None:
-    registry = open_registry(root)
-    texts = [f"text {i}" for i in range(8)]
-    with ThreadPoolExecutor(8) as pool:
-        versions = list(pool.map(lambda text: put(registry, "bank", text), texts))
-    assert {v.digest for v in registry.versions()} == {v.digest for v in versions}
-    assert [v.active for v in registry.versions()].count(True) == 1
-    assert picture(open_registry(root)) == picture(registry)
-
-
-def test_concurrent_uploads_of_one_content_are_new_once(root: Path) -> None:
-    registry = open_registry(root)
-    paths = [registry.uploads() / f"u{i}" for i in range(8)]
-    for path in paths:
-        path.write_text("good same")
-    with ThreadPoolExecutor(8) as pool:
-        news = list(pool.map(lambda path: registry.put("bank", path)[1], paths))
-    assert news.count(True) == 1
-    assert len(registry.versions()) == 1
-
-
 @pytest.mark.parametrize(("code", "error"), [(28, StorageFull), (122, StorageFull)])
 def test_a_full_disk_refuses_the_upload_and_keeps_nothing_of_it(
     root: Path, code: int, error: type[Exception]
@@ -400,18 +260,3 @@ def test_a_full_disk_refuses_the_upload_and_keeps_nothing_of_it(
     assert registry.versions() == []
     assert open_registry(root).versions() == []
     assert files_below(root) == set()
-
-
-def test_a_directory_that_cannot_be_written_is_served_but_takes_no_uploads(root: Path) -> None:
-    (root / "placed.safetensors").write_text("good placed")
-    put(open_registry(root), "bank", "one")
-
-    def read_only(step: str) -> None:
-        raise OSError(30, "Read-only file system")
-
-    registry = open_registry(root, crash_point=read_only)
-    assert registry.resolve("placed").error is None
-    assert registry.resolve("bank").error is None
-    with pytest.raises(Unsupported, match="cannot be written"):
-        put(registry, "bank", "two")
-    assert registry.resolve("bank").digest == digest_of("one")

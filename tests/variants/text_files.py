@@ -8,7 +8,7 @@ from tsugiki.codecs.coverage import Coverage
 from tsugiki.codecs.metadata import BaseRef, Header, Module
 from tsugiki.errors import CorruptArtifact
 from tsugiki.variants.registry import Registry
-from tsugiki.variants.version import BaseIdentity
+from tsugiki.variants.version import BaseIdentity, Version
 
 IDENTITY = BaseIdentity("sha256:" + "0" * 64, Layout({}, {}, {}, "embed", (1, 1), True), 1)
 
@@ -53,3 +53,23 @@ def upload(registry: Registry, text: str, *, good: bool = True) -> Path:
     path = registry.uploads() / f"upload-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     path.write_text(f"good {text}" if good else text)
     return path
+
+
+def put(registry: Registry, name: str, text: str, activate: bool = True) -> Version:
+    """Upload a text."""
+    return registry.put(name, upload(registry, text), activate)[0]
+
+
+def place(root: Path, name: str, text: str, *, good: bool = True) -> None:
+    """What an operator does: write over a file of the directory, or make it."""
+    (root / f"{name}.safetensors").write_text(f"good {text}" if good else text)
+
+
+def picture(registry: Registry) -> list[tuple[str, str, bool, bool]]:
+    """What a listing shows of every version."""
+    return sorted((v.name, v.digest, v.active, v.error is None) for v in registry.versions())
+
+
+def files_below(root: Path) -> set[str]:
+    """Every file, by its path from `root`."""
+    return {str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()}

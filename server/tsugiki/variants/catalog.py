@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tsugiki.errors import InvalidArtifact, InvalidRequest, ModelNotFound
-from tsugiki.variants.store import Alias
+from tsugiki.variants.alias import Alias, StoredVersion
+from tsugiki.variants.canary import drawn
+from tsugiki.variants.signature import Signers
 from tsugiki.variants.verification import CheckedFile, missing
 from tsugiki.variants.version import Version, split_model
-
-FILE = "file"  # in Alias.activations: the operator's file of that name
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,22 +21,20 @@ class Holdings:
 
     aliases: Mapping[str, Alias]
     damaged: Mapping[str, str]  # name -> what is wrong with its record
-    placed: Mapping[str, CheckedFile]  # name -> the operator's file
-    blobs: Mapping[str, CheckedFile]  # digest -> uploaded file
+    unfit: Mapping[str, CheckedFile]  # name -> the operator's file, which must not be served
+    files: Mapping[str, CheckedFile]  # digest -> its file, fit or failed
+    signers: Signers
 
-    def alias(self, name: str) -> Alias:
-        """The record of a name; without one, the operator's file is active."""
-        return self.aliases.get(name) or Alias(
-            name, activations=(FILE,) if name in self.placed else ()
-        )
-
-    def file(self, name: str, entry: str) -> CheckedFile:
-        """The file of a digest, or of FILE, under a name; failed when it is gone."""
-        if entry == FILE:
-            found, what = self.placed.get(name), f"the file of {name!r}"
-        else:
-            found, what = self.blobs.get(entry), f"the file of {entry}"
-        return found or missing(f"{what} is gone; upload it again")
+    def file(self, version: StoredVersion) -> CheckedFile:
+        """The file of a version; failed when it is gone or not signed as it must be."""
+        digest = version.digest
+        found = self.files.get(digest)
+        if found is None:
+            return missing(f"the file of {digest} is gone; upload it again")
+        refusal = self.signers.refusal(digest, version.signature)
+        if refusal and not found.error:
+            return CheckedFile(found.path, digest, found.bytes, found.modified, 0.0, None, refusal)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,60 +54,91 @@ class Catalog:
             raise ModelNotFound(f"there is no model or variant {name!r}; GET /v1/models lists them")
         return self.by_name[name]
 
-    def resolve(self, model: str) -> Version:
-        """See Registry.resolve."""
-        name, prefix = split_model(model)
+    def find(self, name: str, prefix: str | None) -> Version:
+        """The active version of a name, or the one whose digest begins so; fit or failed.
+
+        Raises:
+            ModelNotFound, InvalidRequest: as `resolve`.
+        """
         known = self.known(name)
         matches = [v for v in known if (v.active if prefix is None else _has(v, prefix))]
-        if len(matches) != 1:
-            digests = ", ".join(v.digest for v in known if v.digest)
-            if matches:
-                raise InvalidRequest(f"{model!r} is ambiguous among {digests}", param="model")
-            raise ModelNotFound(f"{model!r} is no version of {name!r}; it has: {digests or 'none'}")
-        if matches[0].error:
-            raise InvalidArtifact(f"variant {name!r} is not served: {matches[0].error}")
-        return matches[0]
+        if len(matches) == 1:
+            return matches[0]
+        model = name if prefix is None else f"{name}@{prefix}"
+        digests = ", ".join(v.digest for v in known if v.digest)
+        if matches:
+            raise InvalidRequest(f"{model!r} is ambiguous among {digests}", param="model")
+        raise ModelNotFound(f"{model!r} is no version of {name!r}; it has: {digests or 'none'}")
+
+    def resolve(self, model: str, user: str | None = None) -> Version:
+        """See Registry.resolve."""
+        name, prefix = split_model(model)
+        found = None if prefix or not user else self._canary_for(name, user)
+        found = found or self.find(name, prefix)
+        if found.error:
+            raise InvalidArtifact(f"variant {name!r} is not served: {found.error}")
+        return found
+
+    def _canary_for(self, name: str, user: str) -> Version | None:
+        """The canary, when it can be served and this user is among its share."""
+        for version in self.by_name.get(name, ()):
+            if version.canary_percent and version.error is None:
+                share = version.canary_percent
+                return version if drawn(name, version.digest, user, share) else None
+        return None
 
 
 def build_catalog(holdings: Holdings) -> Catalog:
     """The catalog of what is on disk; names in order."""
-    names = sorted({*holdings.aliases, *holdings.damaged, *holdings.placed})
+    names = sorted({*holdings.aliases, *holdings.damaged, *holdings.unfit})
     by_name = {name: tuple(_versions_of(name, holdings)) for name in names}
-    files = [*holdings.placed.values(), *holdings.blobs.values()]
-    paths = {file.digest: file.path for file in files if file.header is not None}
+    paths = {d: file.path for d, file in holdings.files.items() if file.header is not None}
     return Catalog({name: versions for name, versions in by_name.items() if versions}, paths)
 
 
 def _versions_of(name: str, holdings: Holdings) -> Iterator[Version]:
     if name in holdings.damaged:
-        yield _version(name, missing(holdings.damaged[name]), True, FILE, 0)
+        yield _without_file(name, missing(holdings.damaged[name]), active=True)
         return
-    alias = holdings.alias(name)
-    active = alias.activations[-1] if alias.activations else ""
-    entries = {stored.digest: stored.created for stored in alias.versions}
-    placed = holdings.placed.get(name)
-    if placed is not None and (active == FILE or placed.digest not in entries):
-        entries = {FILE: placed.modified} | entries
-        entries.pop(placed.digest, None)  # the same content was uploaded too: one version
-    if active:
-        entries.setdefault(active, 0)  # a file that is gone is shown, and refused, as failed
-    for entry in sorted(entries, key=lambda entry: entry != active):
-        yield _version(name, holdings.file(name, entry), entry == active, entry, entries[entry])
+    alias = holdings.aliases.get(name) or Alias(name, (), ())
+    for stored in sorted(alias.versions, key=lambda v: v.digest != alias.active):
+        yield _version(alias, stored, holdings)
+    if name in holdings.unfit:
+        yield _without_file(name, holdings.unfit[name], active=alias.active is None)
 
 
-def _version(name: str, file: CheckedFile, active: bool, entry: str, created: int) -> Version:
-    header = file.header
+def _version(alias: Alias, stored: StoredVersion, holdings: Holdings) -> Version:
+    file, digest = holdings.file(stored), stored.digest
+    canary = alias.canary
     return Version(
-        name=name,
-        digest=file.digest or ("" if entry == FILE else entry),
+        name=alias.name,
+        digest=digest,
         path=file.path,
-        codec=header.codec if header else "",
+        codec=file.header.codec if file.header else "",
         bytes=file.bytes,
         ratio=file.ratio,
-        created=created,
+        created=stored.created,
+        active=digest == alias.active,
+        error=file.error,
+        header=file.header,
+        canary_percent=canary.percent if canary and canary.digest == digest else 0.0,
+        signed_by=holdings.signers.signer(digest, stored.signature),
+    )
+
+
+def _without_file(name: str, file: CheckedFile, *, active: bool) -> Version:
+    """What is listed in place of a version that is not known."""
+    return Version(
+        name=name,
+        digest="",
+        path=file.path,
+        codec="",
+        bytes=file.bytes,
+        ratio=0.0,
+        created=file.modified,
         active=active,
         error=file.error,
-        header=header,
+        header=None,
     )
 
 

@@ -1,35 +1,32 @@
-"""Which variants there are, and every change of them: upload, activation, rollback, deletion.
+"""Which variants there are, and every change of them: upload, activation, canary, deletion.
 
-Owns the records and the checked files of one directory, and the order of changes: on disk first,
-then visible. Changes happen under one lock (worker threads call in); reads take an immutable
-catalog and never wait.
-Does not know bytes on disk (store.py), the meaning of names (catalog.py), memory (residency.py).
+Owns the public operations on one directory and their lock: changes happen one at a time (worker
+threads call in), reads take an immutable catalog and never wait. Files are hashed and checked
+outside the lock. Every change is durable before it is visible, and visible when the call returns.
+
+Versions stay until somebody deletes them: by `delete_version`, by `delete` of the name, or, for
+those that came as an operator's file, by removing that file.
+
+Does not know bytes on disk (store.py), the meaning of names (catalog.py), the operator's files
+(scan.py), memory (residency.py).
 """
 
-import logging
 import threading
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from tsugiki.errors import Conflict, InvalidArtifact, InvalidRequest, ModelNotFound, Unsupported
-from tsugiki.variants.catalog import FILE, Catalog, Holdings, build_catalog
-from tsugiki.variants.store import Alias, CrashPoint, Store, StoredVersion
-from tsugiki.variants.verification import (
-    CheckedFile,
-    Verify,
-    check,
-    failed,
-    passed,
-    verify_against,
-    without_path,
-)
-from tsugiki.variants.version import NAME, BaseIdentity, Version, check_name
-
-logger = logging.getLogger(__name__)
-
-HISTORY = 100  # activations remembered per name
+from tsugiki.errors import Conflict, InvalidRequest, ModelNotFound
+from tsugiki.trusted_keys import TrustedKey
+from tsugiki.variants.alias import Alias, HistoryEntry, StoredVersion
+from tsugiki.variants.intake import Arrival, Intake
+from tsugiki.variants.records import Records
+from tsugiki.variants.scan import Scan
+from tsugiki.variants.signature import Signers
+from tsugiki.variants.store import CrashPoint, Store
+from tsugiki.variants.verification import Verify, verify_against
+from tsugiki.variants.version import BaseIdentity, Version, split_model
+from tsugiki.variants.watch import Change
 
 
 class Registry:
@@ -42,44 +39,68 @@ class Registry:
         *,
         verify: Verify | None = None,
         reserved: Iterable[str] = (),
+        trusted_keys: Iterable[TrustedKey] = (),
+        exclusive: bool = False,
         crash_point: CrashPoint = lambda step: None,
-        clock: Callable[[], float] = time.time,
     ) -> None:
         """Scan `root` and verify every file in it. `reserved` names (the base's id) are refused.
 
-        A file that must not be served does not stop the scan: it becomes a failed version.
-        `verify`, `crash_point` and `clock` are seams for tests.
-        """
-        self._store = Store(root, crash_point)
-        self._verify = verify or verify_against(identity)
-        self._reserved = frozenset(reserved)
-        self._crash_point = crash_point
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._aliases: dict[str, Alias] = {}
-        self._damaged: dict[str, str] = {}
-        self._placed: dict[str, CheckedFile] = {}
-        self._blobs: dict[str, CheckedFile] = {}
-        self._catalog = Catalog()
-        self._scan()
+        A file that must not be served does not stop the scan: it becomes a failed version. With
+        `trusted_keys`, so does every version that none of them signed. `exclusive` holds the
+        directory until `close`, as a server must: two writers would undo each other's changes.
+        `verify` and `crash_point` are seams for tests.
 
-    def resolve(self, model: str) -> Version:
-        """The version that `name` or `name@sha256:<at least 12 hex>` means now.
+        Raises:
+            ConfigError: `exclusive`, and another server has the directory.
+        """
+        signers = Signers(trusted_keys)
+        self._store = Store(root, crash_point)
+        self._directory = self._store.lock() if exclusive else None
+        self._crash_point = crash_point
+        self._records = Records(self._store, signers)
+        check = verify or verify_against(identity)
+        self._intake = Intake(self._store, check, signers, reserved)
+        self._scan = Scan(self._records, self._intake, crash_point)
+        self._lock = threading.Lock()
+        self._watching = threading.Lock()
+        self._scan.start()
+
+    def close(self) -> None:
+        """Let another server have the directory."""
+        if self._directory is not None:
+            self._directory.release()
+
+    def resolve(self, model: str, user: str | None = None) -> Version:
+        """The version that `name` or `name@sha256:<at least 12 hex>` means now, for this user.
+
+        While a canary runs, its share of the users gets that version under the bare name, always
+        the same users. Without a user it is the active one, as is a canary that cannot be served.
 
         Raises:
             ModelNotFound: no such name or version, or a name without an active version.
             InvalidRequest: a digest prefix that several versions of the name share.
             InvalidArtifact: the version is known but must not be served.
         """
-        return self._catalog.resolve(model)
+        return self._records.catalog.resolve(model, user)
 
     def versions(self) -> list[Version]:
         """Every version of every name, by name, the active one first."""
-        return [v for versions in self._catalog.by_name.values() for v in versions]
+        return [v for versions in self._records.catalog.by_name.values() for v in versions]
 
     def active(self, name: str) -> Version | None:
         """The active version of a name, fit or failed; None when it has none."""
-        return next((v for v in self._catalog.by_name.get(name, ()) if v.active), None)
+        known = self._records.catalog.by_name.get(name, ())
+        return next((v for v in known if v.active), None)
+
+    def history(self, name: str) -> tuple[HistoryEntry, ...]:
+        """What happened to a name, oldest first, up to alias.HISTORY entries; empty for a name that
+        has no record: an operator's file that is not served.
+
+        Raises:
+            ModelNotFound: no such name.
+        """
+        self._records.catalog.known(name)
+        return self._records.alias(name).history
 
     def path(self, digest: str) -> Path:
         """The file of a digest, as long as `purge` has not removed it.
@@ -87,69 +108,124 @@ class Registry:
         Raises:
             ModelNotFound: no servable file of this digest.
         """
-        if digest not in self._catalog.paths:
+        paths = self._records.catalog.paths
+        if digest not in paths:
             raise ModelNotFound(f"no file of digest {digest} is here any more")
-        return self._catalog.paths[digest]
+        return paths[digest]
 
     def uploads(self) -> Path:
-        """The directory for uploads in progress; files in it can be given to `put`."""
+        """The directory for uploads in progress; files in it can be given to `put`.
+
+        Those named `*.partial` and `*.partial.json` survive a restart for a day.
+        """
         return self._store.uploads()
 
-    def put(self, name: str, path: Path, activate: bool = True) -> tuple[Version, bool]:
+    def put(
+        self, name: str, path: Path, activate: bool = True, signature: str | None = None
+    ) -> tuple[Version, bool]:
         """Verify a file of the uploads directory and make it a version of `name`.
 
-        The file is moved or removed. Idempotent: the same content again only activates it.
-        Returns the version and whether it is new to this name. Durable when it returns.
+        The file is moved or removed. Idempotent: the same content again only activates it, and
+        brings its signature (base64, see signature.py). Returns the version and whether it is new
+        to this name. Durable when it returns.
 
         Raises:
-            InvalidRequest: a bad or reserved name, or a path that is no regular file.
-            InvalidArtifact (WrongBase, CorruptArtifact): a file that must not be served.
+            InvalidRequest: a bad or reserved name, a path that is no regular file, a signature that
+                is none.
+            InvalidArtifact (WrongBase, CorruptArtifact): a file that must not be served, or that no
+                trusted key signed.
             StorageFull: the disk is full. Unsupported: the directory cannot be written.
         """
         if path.is_symlink() or not path.is_file():
             raise InvalidRequest(f"the upload for variant {name!r} is not a regular file")
         try:
-            self._check_new_name(name)
-            checked = self._checked_upload(name, path)
+            arrival = self._intake.upload(name, path, signature)
             with self._lock:
-                is_new = self._put(name, checked, activate)
-                return self._catalog.resolve(f"{name}@{checked.digest}"), is_new
+                is_new = self._put(name, arrival, activate)
+                return self.resolve(f"{name}@{arrival.file.digest}"), is_new
         finally:
             path.unlink(missing_ok=True)
 
     def activate(self, name: str, digest: str) -> Version:
         """Make a known version (a digest or 12 hex of one) the one that the bare name means.
 
+        Ends a canary, also when the version is active already.
+
         Raises:
             ModelNotFound, InvalidRequest, InvalidArtifact: as `resolve`.
         """
         with self._lock:
-            version = self._catalog.resolve(f"{name}@{digest}")
-            placed = self._placed.get(name)
-            entry = FILE if placed and placed.path == version.path else version.digest
-            self._save(_activated(self._holdings().alias(name), entry))
-            return self._catalog.resolve(name)
+            version = self.resolve(f"{name}@{digest}")
+            alias = self._records.alias(name)
+            return self._change(alias.activated(version.digest, self._records.now()), version)
+
+    def canary(self, name: str, digest: str, percent: float) -> Version:
+        """Let a known version answer `percent` of the users, beside the active one; 0 ends that.
+
+        Survives restarts. Ends by `activate` or a new activated upload, `rollback`, deletion.
+
+        Raises:
+            ModelNotFound, InvalidRequest, InvalidArtifact: as `resolve`; a percent beyond 0 to 100.
+            Conflict: the version is the active one, or there is none to compare with.
+        """
+        if not 0 <= percent <= 100:
+            raise InvalidRequest(f"percent is {percent}; it must be 0 to 100", param="percent")
+        with self._lock:
+            version = self._find(name, digest) if percent == 0 else self.resolve(f"{name}@{digest}")
+            alias = self._records.alias(name)
+            if percent == 0 and not version.canary_percent:
+                return version
+            if alias.active in (None, version.digest):
+                reason = "it is the active version" if alias.active else "no version is active"
+                raise Conflict(f"{name}@{version.digest} cannot be a canary: {reason}")
+            after = alias.with_canary(version.digest, percent, self._records.now())
+            return self._change(after, version)
 
     def rollback(self, name: str) -> Version:
-        """Make the version active that was so before the current one.
+        """Undo the last change of who answers: a canary ends, and the active version stays; without
+        one, the version that was active before is so again. Returns the active version.
 
         Raises:
             ModelNotFound: no such name.
             Conflict: there was none before, or it can no longer be served.
         """
         with self._lock:
-            self._catalog.known(name)
-            holdings = self._holdings()
-            alias = holdings.alias(name)
-            earlier = alias.activations[:-1]
-            reason = holdings.file(name, earlier[-1]).error if earlier else "there was none"
-            if reason:
-                raise Conflict(f"variant {name!r} cannot return to an earlier version: {reason}")
-            self._save(replace(alias, activations=earlier))
-            return self._catalog.resolve(name)
+            self._records.catalog.known(name)
+            alias = self._records.alias(name)
+            if alias.canary is None:
+                self._require_earlier(alias)
+            after = alias.rolled_back(self._records.now())
+            return self._change(after, self._find(name, str(after.active)))
+
+    def delete_version(self, name: str, digest: str) -> Version:
+        """Forget one version, and the operator's file if it holds it; returns it as it was.
+
+        Ends its canary. Its file stays readable through `path` until `purge`.
+
+        Raises:
+            ModelNotFound, InvalidRequest: as `resolve`.
+            Conflict: it is the active version.
+        """
+        with self._lock:
+            version = self._find(name, digest)
+            if version.active:
+                raise Conflict(
+                    f"{name}@{version.digest} is the active version; activate another one first, "
+                    "or delete the whole name"
+                )
+            alias = self._records.alias(name)
+            after = alias.without_version(version.digest, self._records.now())
+            if not after.versions:
+                self._delete(name)
+                return version
+            self._change(after, version)
+            if alias.placed and alias.placed.digest == version.digest:
+                self._scan.take_away(alias)
+                self._records.save(replace(after, placed=None))
+            return version
 
     def delete(self, name: str) -> tuple[Version, ...]:
-        """Forget a name and all its versions; returns them as they were.
+        """Forget a name, all its versions and the operator's file; returns them as they were.
 
         New requests no longer find it when this returns, also after a restart. Their files stay
         readable through `path` until `purge`, for requests that were accepted before.
@@ -158,15 +234,8 @@ class Registry:
             ModelNotFound: no such name.
         """
         with self._lock:
-            known = self._catalog.known(name)
-            stored = tuple(StoredVersion(v.digest, v.created) for v in known if v.digest)
-            self._store.save_alias(Alias(name, stored, deleted=True))  # decided from here on
-            self._aliases.pop(name, None)
-            self._damaged.pop(name, None)
-            placed = self._placed.pop(name, None)
-            self._publish()
-            self._finish_delete(name, placed)
-            self._publish()
+            known = self._records.catalog.known(name)
+            self._delete(name)
             return known
 
     def purge(self, digest: str) -> int:
@@ -175,125 +244,67 @@ class Registry:
         Does nothing while a name has this digest. What was not purged goes at the next start.
         """
         with self._lock:
-            if digest not in self._blobs or digest in self._named_digests():
+            if digest not in self._records.files or digest in self._records.named():
                 return 0
-            blob = self._blobs.pop(digest)
-            self._publish()
-            self._store.remove(blob.path)
-            return blob.bytes
+            return self._records.drop(digest)
 
-    def _scan(self) -> None:
-        self._placed = {p.stem: self._check_placed(p) for p in self._store.placed_files()}
-        deletions: dict[str, CheckedFile | None] = {}
-        for name, record in self._store.aliases():
-            if isinstance(record, str):
-                logger.error("variant %r: %s", name, record)
-                self._damaged[name] = record
-            elif record.deleted:
-                deletions[name] = self._take_deleted_file(record)
-            else:
-                self._aliases[name] = record
-        self._blobs = {digest: self._check_blob(digest) for digest in self._store.blobs()}
-        try:
-            self._tidy(deletions)
-        except Unsupported as error:
-            logger.warning("leftovers stay, the directory is served as it is: %s", error)
-        self._publish()
+    def rescan(self) -> list[Change]:
+        """Take in what the operator changed in the directory since the last call; returns that.
 
-    def _tidy(self, deletions: Mapping[str, CheckedFile | None]) -> None:
-        """Finish or undo what a crash interrupted."""
-        self._store.clean()
-        for name, placed in deletions.items():
-            self._finish_delete(name, placed)
-        if self._damaged:
-            return  # a damaged record may be the only one that names a blob
-        for digest in set(self._blobs) - self._named_digests():
-            self._store.remove(self._blobs.pop(digest).path)
+        To be called every second or so: a file counts once it was found the same by two calls, and
+        a broken one changes nothing but the listing. As long as nothing changed this reads no file.
+        Versions that are gone ("removed") can be given to `purge` when no request uses them.
 
-    def _take_deleted_file(self, record: Alias) -> CheckedFile | None:
-        placed = self._placed.get(record.name)
-        if placed is None or placed.digest not in {v.digest for v in record.versions}:
-            return None  # the operator has put another file there since: that one counts
-        return self._placed.pop(record.name)
+        Raises:
+            OSError: the directory cannot be listed. StorageFull: no room for the record.
+        """
+        changes: list[Change] = []
+        with self._watching:
+            with self._lock:
+                changed = self._scan.changed()
+            for name, stamp in changed.items():
+                arrival = self._scan.arrival(name, stamp)
+                with self._lock:
+                    changes += self._scan.apply(name, stamp, arrival)
+                    self._records.publish()
+        return changes
 
-    def _finish_delete(self, name: str, placed: CheckedFile | None) -> None:
-        if placed is not None and placed.header is not None and not placed.path.is_symlink():
-            kept = self._store.keep_as_blob(placed.path, placed.digest)
-            self._blobs[placed.digest] = replace(placed, path=kept)
-        elif placed is not None:
-            self._store.remove(placed.path)
-        self._crash_point("file taken away")
+    def _put(self, name: str, arrival: Arrival, activate: bool) -> bool:
+        records, digest = self._records, arrival.file.digest
+        alias = records.alias(name)
+        is_new = alias.version(digest) is None
+        records.keep(arrival.file)
+        version = StoredVersion(digest, records.now(), "upload", arrival.signature)
+        alias = alias.with_version(version, records.now())
+        records.save(alias.activated(digest, records.now()) if activate else alias)
+        records.publish()
+        return is_new
+
+    def _delete(self, name: str) -> None:
+        alias = replace(self._records.alias(name), activations=(), canary=None, deleted=True)
+        self._store.save_alias(alias)  # decided from here on
+        self._records.aliases.pop(name, None)
+        self._records.damaged.pop(name, None)
+        self._records.unfit.pop(name, None)
+        self._records.publish()
+        self._scan.take_away(alias)
         self._store.remove_alias(name)
         self._crash_point("record removed")
 
-    def _put(self, name: str, checked: CheckedFile, activate: bool) -> bool:
-        digest = checked.digest
-        alias = self._holdings().alias(name)
-        placed = self._placed.get(name)
-        is_file = placed is not None and placed.digest == digest
-        is_new = not is_file and digest not in {v.digest for v in alias.versions}
-        if not is_file:
-            stored = self._store.add_blob(checked.path, digest)
-            self._blobs[digest] = replace(checked, path=stored)
-        if is_new:
-            version = StoredVersion(digest, int(self._clock()))
-            alias = replace(alias, versions=(*alias.versions, version))
-        self._save(_activated(alias, FILE if is_file else digest) if activate else alias)
-        return is_new
+    def _change(self, alias: Alias, version: Version) -> Version:
+        """Make this the record; returns the version as it is then."""
+        self._records.save(alias)
+        self._records.publish()
+        known = self._records.catalog.by_name.get(alias.name, ())
+        return next((v for v in known if v.digest == version.digest), version)
 
-    def _save(self, alias: Alias) -> None:
-        if alias != self._holdings().alias(alias.name) or alias.name in self._damaged:
-            self._store.save_alias(alias)
-            self._aliases[alias.name] = alias
-            self._damaged.pop(alias.name, None)
-        self._publish()
+    def _find(self, name: str, digest: str) -> Version:
+        """A version, fit or failed, by a digest or 12 hex of one."""
+        return self._records.catalog.find(*split_model(f"{name}@{digest}"))
 
-    def _publish(self) -> None:
-        self._catalog = build_catalog(self._holdings())
-
-    def _holdings(self) -> Holdings:
-        return Holdings(self._aliases, self._damaged, self._placed, self._blobs)
-
-    def _named_digests(self) -> set[str]:
-        return {v.digest for alias in self._aliases.values() for v in alias.versions}
-
-    def _check_new_name(self, name: str) -> None:
-        if check_name(name) in self._reserved:
-            raise InvalidRequest(f"{name!r} is the base's own name; choose another", param="name")
-
-    def _checked_upload(self, name: str, path: Path) -> CheckedFile:
-        try:
-            header = self._verify(path)
-        except InvalidArtifact as error:
-            reason = without_path(error, path)
-            logger.warning("upload for variant %r refused: %s", name, reason)
-            raise type(error)(f"the file for variant {name!r} is refused: {reason}") from error
-        return passed(path, header, int(self._clock()))
-
-    def _check_placed(self, path: Path) -> CheckedFile:
-        if not NAME.fullmatch(path.stem) or path.stem in self._reserved:
-            checked = failed(path, f"{path.stem!r} cannot be a variant's name; rename the file")
-        elif not path.is_file():
-            checked = failed(path, "not a regular file")
-        elif not self._store.inside(path):
-            checked = failed(path, "a link that leaves the variants directory; copy the file")
-        else:
-            checked = check(path, self._verify)
-        if checked.error:
-            logger.error("variant file %s is not served: %s", path.name, checked.error)
-        return checked
-
-    def _check_blob(self, digest: str) -> CheckedFile:
-        path = self._store.blob_path(digest)
-        checked = check(path, self._verify)
-        if checked.header is not None and checked.digest != digest:
-            checked = failed(path, f"it holds {checked.digest}; upload {digest} again")
-        if checked.error:
-            logger.error("variant file %s is not served: %s", path.name, checked.error)
-        return checked
-
-
-def _activated(alias: Alias, entry: str) -> Alias:
-    if alias.activations[-1:] == (entry,):
-        return alias
-    return replace(alias, activations=(*alias.activations, entry)[-HISTORY:])
+    def _require_earlier(self, alias: Alias) -> None:
+        reason: str | None = "there was none"
+        if len(alias.activations) > 1:
+            reason = self._find(alias.name, alias.activations[-2]).error
+        if reason:
+            raise Conflict(f"variant {alias.name!r} cannot return to an earlier version: {reason}")

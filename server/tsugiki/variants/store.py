@@ -1,50 +1,47 @@
 """The directory of variants: plain files, every change one atomic, durable rename.
 
-    ROOT/NAME.safetensors                    placed by the operator; served in place, never written
-    ROOT/.tsugiki/blobs/<hex>.safetensors    uploaded, by digest
-    ROOT/.tsugiki/aliases/NAME.json          which digests NAME has, and which were active, in order
-    ROOT/.tsugiki/uploads/                   bodies still arriving; emptied at start
+    ROOT/NAME.safetensors                    placed by the operator; never written, only deleted
+    ROOT/NAME.sig                            its signature, by the operator
+    ROOT/.tsugiki/blobs/<hex>.safetensors    every version that is served, by digest
+    ROOT/.tsugiki/aliases/NAME.json          which versions NAME has, and which of them answers
+    ROOT/.tsugiki/uploads/                   bodies still arriving; tidied at start
+    ROOT/.tsugiki/lock                       held by the server that may write here
 
-Owns these paths and the order file-sync, rename, directory-sync. Nothing below `.tsugiki` is made
-before the first write, so that a read-only ROOT can be served.
+Owns these paths and the order file-sync, rename, directory-sync. A ROOT that cannot be written is
+served too.
 Does not know what a variant file contains, nor which version a name means (registry.py).
 """
 
 import errno
+import hashlib
 import json
+import logging
 import os
+import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tsugiki.errors import InvalidArtifact, StorageFull, Unsupported
-from tsugiki.variants.version import NAME
+from pydantic import TypeAdapter, ValidationError
 
-SUFFIX = ".safetensors"
+from tsugiki.errors import InvalidArtifact, StorageFull, Unsupported
+from tsugiki.variants.alias import Alias
+from tsugiki.variants.directory_lock import DirectoryLock
+from tsugiki.variants.version import NAME
+from tsugiki.variants.watch import SUFFIX
+
 FULL = (errno.ENOSPC, errno.EDQUOT)
 REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
+PARTIAL = (".partial", ".partial.json")  # an upload that its client may resume, and its state
+PARTIAL_SECONDS = 24 * 3600  # how long it may
 
 CrashPoint = Callable[[str], None]  # a seam for tests: told the name of every step just done
 
-
-@dataclass(frozen=True, slots=True)
-class StoredVersion:
-    """One uploaded version in an alias record."""
-
-    digest: str
-    created: int  # unix seconds
-
-
-@dataclass(frozen=True, slots=True)
-class Alias:
-    """What a name means. `activations` is a stack of digests, and of "file" for ROOT/NAME."""
-
-    name: str
-    versions: tuple[StoredVersion, ...] = ()
-    activations: tuple[str, ...] = ()
-    deleted: bool = False  # the deletion is decided but not all of it was done
+logger = logging.getLogger(__name__)
+_ALIAS = TypeAdapter(Alias)
 
 
 class Store:
@@ -56,46 +53,68 @@ class Store:
         self._state = self.root / ".tsugiki"
         self._blobs = self._state / "blobs"
         self._aliases = self._state / "aliases"
-        self._uploads = self._state / "uploads"
+        self.uploads_path = self._state / "uploads"
+
+    def lock(self) -> DirectoryLock | None:
+        """Take the directory for this process; None when it cannot be written anyway.
+
+        Raises:
+            ConfigError: another server has it.
+        """
+        try:
+            with _disk_errors(self.root):
+                _make_directory(self._state)
+                return DirectoryLock(self._state / "lock", self.root)
+        except Unsupported as error:
+            logger.warning("serving without a lock: %s", error)
+            return None
 
     def uploads(self) -> Path:
         """The directory for bodies that are still arriving."""
         with _disk_errors(self.root):
-            _make_directory(self._uploads)
-        return self._uploads
+            _make_directory(self.uploads_path)
+        return self.uploads_path
 
     def blob_path(self, digest: str) -> Path:
-        """Where an uploaded version of this digest is, or would be."""
+        """Where the file of this digest is, or would be."""
         return self._blobs / (digest.removeprefix("sha256:") + SUFFIX)
 
     def blobs(self) -> list[str]:
-        """Digests of all uploaded files."""
+        """Digests of all files that are kept."""
         return ["sha256:" + path.stem for path in sorted(self._blobs.glob("*" + SUFFIX))]
 
-    def placed_files(self) -> list[Path]:
-        """The operator's files, by name."""
-        return sorted(self.root.glob("[!.]*" + SUFFIX))
+    def placed_path(self, name: str) -> Path:
+        """Where the operator's file of this name is, or would be."""
+        return self.root / (name + SUFFIX)
 
     def inside(self, path: Path) -> bool:
         """Whether a file, links followed, is within ROOT."""
         return path.resolve().is_relative_to(self.root)
 
-    def add_blob(self, upload: Path, digest: str) -> Path:
-        """Move a verified upload to its place; durable when this returns."""
-        target = self.blob_path(digest)
+    def copy_in(self, placed: Path) -> Path:
+        """A copy of an operator's file among the uploads; durable when this returns."""
+        copy = self.uploads() / f"{uuid.uuid4().hex}.copy"
+        try:
+            with _disk_errors(self.root):
+                shutil.copyfile(placed, copy)
+            self.sync(copy)
+        except Exception:
+            copy.unlink(missing_ok=True)
+            raise
+        return copy
+
+    def sync(self, upload: Path) -> None:
+        """Make the content of an upload durable."""
         with _disk_errors(self.root):
             _sync(upload)
             self._crash_point("upload synced")
-            self._move(upload, target)
-        self._crash_point("blob in place")
-        return target
 
-    def keep_as_blob(self, path: Path, digest: str) -> Path:
-        """Move an operator's file among the blobs, where it lives until nobody needs it."""
+    def add_blob(self, upload: Path, digest: str) -> Path:
+        """Move a verified, synced upload to its place; durable when this returns."""
         target = self.blob_path(digest)
         with _disk_errors(self.root):
-            self._move(path, target)
-            _sync(path.parent)
+            self._move(upload, target)
+            self._crash_point("blob in place")
         return target
 
     def remove(self, path: Path) -> None:
@@ -111,11 +130,11 @@ class Store:
         temporary = target.with_suffix(".tmp")
         with _disk_errors(self.root):
             _make_directory(self._aliases)
-            temporary.write_text(json.dumps(asdict(alias), indent=1))
+            temporary.write_text(_to_json(alias))
             _sync(temporary)
             self._crash_point("alias written")
             self._move(temporary, target)
-        self._crash_point("alias in place")
+            self._crash_point("alias in place")
 
     def remove_alias(self, name: str) -> None:
         """Forget the record of a name."""
@@ -125,14 +144,15 @@ class Store:
         """Every name with its record, or with what is wrong with the record."""
         for path in sorted(self._aliases.glob("*.json")):
             try:
-                yield path.stem, _parse_alias(path.stem, json.loads(path.read_text()))
+                yield path.stem, _from_json(path.stem, path.read_text())
             except (OSError, ValueError, InvalidArtifact) as error:
                 yield path.stem, f"the record {path.name} is damaged: {error}; upload again"
 
-    def clean(self) -> None:
-        """Remove what a crash left half-written: unfinished uploads and unfinished records."""
-        leftovers = [*self._uploads.glob("*"), *self._aliases.glob("*.tmp")]
-        for path in leftovers:
+    def clean(self, now: float) -> None:
+        """Remove what a crash left half-written: unfinished records, and uploads that nobody can
+        resume. `now` is in unix seconds."""
+        uploads = [path for path in self.uploads_path.glob("*") if not _resumable(path, now)]
+        for path in [*uploads, *self._aliases.glob("*.tmp")]:
             if path.is_symlink() or not path.is_dir():
                 self.remove(path)
 
@@ -140,6 +160,12 @@ class Store:
         _make_directory(target.parent)
         os.replace(source, target)
         _sync(target.parent)
+
+
+def _resumable(path: Path, now: float) -> bool:
+    if path.is_symlink() or not path.name.endswith(PARTIAL):
+        return False
+    return now - path.stat().st_mtime < PARTIAL_SECONDS
 
 
 def _make_directory(path: Path) -> None:
@@ -158,19 +184,36 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _parse_alias(name: str, value: Any) -> Alias:
+def _to_json(alias: Alias) -> str:
+    fields = asdict(alias)
+    return json.dumps({**fields, "sha256": _checksum(fields)}, indent=1)
+
+
+def _from_json(name: str, text: str) -> Alias:
+    """A record, complete and as it was written. Records of 0.1.0 have no checksum.
+
+    Raises:
+        InvalidArtifact, ValueError: otherwise.
+    """
+    fields: Any = json.loads(text)
+    if not isinstance(fields, dict):
+        raise InvalidArtifact("it is no record")
+    checksum = fields.pop("sha256", None)
+    if checksum not in (None, _checksum(fields)):
+        raise InvalidArtifact("its checksum does not fit its content")
     try:
-        alias = Alias(
-            name=value["name"],
-            versions=tuple(StoredVersion(v["digest"], v["created"]) for v in value["versions"]),
-            activations=tuple(value["activations"]),
-            deleted=value["deleted"],
-        )
-    except (KeyError, TypeError) as error:
-        raise InvalidArtifact(f"{type(error).__name__}: {error}") from error
+        alias = _ALIAS.validate_json(json.dumps(fields), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InvalidArtifact(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     if alias.name != name or not NAME.fullmatch(name):
         raise InvalidArtifact(f"it speaks of {alias.name!r}")
     return alias
+
+
+def _checksum(fields: dict[str, Any]) -> str:
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @contextmanager

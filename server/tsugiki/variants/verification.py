@@ -12,7 +12,6 @@ from tsugiki.codecs import artifact
 from tsugiki.codecs.coverage import check_coverage, coverage
 from tsugiki.codecs.fit import check_base
 from tsugiki.codecs.metadata import Header
-from tsugiki.errors import UserError
 from tsugiki.variants.version import BaseIdentity
 
 BF16_BYTES = 2
@@ -58,14 +57,6 @@ def fits(header: Header, identity: BaseIdentity) -> None:
         WrongBase, InvalidArtifact.
     """
     check_base(header, identity.fingerprint, identity.layout, identity.accept_derived)
-
-
-def check(path: Path, verify: Verify) -> CheckedFile:
-    """Verify a file that is there already; what is wrong with it becomes its `error`."""
-    try:
-        return passed(path, verify(path), int(path.stat().st_mtime))
-    except (UserError, OSError) as error:
-        return failed(path, without_path(error, path))
 
 
 def passed(path: Path, header: Header, modified: int) -> CheckedFile:

@@ -41,6 +41,8 @@ class Version:
     active: bool  # the version that the bare name means
     error: str | None
     header: Header | None
+    canary_percent: float = 0.0  # of the users, answered by this version beside the active one
+    signed_by: str | None = None  # id of the trusted key
 
 
 def check_name(name: str) -> str:

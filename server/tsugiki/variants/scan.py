@@ -1,0 +1,197 @@
+"""From the directory to the records: once at the start, and for every later change of a file.
+
+Owns: what a new, replaced, removed or broken file of the operator does to a name, and finishing
+what a crash interrupted. Does not lock: the registry does. Does not know changes that are asked for
+(registry.py).
+
+An operator's file counts as an upload that activates: it is copied among the kept files, and the
+copy is what is served, so that the operator may write over the file or remove it at any moment.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from tsugiki.errors import Unsupported
+from tsugiki.variants.alias import OPERATORS_FILE, Alias, Stamp, StoredVersion
+from tsugiki.variants.intake import Arrival, Intake
+from tsugiki.variants.records import Records
+from tsugiki.variants.store import CrashPoint
+from tsugiki.variants.watch import Change, Watch, signature_name, stamps
+
+logger = logging.getLogger(__name__)
+
+_UNKNOWN: Stamp = ()  # of a file that has to be looked at in any case
+
+
+class Scan:
+    """Brings the records of a directory up to date with its files."""
+
+    def __init__(self, records: Records, intake: Intake, crash_point: CrashPoint) -> None:
+        self._records = records
+        self._store = records.store
+        self._intake = intake
+        self._crash_point = crash_point
+        self._watch = Watch()
+
+    def start(self) -> None:
+        """Read everything, and finish or undo what a crash interrupted."""
+        records = self._records
+        deleted = self._read_records()
+        records.files.update((digest, self._intake.kept(digest)) for digest in self._store.blobs())
+        with _tidying():
+            self._store.clean(records.now())
+        for alias in deleted:
+            self._finish_deletion(alias)
+        for alias in list(records.aliases.values()):
+            self._prepare(alias)
+        found = self._stamps()
+        for name in self._watch.different(found):
+            stamp = found.get(name)
+            self.apply(name, stamp, self.arrival(name, stamp))
+        self._drop_orphans()
+        records.publish()
+
+    def changed(self) -> dict[str, Stamp | None]:
+        """Files that changed and have been still since the last look, with their present state;
+        None: the file is gone. Opens no file."""
+        found = self._stamps()
+        return {name: found.get(name) for name in self._watch.changed(found)}
+
+    def arrival(self, name: str, stamp: Stamp | None) -> Arrival | None:
+        """The file of a name, checked. Takes as long as reading it: call this without the lock."""
+        return None if stamp is None else self._intake.placed(name)
+
+    def apply(self, name: str, stamp: Stamp | None, arrival: Arrival | None) -> list[Change]:
+        """Bring the record of a name up to date with its file, unless that changed since."""
+        try:
+            if self._stamps().get(name) != stamp:
+                return []
+            if stamp is None or arrival is None:
+                changes = self._removed(name)
+            elif arrival.file.header is None:
+                changes = self._failed(name, arrival)
+            else:
+                changes = self._taken(name, stamp, arrival)
+            self._watch.settle(name, stamp)
+            return changes
+        finally:
+            if arrival is not None:
+                self._intake.discard(arrival)
+
+    def take_away(self, alias: Alias) -> None:
+        """Remove the operator's file of a name or version that was deleted. A file with other
+        content, placed since, stays and is found by the next look."""
+        stamp = self._stamps().get(alias.name)
+        if stamp is not None and self._is_of(alias, stamp):
+            path = self._store.placed_path(alias.name)
+            self._store.remove(path.with_name(signature_name(path.name)))
+            self._store.remove(path)
+            self._watch.settle(alias.name, None)
+        self._crash_point("file taken away")
+
+    def _read_records(self) -> list[Alias]:
+        """Fills the records; returns those of unfinished deletions."""
+        deleted = []
+        found = self._stamps()
+        for name, alias in self._store.aliases():
+            if isinstance(alias, str):
+                logger.error("variant %r: %s", name, alias)
+                self._records.damaged[name] = alias
+                self._watch.settle(name, found.get(name))  # only another file mends it
+            elif alias.deleted:
+                deleted.append(alias)
+            else:
+                self._records.aliases[name] = alias
+        return deleted
+
+    def _finish_deletion(self, alias: Alias) -> None:
+        stamp = self._stamps().get(alias.name)
+        with _tidying():
+            self.take_away(alias)
+            self._store.remove_alias(alias.name)
+            self._crash_point("record removed")
+            return
+        self._watch.settle(alias.name, stamp)  # it cannot be removed, but it is not served
+
+    def _prepare(self, alias: Alias) -> None:
+        """Finish the deletion of a version; settle a file that is known already."""
+        placed = alias.placed
+        if placed is None:
+            if OPERATORS_FILE in alias.activations:
+                self._watch.settle(alias.name, _UNKNOWN)
+        elif alias.version(placed.digest) is None:
+            self._watch.settle(alias.name, placed.stamp)
+            with _tidying():
+                self.take_away(alias)
+                self._records.save(replace(alias, placed=None))
+        else:
+            known = placed.stamp if self._records.is_good(placed.digest) else _UNKNOWN
+            self._watch.settle(alias.name, known)
+
+    def _drop_orphans(self) -> None:
+        if self._records.damaged:
+            return  # a damaged record may be the only one that names a file
+        with _tidying():
+            for digest in set(self._records.files) - self._records.named():
+                self._records.drop(digest)
+
+    def _is_of(self, alias: Alias, stamp: Stamp) -> bool:
+        """Whether the operator's file is the one that was dealt with, or holds the same."""
+        if stamp in (self._watch.settled(alias.name), alias.placed and alias.placed.stamp):
+            return True
+        arrival = self._intake.placed(alias.name)
+        self._intake.discard(arrival)
+        return alias.version(arrival.file.digest) is not None
+
+    def _taken(self, name: str, stamp: Stamp, arrival: Arrival) -> list[Change]:
+        records, digest = self._records, arrival.file.digest
+        alias = records.alias(name)
+        before = alias.placed.digest if alias.placed else None
+        if before is not None and before != digest:
+            records.leave_in_place(name, before)
+        same = before == digest and records.is_good(digest)
+        if not records.is_good(digest):
+            records.keep(arrival.file)
+        version = StoredVersion(digest, arrival.file.modified, "file", arrival.signature)
+        takes_over = digest != before and OPERATORS_FILE not in alias.activations
+        after = alias.with_placed(version, stamp, records.now(), takes_over=takes_over)
+        records.save_if_writable(after)
+        if records.unfit.pop(name, None) is None and same:
+            return []
+        return [Change(name, "added" if before is None else "changed", digest)]
+
+    def _failed(self, name: str, arrival: Arrival) -> list[Change]:
+        alias = self._records.aliases.get(name)
+        if alias is not None and alias.placed:
+            self._records.leave_in_place(name, alias.placed.digest)
+        elif alias is not None:
+            self._records.save_if_writable(alias.without_placed(self._records.now()))
+        self._records.unfit[name] = arrival.file
+        return [Change(name, "failed", "", arrival.file.error)]
+
+    def _removed(self, name: str) -> list[Change]:
+        records = self._records
+        unfit = records.unfit.pop(name, None)
+        alias = records.alias(name)
+        if alias.placed:
+            records.leave_in_place(name, alias.placed.digest)
+        after = alias.without_placed(records.now())
+        records.save_if_writable(after)
+        gone = [v.digest for v in alias.versions if after.version(v.digest) is None]
+        if unfit is not None and not gone:
+            gone = [""]
+        return [Change(name, "removed", digest) for digest in gone]
+
+    def _stamps(self) -> dict[str, Stamp]:
+        return stamps(self._store.root)
+
+
+@contextmanager
+def _tidying() -> Iterator[None]:
+    """What cannot be tidied up stays: the directory is served as it is."""
+    try:
+        yield
+    except Unsupported as error:
+        logger.warning("leftovers stay, the directory is served as it is: %s", error)
