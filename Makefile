@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST_FLAGS := $(if $(NO_SKIPS),--no-skips)
 
-.PHONY: help demo test check lint types contracts bench kernels wheel smoke docker-lint clean
+.PHONY: help demo test check lint types contracts bench kernels wheel smoke clean
 
 help:
 	@echo "make demo [ONCE=1] [PORT=8000]   the server with three fine-tunes on one small base"
