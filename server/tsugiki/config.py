@@ -10,13 +10,14 @@ import argparse
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from tsugiki.errors import ConfigError
 from tsugiki.keys import ApiKey, parse_keys
+from tsugiki.trusted_keys import TrustedKey, parse_trusted_keys
 
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("bfloat16", "float32", "float16")
@@ -111,10 +112,19 @@ class ServeConfig:
     max_upload_bytes: int = setting(
         parse_size, "largest variant file taken by PUT", 2**32, metavar="BYTES"
     )
+    max_partial_uploads: int = setting(
+        _integer, "unfinished uploads that are kept for a day to be resumed", 64
+    )
+    max_partial_bytes: int = setting(
+        parse_size, "bytes of all unfinished uploads, each counted whole", 2**34, metavar="BYTES"
+    )
     max_body_bytes: int = setting(
         parse_size, "largest JSON body of a request", 2**25, metavar="BYTES"
     )
     drain_seconds: float = setting(_number, "time for running requests after SIGTERM", 30.0)
+    watch_seconds: float = setting(
+        _number, "between looks at the variants directory for what changed there; 0: never", 2.0
+    )
     adapter_roots: tuple[Path, ...] = setting(
         _paths, "directories that load_lora_adapter may read", (), metavar="DIR", nargs="+"
     )
@@ -129,6 +139,7 @@ class ServeConfig:
         _path, "compiled kernels and the demo base", Path(), metavar="DIR", env="TSUGIKI_CACHE"
     )
     keys: tuple[ApiKey, ...] = ()
+    trusted_keys: tuple[TrustedKey, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_batched_tokens", "block_size", "max_upload_bytes"):
@@ -137,12 +148,15 @@ class ServeConfig:
             _require(name, getattr(self, name), minimum=1)
         for name in ("max_queued_requests", "variant_memory", "host_variant_memory"):
             _require(name, getattr(self, name), minimum=0)
-        _require("drain_seconds", self.drain_seconds, minimum=0)
+        for name in ("drain_seconds", "watch_seconds", "max_partial_uploads", "max_partial_bytes"):
+            _require(name, getattr(self, name), minimum=0)
         _require("port", self.port, minimum=0, maximum=65535)
         if self.cache_dir == Path():
             object.__setattr__(self, "cache_dir", default_cache_dir())
         for attribute in ("id", "sha256"):
-            _refuse_duplicates(attribute, [getattr(key, attribute) for key in self.keys])
+            _refuse_duplicates("key", attribute, self.keys)
+        for attribute in ("id", "ed25519"):
+            _refuse_duplicates("trusted_key", attribute, self.trusted_keys)
         if not (self.loopback or self.keys or self.insecure):
             raise ConfigError(
                 f"--host {self.host} is reachable from outside and no keys are configured; "
@@ -163,10 +177,11 @@ def _require(
         raise ConfigError(f"{flag(name)} is {value}; it must be {bound}")
 
 
-def _refuse_duplicates(attribute: str, values: list[str]) -> None:
+def _refuse_duplicates(table: str, attribute: str, keys: Sequence[object]) -> None:
+    values = [getattr(key, attribute) for key in keys]
     twice = {value for value in values if values.count(value) > 1}
     if twice:
-        raise ConfigError(f"two [[key]] tables have the same {attribute}: {', '.join(twice)}")
+        raise ConfigError(f"two [[{table}]] tables have the same {attribute}: {', '.join(twice)}")
 
 
 def flag(name: str) -> str:
@@ -216,6 +231,7 @@ def load_config(flags: Mapping[str, Any], environ: Mapping[str, str] | None = No
     path = flags.get("config") or environ.get("TSUGIKI_CONFIG")
     table = _read_toml(Path(path)) if path else {}
     keys = parse_keys(table.pop("key", []), path)
+    trusted_keys = parse_trusted_keys(table.pop("trusted_key", []), path)
     known = {item.name: item for item in _settings()}
     for name in table:
         if name not in known:
@@ -232,7 +248,7 @@ def load_config(flags: Mapping[str, Any], environ: Mapping[str, str] | None = No
         keys += parse_keys(_read_toml(key_file).get("key", []), key_file)
         if not keys:
             raise ConfigError(f"{key_file}: holds no [[key]] table")
-    return ServeConfig(**values, keys=keys)
+    return ServeConfig(**values, keys=keys, trusted_keys=trusted_keys)
 
 
 def _settings() -> list["Field[Any]"]:

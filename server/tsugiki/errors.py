@@ -9,10 +9,12 @@ TsugikiError
     + Forbidden             403
     + ModelNotFound         404
     + Conflict              409
+      + WrongOffset         409    an upload goes on somewhere else; `received` says where
     + PayloadTooLarge       413
     + InvalidArtifact       422    a variant file that must not be served
       + WrongBase           422
       + CorruptArtifact     422
+    + ProbeFailed           422    a variant that answers its own probe otherwise
     + UnsupportedModel      422    a base directory of a family we do not serve
     + CompressionRefused    422    a fine-tune that the chosen codec cannot carry
     + ConfigError           400    flags, TOML, environment
@@ -95,6 +97,16 @@ class Conflict(UserError):
     code = "conflict"
 
 
+class WrongOffset(Conflict):
+    """A chunk of an upload that does not begin where the bytes that are here end."""
+
+    code = "wrong_offset"
+
+    def __init__(self, message: str, *, received: int) -> None:
+        super().__init__(message)
+        self.received = received
+
+
 class PayloadTooLarge(UserError):
     """A body over the configured limit."""
 
@@ -119,6 +131,13 @@ class CorruptArtifact(InvalidArtifact):
     """A truncated or altered file."""
 
     code = "corrupt_variant"
+
+
+class ProbeFailed(UserError):
+    """A variant that does not answer its own probe here as its maker said."""
+
+    status = 422
+    code = "probe_failed"
 
 
 class UnsupportedModel(UserError):

@@ -11,7 +11,10 @@ from tsugiki.engine.client import (
     EngineStats,
     GenerationEvent,
     GenerationSpec,
+    HistoryEntry,
+    Machine,
     ModelInfo,
+    VariantEvent,
     VariantInfo,
 )
 from tsugiki.engine.request import FinishReason, TokenLogprobs, VariantRef
@@ -74,6 +77,11 @@ class FakeEngine:
     uploaded: bytes = b""
     text_side: FakeText = field(default_factory=FakeText)
     versions: dict[str, VariantInfo] = field(default_factory=dict)
+    canary_users: dict[str, VariantRef] = field(default_factory=dict)
+    signatures: list[str | None] = field(default_factory=list)
+    happened: list[VariantEvent] = field(default_factory=list)
+    more_events: asyncio.Event | None = None  # None: the stream ends after `happened`
+    verifying: asyncio.Event | None = None  # put_variant waits for it
 
     def add(self, name: str, codec: str = "deltadq", content: bytes = b"") -> VariantInfo:
         digest = "sha256:" + hashlib.sha256(name.encode() + content).hexdigest()
@@ -94,17 +102,24 @@ class FakeEngine:
         self.versions[name] = info
         return info
 
+    def base(self) -> ModelInfo:
+        return ModelInfo(BASE, None, BASE_DIGEST, None, 1, "ready", 1, MAX_MODEL_LEN)
+
+    def machine(self) -> Machine:
+        return Machine("reference", "cpu", "float32", 1)
+
     def models(self) -> list[ModelInfo]:
-        base = ModelInfo(BASE, None, BASE_DIGEST, None, 1, "ready", 1, MAX_MODEL_LEN)
         rest = [
             ModelInfo(v.name, BASE, v.digest, v.codec, v.bytes, v.state, 1, MAX_MODEL_LEN)
             for v in self.versions.values()
         ]
-        return [base, *rest]
+        return [self.base(), *rest]
 
-    def resolve(self, model: str) -> VariantRef:
+    def resolve(self, model: str, user: str | None = None) -> VariantRef:
         if model == BASE:
             return VariantRef(BASE, None)
+        if user in self.canary_users:
+            return self.canary_users[user]
         name, _, digest = model.partition("@")
         info = self.versions.get(name)
         if info is None or not info.digest.startswith(digest):
@@ -149,9 +164,12 @@ class FakeEngine:
         return self.uploads
 
     async def put_variant(
-        self, name: str, path: Path, *, pin: bool, activate: bool
+        self, name: str, path: Path, *, pin: bool, activate: bool, signature: str | None = None
     ) -> tuple[VariantInfo, bool]:
         self.uploaded = path.read_bytes()
+        self.signatures.append(signature)
+        if self.verifying is not None:
+            await self.verifying.wait()
         if self.variant_error:
             raise self.variant_error
         if not self.uploaded:
@@ -169,6 +187,11 @@ class FakeEngine:
         del self.versions[name]
         return 1000
 
+    async def delete_version(self, name: str, digest: str) -> int:
+        if self._known(name).digest.startswith(digest):
+            raise Conflict(f"{digest} is the active version of {name!r}")
+        raise ModelNotFound(f"{name!r} has no version {digest}")
+
     async def load_variant(self, name: str) -> VariantInfo:
         return self._known(name)
 
@@ -181,6 +204,24 @@ class FakeEngine:
     async def rollback_variant(self, name: str) -> VariantInfo:
         self._known(name)
         raise Conflict(f"{name!r} has no earlier version")
+
+    async def activate_variant(self, name: str, digest: str) -> VariantInfo:
+        return self._version(name, digest)
+
+    async def canary_variant(self, name: str, digest: str, percent: float) -> VariantInfo:
+        info = replace(self._version(name, digest), canary_percent=percent)
+        self.versions[name] = info
+        return info
+
+    async def variant_history(self, name: str) -> tuple[HistoryEntry, ...]:
+        return (HistoryEntry(self._known(name).digest, 1.5, "upload"),)
+
+    async def events(self, after: int | None = None) -> AsyncGenerator[VariantEvent, None]:
+        for event in self.happened:
+            if after is None or event.sequence > after:
+                yield event
+        if self.more_events is not None:
+            await self.more_events.wait()
 
     def stats(self) -> EngineStats:
         return EngineStats(1, 2, 0, 100, 50, 7, 0, 3, 1, 1000, "reference", "cpu", "float32", 1)
@@ -197,6 +238,11 @@ class FakeEngine:
     async def stop(self, drain_seconds: float) -> None:
         self.stopped_with = drain_seconds
         self.is_alive, self.is_draining = False, True
+
+    def _version(self, name: str, digest: str) -> VariantInfo:
+        if not self._known(name).digest.startswith(digest):
+            raise ModelNotFound(f"{name!r} has no version {digest}")
+        return self.versions[name]
 
     def _known(self, name: str) -> VariantInfo:
         if name not in self.versions:

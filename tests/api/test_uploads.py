@@ -20,17 +20,18 @@ MIB = 2**20
 
 
 class FullDisk(io.FileIO):
-    """A file on a disk that takes one write."""
+    """A file on a disk with room for one MiB."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, "xb")
-        self._writes = 0
+    def __init__(self, path: Path, mode: str = "xb") -> None:
+        super().__init__(path, mode)
+        self._room = MIB
 
     def write(self, content: Any, /) -> int:
-        self._writes += 1
-        if self._writes > 1:
+        if not self._room:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return super().write(content)
+        written = super().write(content[: self._room])
+        self._room -= written
+        return written
 
 
 def uploads(tmp_path: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """/v1/variants, /v1/models, /tokenize and the adapter routes."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,8 @@ def test_names_that_are_no_names_reach_nothing(
 
 
 def test_the_base_cannot_be_overwritten(make_client: MakeClient, engine: FakeEngine) -> None:
-    engine.add("base")
-    engine.models = lambda: [m for m in FakeEngine.models(engine) if m.id == "base"]  # type: ignore[method-assign]
+    base = replace(engine.base(), id="base")
+    engine.base = lambda: base  # type: ignore[method-assign]
     with make_client() as client:
         assert client.put("/v1/variants/base", content=b"x").status_code == 400
 

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
@@ -12,16 +13,18 @@ import pytest
 from tsugiki.codecs.base import Layout, ResidentVariant
 from tsugiki.codecs.metadata import BaseRef, Header
 from tsugiki.engine.admission import Admission, FinishRate
-from tsugiki.engine.client import ModelInfo
+from tsugiki.engine.client import Machine, ModelInfo
 from tsugiki.engine.core import EngineCore
 from tsugiki.engine.kv_blocks import BlockManager
-from tsugiki.engine.local import LocalEngine, Machine
+from tsugiki.engine.local import LocalEngine
 from tsugiki.engine.model_runner import ChunkResult
 from tsugiki.engine.open_requests import OpenRequests
 from tsugiki.engine.request import Request, SamplingParams, VariantRef
 from tsugiki.engine.scheduler import Chunk, Limits, Scheduler
 from tsugiki.engine.thread import Commands, EngineThread, wake
+from tsugiki.engine.variant_events import VariantEvents
 from tsugiki.engine.variant_service import VariantService
+from tsugiki.engine.variant_view import VariantView, names_of
 from tsugiki.text.huggingface import load_text_side
 from tsugiki.variants.loader import BackgroundLoader, Loaded, LoadOutcome, PackedVariant
 from tsugiki.variants.registry import Registry
@@ -182,19 +185,16 @@ def make_engine(tmp_path: Path, tiny_base: Path) -> Callable[..., LocalEngine]:
             lambda digest, packed: Loaded(resident(digest)),
             on_finished=lambda: commands.put(wake),
         )
-        residency = Residency(loader, 1000)
+        events = VariantEvents(partial(names_of, registry))
+        residency = Residency(loader, 1000, on_transition=events.transition)
         limits = Limits(seqs, tokens, max_model_len=blocks * 4)
         scheduler = Scheduler(BlockManager(blocks, 4), limits)
         core = EngineCore(scheduler, ScriptedRunner(4), residency)
         thread = EngineThread(core, commands)
-        service = VariantService(
-            base=ModelInfo("base", None, None, None, 1, "ready", 0, limits.max_model_len),
-            base_text=load_text_side(tiny_base),
-            registry=registry,
-            residency=residency,
-            thread=thread,
-            open_requests=OpenRequests(),
-        )
+        base = ModelInfo("base", None, None, None, 1, "ready", 0, limits.max_model_len)
+        text = load_text_side(tiny_base)
+        view = VariantView(base, text, registry, residency, OpenRequests())
+        service = VariantService(view, thread, events)
         admission = Admission(limits.max_model_len, seqs + queue, FinishRate())
         machine = Machine("scripted", "cpu", "float32", 1)
         return LocalEngine(core, thread, service, admission, loader, machine)

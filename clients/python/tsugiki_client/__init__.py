@@ -21,7 +21,7 @@ from tsugiki_client.errors import (
     TsugikiClientError,
     Unavailable,
 )
-from tsugiki_client.protocol import Model, Reply, Variant
+from tsugiki_client.results import HistoryEntry, Model, Reply, Variant, VariantEvent
 
 __all__ = [
     "AsyncClient",
@@ -29,6 +29,7 @@ __all__ = [
     "Client",
     "Conflict",
     "ConnectionFailed",
+    "HistoryEntry",
     "InvalidRequest",
     "InvalidVariant",
     "Model",
@@ -42,4 +43,5 @@ __all__ = [
     "TsugikiClientError",
     "Unavailable",
     "Variant",
+    "VariantEvent",
 ]

@@ -13,8 +13,19 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from tsugiki_client import protocol
-from tsugiki_client.client import TIMEOUT, auth_headers, connection_failed, parsed, read_chunks
-from tsugiki_client.protocol import Call, Messages, Model, Reply, Variant
+from tsugiki_client.client import TIMEOUT, auth_headers, connection_failed, parsed
+from tsugiki_client.errors import TsugikiClientError
+from tsugiki_client.protocol import Call, Messages
+from tsugiki_client.results import (
+    HistoryEntry,
+    Model,
+    Pushed,
+    PushOptions,
+    Reply,
+    Variant,
+    VariantEvent,
+)
+from tsugiki_client.upload import Upload
 
 T = TypeVar("T")
 
@@ -104,15 +115,38 @@ class AsyncClient:
         pin: bool = False,
         activate: bool = True,
         if_absent: bool = False,
-    ) -> tuple[Variant, bool]:
-        """Upload a variant file, streamed from disk; returns the version and whether it is new."""
-        size = Path(file).stat().st_size
-        call = protocol.push(name, size, pin=pin, activate=activate, if_absent=if_absent)
-        return await self.send(call, content=_read_chunks(Path(file)))
+        signature: str | None = None,
+    ) -> Pushed:
+        """Upload a variant file, streamed from disk; returns the version and whether it is new.
 
-    async def delete(self, name: str) -> int:
-        """Remove a variant; returns the bytes freed."""
-        return await self.send(protocol.delete(name))
+        A connection that breaks is taken up again where the server's bytes end. `signature` is
+        base64 of ed25519 over the file's digest string.
+        """
+        upload = Upload(name, Path(file), PushOptions(pin, activate, if_absent, signature))
+        while True:
+            try:
+                step = await self.send(upload.call(), content=_off_loop(upload.content()))
+            except TsugikiClientError as error:
+                await asyncio.sleep(upload.failed(error))
+            else:
+                if (pushed := upload.took(step)) is not None:
+                    return pushed
+
+    async def delete(self, name: str, digest: str | None = None) -> int:
+        """Remove a variant, or one version that is not active; returns the bytes freed."""
+        return await self.send(protocol.delete(name, digest))
+
+    async def activate(self, name: str, digest: str) -> Variant:
+        """Make a version the one that the bare name means."""
+        return await self.send(protocol.activate(name, digest))
+
+    async def canary(self, name: str, digest: str, percent: float) -> Variant:
+        """Answer so many percent of the name's users with a version; 0 ends it."""
+        return await self.send(protocol.canary(name, digest, percent))
+
+    async def history(self, name: str) -> list[HistoryEntry]:
+        """What was done to a variant, oldest first."""
+        return await self.send(protocol.history(name))
 
     async def load(self, name: str) -> Variant:
         """Make it resident."""
@@ -138,20 +172,39 @@ class AsyncClient:
         """How the server computes."""
         return await self.send(protocol.health())
 
+    async def events(self, after: int | None = None) -> AsyncIterator[VariantEvent]:
+        """Changes of variants as they happen, until the server ends the stream.
+
+        With `after`, a sequence number, first those behind it that the server remembers.
+        """
+        async for line in self._lines(protocol.events(after)):
+            if (event := protocol.variant_event(line)) is not None:
+                yield event
+
     async def _stream(self, call: Call[Reply]) -> AsyncIterator[str]:
+        async for line in self._lines(call):
+            event = protocol.stream_event(line)
+            if event is not None and (piece := protocol.event_text(event)):
+                yield piece
+
+    async def _lines(self, call: Call[T]) -> AsyncIterator[str]:
         with _connected(self._http):
-            async with self._http.stream(call.method, call.path, json=call.json) as response:
+            async with self._http.stream(
+                call.method, call.path, json=call.json, headers=call.headers
+            ) as response:
                 if response.is_error:
                     await response.aread()
                     parsed(call, response)
                 async for line in response.aiter_lines():
-                    event = protocol.stream_event(line)
-                    if event is not None and (piece := protocol.event_text(event)):
-                        yield piece
+                    yield line
 
 
-async def _read_chunks(file: Path) -> AsyncIterator[bytes]:
-    chunks = read_chunks(file)
+def _off_loop(chunks: Iterator[bytes] | None) -> AsyncIterator[bytes] | None:
+    """The same pieces, read on worker threads."""
+    return None if chunks is None else _read(chunks)
+
+
+async def _read(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
     while (chunk := await asyncio.to_thread(next, chunks, b"")) != b"":
         yield chunk
 

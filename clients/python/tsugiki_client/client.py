@@ -3,6 +3,7 @@
 Owns: the connection. Does not know paths or bodies.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +13,18 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from tsugiki_client import protocol
-from tsugiki_client.errors import ConnectionFailed
-from tsugiki_client.protocol import Answer, Call, Messages, Model, Reply, Variant
+from tsugiki_client.errors import ConnectionFailed, TsugikiClientError
+from tsugiki_client.protocol import Answer, Call, Messages
+from tsugiki_client.results import (
+    HistoryEntry,
+    Model,
+    Pushed,
+    PushOptions,
+    Reply,
+    Variant,
+    VariantEvent,
+)
+from tsugiki_client.upload import Upload
 
 T = TypeVar("T")
 TIMEOUT = httpx.Timeout(600.0, connect=10.0)
@@ -104,15 +115,38 @@ class Client:
         pin: bool = False,
         activate: bool = True,
         if_absent: bool = False,
-    ) -> tuple[Variant, bool]:
-        """Upload a variant file, streamed from disk; returns the version and whether it is new."""
-        size = Path(file).stat().st_size
-        call = protocol.push(name, size, pin=pin, activate=activate, if_absent=if_absent)
-        return self.send(call, content=read_chunks(Path(file)))
+        signature: str | None = None,
+    ) -> Pushed:
+        """Upload a variant file, streamed from disk; returns the version and whether it is new.
 
-    def delete(self, name: str) -> int:
-        """Remove a variant; returns the bytes freed."""
-        return self.send(protocol.delete(name))
+        A connection that breaks is taken up again where the server's bytes end. `signature` is
+        base64 of ed25519 over the file's digest string.
+        """
+        upload = Upload(name, Path(file), PushOptions(pin, activate, if_absent, signature))
+        while True:
+            try:
+                step = self.send(upload.call(), content=upload.content())
+            except TsugikiClientError as error:
+                time.sleep(upload.failed(error))
+            else:
+                if (pushed := upload.took(step)) is not None:
+                    return pushed
+
+    def delete(self, name: str, digest: str | None = None) -> int:
+        """Remove a variant, or one version that is not active; returns the bytes freed."""
+        return self.send(protocol.delete(name, digest))
+
+    def activate(self, name: str, digest: str) -> Variant:
+        """Make a version the one that the bare name means."""
+        return self.send(protocol.activate(name, digest))
+
+    def canary(self, name: str, digest: str, percent: float) -> Variant:
+        """Answer so many percent of the name's users with a version; 0 ends it."""
+        return self.send(protocol.canary(name, digest, percent))
+
+    def history(self, name: str) -> list[HistoryEntry]:
+        """What was done to a variant, oldest first."""
+        return self.send(protocol.history(name))
 
     def load(self, name: str) -> Variant:
         """Make it resident."""
@@ -138,15 +172,29 @@ class Client:
         """How the server computes."""
         return self.send(protocol.health())
 
+    def events(self, after: int | None = None) -> Iterator[VariantEvent]:
+        """Changes of variants as they happen, until the server ends the stream.
+
+        With `after`, a sequence number, first those behind it that the server remembers.
+        """
+        for line in self._lines(protocol.events(after)):
+            if (event := protocol.variant_event(line)) is not None:
+                yield event
+
     def _stream(self, call: Call[Reply]) -> Iterator[str]:
+        return protocol.stream_text(self._lines(call))
+
+    def _lines(self, call: Call[T]) -> Iterator[str]:
         with (
             _connected(self._http),
-            self._http.stream(call.method, call.path, json=call.json) as response,
+            self._http.stream(
+                call.method, call.path, json=call.json, headers=call.headers
+            ) as response,
         ):
             if response.is_error:
                 response.read()
                 parsed(call, response)
-            yield from protocol.stream_text(response.iter_lines())
+            yield from response.iter_lines()
 
 
 def auth_headers(api_key: str | None) -> dict[str, str]:
@@ -159,13 +207,6 @@ def parsed(call: Call[T], response: httpx.Response) -> T:
     answer = Answer(response.status_code, response.headers, response.content)
     protocol.raise_for_error(answer)
     return call.parse(answer)
-
-
-def read_chunks(file: Path) -> Iterator[bytes]:
-    """A file in pieces."""
-    with file.open("rb") as source:
-        while chunk := source.read(protocol.CHUNK_BYTES):
-            yield chunk
 
 
 def connection_failed(error: httpx.TransportError, url: httpx.URL) -> ConnectionFailed:

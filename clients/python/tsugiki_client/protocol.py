@@ -1,6 +1,6 @@
 """The wire protocol as pure functions: calls are built here, answers are read here.
 
-Owns: paths, bodies, result types, server-sent events. Does not know sockets, sync or async.
+Owns: paths, bodies, server-sent events. Does not know sockets, sync or async.
 """
 
 import json
@@ -10,10 +10,20 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
 from tsugiki_client.errors import TsugikiClientError, error_from
+from tsugiki_client.results import (
+    HistoryEntry,
+    Model,
+    Pushed,
+    PushOptions,
+    Reply,
+    Variant,
+    VariantEvent,
+)
 
 T = TypeVar("T")
 Messages = Sequence[Mapping[str, Any]]
 CHUNK_BYTES = 2**20
+INCOMPLETE = 308  # the status of an upload that is not whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,50 +45,6 @@ class Call(Generic[T]):
     json: Mapping[str, Any] | None = None
     params: Mapping[str, str] | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """What a model said. `variant` is NAME@sha256:..., the exact version that answered."""
-
-    text: str
-    finish_reason: str | None
-    usage: Mapping[str, Any]
-    variant: str | None
-    request_id: str | None
-    raw: Mapping[str, Any]  # all choices, log-probabilities, ids
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """The base (parent None) or a variant."""
-
-    id: str
-    parent: str | None
-    digest: str | None
-    codec: str | None
-    bytes: int
-    state: str
-    max_model_len: int
-
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """One version of a variant."""
-
-    name: str
-    digest: str
-    codec: str
-    bytes: int
-    ratio: float
-    state: str
-    active: bool
-    pinned: bool
-    references: int
-    resident_bytes: int
-    last_used: float | None
-    load_ms: float | None
-    error: str | None = None
 
 
 def chat(model: str, messages: Messages, options: Mapping[str, Any]) -> Call[Reply]:
@@ -113,31 +79,80 @@ def variant(name: str) -> Call[Variant]:
     return Call("GET", _variant_path(name), lambda answer: _pick(_json(answer), Variant))
 
 
-def push(
-    name: str, size: int, *, pin: bool, activate: bool, if_absent: bool
-) -> Call[tuple[Variant, bool]]:
-    """An upload of `size` bytes; answers the version and whether it is new."""
-    headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
-    if if_absent:
+def push_part(
+    name: str, size: int, start: int | None, *, upload_id: str, options: PushOptions
+) -> Call[Pushed | int]:
+    """The bytes from `start` on of an upload of `size` bytes; None asks how far it is.
+
+    Answers the version and whether it is new, or how many bytes the server has.
+    """
+    span = "*" if start is None else f"{start}-{size - 1}"
+    headers = {"X-Upload-Id": upload_id, "Content-Range": f"bytes {span}/{size}"}
+    if start is not None:
+        headers["Content-Type"] = "application/octet-stream"
+        headers["Content-Length"] = str(size - start)
+    if options.if_absent:
         headers["If-None-Match"] = "*"
+    if options.signature is not None:
+        headers["X-Tsugiki-Signature"] = options.signature
     return Call(
         "PUT",
         _variant_path(name),
-        lambda answer: (_pick(_json(answer), Variant), answer.status == 201),
-        params={"pin": str(pin).lower(), "activate": str(activate).lower()},
+        _pushed,
+        params={"pin": str(options.pin).lower(), "activate": str(options.activate).lower()},
         headers=headers,
     )
 
 
-def delete(name: str) -> Call[int]:
-    """Remove a variant; answers the bytes freed."""
-    return Call("DELETE", _variant_path(name), lambda answer: int(_json(answer)["bytes_freed"]))
+def _pushed(answer: Answer) -> Pushed | int:
+    body = _json(answer)
+    if answer.status == INCOMPLETE:
+        return int(body["received"])
+    return _pick(body, Variant), answer.status == 201
 
 
-def operate(name: str, operation: str) -> Call[Variant]:
-    """load, unload, pin, unpin or rollback."""
+def delete(name: str, digest: str | None = None) -> Call[int]:
+    """Remove a variant, or one version of it; answers the bytes freed."""
+    return Call(
+        "DELETE",
+        _variant_path(name),
+        lambda answer: int(_json(answer)["bytes_freed"]),
+        params=None if digest is None else {"digest": digest},
+    )
+
+
+def activate(name: str, digest: str) -> Call[Variant]:
+    """Make a version the one that the bare name means."""
+    return operate(name, "activate", {"digest": digest})
+
+
+def canary(name: str, digest: str, percent: float) -> Call[Variant]:
+    """Answer so many percent of the users with a version; 0 ends it."""
+    return operate(name, "canary", {"digest": digest, "percent": percent})
+
+
+def history(name: str) -> Call[list[HistoryEntry]]:
+    """What was done to a name, oldest first."""
+    path = f"{_variant_path(name)}/history"
+    return Call("GET", path, lambda answer: _items(answer, HistoryEntry))
+
+
+def events(after: int | None) -> Call[None]:
+    """The stream of changes: from now on, or after a sequence number."""
+    headers = {} if after is None else {"Last-Event-ID": str(after)}
+    return Call("GET", "/v1/variants/events", lambda answer: None, headers=headers)
+
+
+def variant_event(line: str) -> VariantEvent | None:
+    """The event in one line of that stream; None for what carries none."""
+    event = stream_event(line)
+    return None if event is None else _pick(event, VariantEvent)
+
+
+def operate(name: str, operation: str, body: Mapping[str, Any] | None = None) -> Call[Variant]:
+    """load, unload, pin, unpin, rollback, activate or canary."""
     path = f"{_variant_path(name)}/{operation}"
-    return Call("POST", path, lambda answer: _pick(_json(answer), Variant))
+    return Call("POST", path, lambda answer: _pick(_json(answer), Variant), json=body)
 
 
 def health() -> Call[dict[str, Any]]:
@@ -146,8 +161,8 @@ def health() -> Call[dict[str, Any]]:
 
 
 def raise_for_error(answer: Answer) -> None:
-    """Raises what an answer that is not 2xx stands for."""
-    if 200 <= answer.status < 300:
+    """Raises what an answer that is not 2xx, and not the progress of an upload, stands for."""
+    if 200 <= answer.status < 300 or answer.status == INCOMPLETE:
         return
     retry_after = answer.headers.get("retry-after")
     try:

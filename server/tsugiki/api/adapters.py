@@ -3,6 +3,7 @@
 Owns: which paths a request may name. Does not know adapters: the engine converts them.
 """
 
+import asyncio
 from pathlib import Path
 
 from fastapi import APIRouter, Response
@@ -15,10 +16,10 @@ from tsugiki.api.services import ServicesDep
 from tsugiki.api.variants import variant_card
 from tsugiki.errors import Conflict, InvalidRequest, Unsupported
 
-router = APIRouter(tags=["adapters"], dependencies=[ManagementDep])
+management = APIRouter(tags=["adapters"], dependencies=[ManagementDep])
 
 
-@router.post(
+@management.post(
     "/v1/load_lora_adapter",
     response_model=VariantCard,
     responses=documented_errors(403, 404, 409, 507),
@@ -27,9 +28,9 @@ async def load_lora_adapter(
     body: LoadAdapterBody, services: ServicesDep, access: AccessDep
 ) -> Response:
     """Serve the PEFT directory `lora_path` as the variant `lora_name`."""
-    path = _allowed(body.lora_path, services.config.adapter_roots)
+    path = await asyncio.to_thread(_allowed, body.lora_path, services.config.adapter_roots)
     access.require_sight(body.lora_name)
-    if body.lora_name == services.engine.models()[0].id:
+    if body.lora_name == services.engine.base().id:
         raise InvalidRequest(
             f"{body.lora_name!r} is the base; choose another name", param="lora_name"
         )
@@ -37,7 +38,7 @@ async def load_lora_adapter(
     return JSONResponse(variant_card(info))
 
 
-@router.post(
+@management.post(
     "/v1/unload_lora_adapter",
     response_model=Deleted,
     responses=documented_errors(403, 404, 409),

@@ -3,6 +3,8 @@
 Owns: `create_app`. Does not know what any route does.
 """
 
+import asyncio
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
@@ -17,16 +19,24 @@ from tsugiki.api import (
     health,
     models,
     tokenization,
+    variant_stream,
+    variant_upload,
     variants,
 )
 from tsugiki.api.auth import AuthMiddleware
 from tsugiki.api.body_limit import BodyLimitMiddleware
 from tsugiki.api.metrics import Metrics
+from tsugiki.api.partial_files import PartialFiles
 from tsugiki.api.record import RecordMiddleware
+from tsugiki.api.resumable import ResumableUploads
 from tsugiki.api.services import OpenUpload, Services
 from tsugiki.api.upload import open_exclusively
 from tsugiki.config import ServeConfig
 from tsugiki.engine.client import EngineClient
+
+logger = logging.getLogger(__name__)
+
+SWEEP_SECONDS = 600.0
 
 
 def create_app(
@@ -42,7 +52,7 @@ def create_app(
         config: limits, keys, directories.
         open_upload: opens the temporary file of an upload (tests fill disks with it).
     """
-    services = Services(engine_client, config, Metrics(engine_client), open_upload)
+    services = _services(engine_client, config, open_upload)
     app = FastAPI(
         title="tsugiki",
         version=__version__,
@@ -53,9 +63,11 @@ def create_app(
     )
     app.state.services = services
     errors.install(app)
-    for module in (chat, completions, tokenization, models, variants, adapters, health):
+    # The stream stands before /v1/variants/{name}, which would take its path for a name.
+    for module in (chat, completions, tokenization, models, variant_stream, variants, health):
         app.include_router(module.router)
-    app.include_router(variants.management)
+    for module in (variants, variant_upload, adapters):
+        app.include_router(module.management)
     # The last added is the outermost.
     app.add_middleware(
         BodyLimitMiddleware,
@@ -67,11 +79,38 @@ def create_app(
     return app
 
 
+def _services(
+    engine_client: EngineClient, config: ServeConfig, open_upload: OpenUpload
+) -> Services:
+    area = engine_client.upload_area
+    files = PartialFiles(area, most=config.max_partial_uploads, most_bytes=config.max_partial_bytes)
+    return Services(
+        engine=engine_client,
+        config=config,
+        metrics=Metrics(engine_client),
+        open_upload=open_upload,
+        partial_files=files,
+        resumable=ResumableUploads(files, area),
+    )
+
+
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
     services: Services = app.state.services
     await services.engine.start()
+    sweeping = asyncio.create_task(_sweep(services.partial_files))
     yield
+    sweeping.cancel()
     # Not reached when the process is told twice to end: then nothing is waited for.
     if services.engine.alive():
         await services.engine.stop(services.config.drain_seconds)
+
+
+async def _sweep(files: PartialFiles) -> None:
+    """Unfinished uploads die in time, also where nobody uploads."""
+    while True:
+        try:
+            await asyncio.to_thread(files.sweep)
+        except Exception:  # tried again
+            logger.exception("old partial uploads were not removed")
+        await asyncio.sleep(SWEEP_SECONDS)

@@ -75,14 +75,14 @@ class Access:
             return True
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self._key.variants)
 
-    def resolve(self, model: str) -> VariantRef:
-        """The version that `model` means.
+    def resolve(self, model: str, user: str | None = None) -> VariantRef:
+        """The version that `model` means to this `user` of the caller.
 
         Raises:
             ModelNotFound: unknown, or not for this caller; to a key both look the same.
         """
         try:
-            variant = self._engine.resolve(model)
+            variant = self._engine.resolve(model, user)
         except ModelNotFound:
             if self._key is None:
                 raise

@@ -32,6 +32,8 @@ def error_response(error: TsugikiError) -> JSONResponse:
     headers = {}
     if (seconds := getattr(error, "retry_after", None)) is not None:
         headers["Retry-After"] = str(max(1, math.ceil(seconds)))
+    if received := getattr(error, "received", 0):
+        headers["Range"] = f"bytes=0-{received - 1}"
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(error_body(error), status_code=error.status, headers=headers)

@@ -105,7 +105,7 @@ def open_generation(
         Unsupported: a field that this server does not implement.
     """
     body.refuse_unsupported()
-    variant = access.resolve(body.model)
+    variant = access.resolve(body.model, body.user)
     record = record_of(request)
     record.variant = identity(services.engine, variant)
     record.tenant = access.tenant(variant)
@@ -147,14 +147,14 @@ def identity(engine: EngineClient, variant: VariantRef) -> VariantRef:
     """The version as answers, logs and metrics name it: the base by its fingerprint."""
     if variant.digest is not None:
         return variant
-    return VariantRef(variant.name, engine.models()[0].digest)
+    return VariantRef(variant.name, engine.base().digest)
 
 
 def fingerprint(engine: EngineClient, identified: VariantRef) -> str:
     """What an answer depends on beside the request: base, variant digest, kernels, dtype."""
-    base, stats = engine.models()[0].id, engine.stats()
+    base, machine = engine.base().id, engine.machine()
     digest = (identified.digest or "").removeprefix("sha256:")[:16]
-    return f"{base}:{digest}:{stats.kernels}:{stats.dtype}"
+    return f"{base}:{digest}:{machine.kernels}:{machine.dtype}"
 
 
 def steps_of(engine: EngineClient, generation: Generation) -> Steps:

@@ -1,34 +1,19 @@
 """Prometheus metrics of one server, in a registry of their own.
 
-Owns: names, labels, buckets. Per-variant series stay bounded: names beyond the first
-`MAX_VARIANT_LABELS` are counted together. Does not know HTTP routes.
+Owns: what is counted of requests and uploads: names, labels, buckets. Per-variant series stay
+bounded: names beyond the first `MAX_VARIANT_LABELS` are counted together. What the engine counts is
+read from it when scraped (engine_metrics.py). Does not know HTTP routes.
 """
 
-from collections.abc import Iterator
-
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
-from prometheus_client.metrics_core import CounterMetricFamily, Metric
-from prometheus_client.registry import Collector
 
+from tsugiki.api.engine_metrics import MAX_VARIANT_LABELS, EngineCollector
 from tsugiki.api.record import RequestRecord
-from tsugiki.engine.client import EngineClient, EngineStats
+from tsugiki.engine.client import EngineClient
 
-MAX_VARIANT_LABELS = 500
 OTHER_VARIANTS = "_other"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
-_GAUGES = {
-    "waiting": "requests in the queue",
-    "running": "requests in the batch",
-    "loading": "requests that wait for their variant to load",
-    "kv_blocks_total": "blocks of the KV cache",
-    "kv_blocks_free": "blocks of the KV cache that are free",
-    "last_batch_rows": "token rows of the last step",
-    "resident_variants": "variants in device memory",
-    "resident_variant_bytes": "bytes of variants in device memory",
-}
-_COUNTERS = {"steps": "steps of the engine", "preemptions": "requests that were preempted"}
 
 
 class Metrics:
@@ -50,7 +35,10 @@ class Metrics:
         self._gaps = self._histogram(
             "tsugiki_inter_token_seconds", "between tokens of one request", _TOKEN_SECONDS
         )
-        self._registry.register(_EngineCollector(engine))
+        self._uploads = Counter(
+            "tsugiki_uploads", "uploads ended", ["outcome"], registry=self._registry
+        )
+        self._registry.register(EngineCollector(engine))
 
     def observe(self, record: RequestRecord, ended: float) -> None:
         """Count one ended request."""
@@ -67,6 +55,10 @@ class Metrics:
         for gap in record.token_gaps:
             self._gaps.observe(gap)
 
+    def upload(self, outcome: str) -> None:
+        """Count one upload: created, unchanged, interrupted, or the code of its error."""
+        self._uploads.labels(outcome).inc()
+
     def text(self) -> bytes:
         """The exposition format."""
         return generate_latest(self._registry)
@@ -82,43 +74,3 @@ class Metrics:
             return OTHER_VARIANTS
         self._known.add(variant)
         return variant
-
-
-class _EngineCollector(Collector):
-    """The engine's own counters, read at scrape time."""
-
-    def __init__(self, engine: EngineClient) -> None:
-        self._engine = engine
-
-    def describe(self) -> list[Metric]:
-        """Nothing: names need no engine to be registered."""
-        return []
-
-    def collect(self) -> Iterator[Metric]:
-        """One snapshot."""
-        stats = self._engine.stats()
-        for name, help in _GAUGES.items():
-            yield GaugeMetricFamily(f"tsugiki_{name}", help, value=getattr(stats, name))
-        for name, help in _COUNTERS.items():
-            yield CounterMetricFamily(f"tsugiki_{name}", help, value=getattr(stats, name))
-        yield _info(stats)
-        yield from self._residency()
-
-    def _residency(self) -> Iterator[Metric]:
-        versions = self._engine.variants()
-        states = GaugeMetricFamily("tsugiki_variant_versions", "by state", labels=["state"])
-        for state in ("disk", "loading", "host", "ready", "failed"):
-            states.add_metric([state], sum(version.state == state for version in versions))
-        yield states
-        resident = GaugeMetricFamily(
-            "tsugiki_variant_bytes", "resident bytes of active variants", labels=["variant"]
-        )
-        active = [version for version in versions if version.active and version.resident_bytes]
-        for version in active[:MAX_VARIANT_LABELS]:
-            resident.add_metric([version.name], version.resident_bytes)
-        yield resident
-
-
-def _info(stats: EngineStats) -> Metric:
-    values = {"kernels": stats.kernels, "device": stats.device, "dtype": stats.dtype}
-    return InfoMetricFamily("tsugiki_build", "how the model is computed", value=values)

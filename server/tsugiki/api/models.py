@@ -34,12 +34,14 @@ async def get_model(model_id: str, services: ServicesDep, access: AccessDep) -> 
 
 
 def _find(engine: EngineClient, variant: VariantRef) -> ModelInfo:
+    if variant.digest is None:
+        return engine.base()
     for model in engine.models():
         if model.id == variant.name and (model.parent is None or model.digest == variant.digest):
             return model
     for version in engine.variants():
         if version.name == variant.name and version.digest == variant.digest:
-            base = engine.models()[0]
+            base = engine.base()
             return ModelInfo(
                 id=f"{version.name}@{version.digest}",
                 parent=base.id,

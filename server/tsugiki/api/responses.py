@@ -148,6 +148,14 @@ class ModelList(Answer):
     data: list[ModelCard]
 
 
+class LoadTimings(Answer):
+    """Milliseconds of the last load."""
+
+    read: float
+    verify: float
+    stage: float
+
+
 class VariantCard(Answer):
     """One version of a variant."""
 
@@ -165,6 +173,9 @@ class VariantCard(Answer):
     load_ms: float | None
     error: str | None = None
     coverage: dict[str, Any] = {}
+    timings: LoadTimings | None = None
+    canary_percent: float = 0.0
+    signed_by: str | None = None
     bytes_freed: int | None = None
 
 
@@ -179,6 +190,31 @@ class VariantVersions(VariantCard):
     """GET /v1/variants/{name}: the active version, and all of them."""
 
     versions: list[VariantCard]
+
+
+class HistoryItem(Answer):
+    """Something that was done to a variant."""
+
+    digest: str
+    at: float
+    action: str
+    percent: float | None = None  # of a canary
+
+
+class VariantHistory(Answer):
+    """GET /v1/variants/{name}/history, oldest first."""
+
+    object: Literal["list"] = "list"
+    name: str
+    data: list[HistoryItem]
+
+
+class UploadProgress(Answer):
+    """308: what has arrived of a resumable upload."""
+
+    upload_id: str
+    received: int
+    total: int
 
 
 class Deleted(Answer):

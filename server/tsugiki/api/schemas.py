@@ -23,6 +23,9 @@ StopString = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 Stops = StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS)]
 # Safe as a file name and in a URL: no separators, no leading dot.
 VARIANT_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+DIGEST = r"^sha256:[0-9a-f]{12,64}$"
+UPLOAD_ID = r"^[A-Za-z0-9_-]{8,64}$"
+Digest = Annotated[str, StringConstraints(pattern=DIGEST)]
 VariantName = Annotated[str, StringConstraints(pattern=VARIANT_NAME)]
 TokenKey = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")]
 
@@ -208,6 +211,19 @@ class DetokenizeBody(RequestBody):
     model: Annotated[str, Field(min_length=1, max_length=512)]
     tokens: list[TokenId]
     skip_special_tokens: bool | None = None
+
+
+class ActivateBody(RequestBody):
+    """POST /v1/variants/{name}/activate."""
+
+    digest: Digest
+
+
+class CanaryBody(RequestBody):
+    """POST /v1/variants/{name}/canary."""
+
+    digest: Digest
+    percent: Annotated[float, Field(ge=0, le=100)]
 
 
 class LoadAdapterBody(RequestBody):

@@ -1,4 +1,4 @@
-"""What routes are given: the engine, the settings, the metrics, and how uploads are written.
+"""What routes are given: the engine, the settings, the metrics, and the uploads in progress.
 
 Owns: `Services` and its injection. Does not know any route.
 """
@@ -11,10 +11,13 @@ from typing import Annotated, BinaryIO
 from fastapi import Depends, Request
 
 from tsugiki.api.metrics import Metrics
+from tsugiki.api.partial_files import PartialFiles
+from tsugiki.api.resumable import ResumableUploads
 from tsugiki.config import ServeConfig
-from tsugiki.engine.client import EngineClient
+from tsugiki.engine.client import EngineClient, VariantInfo
 
 OpenUpload = Callable[[Path], BinaryIO]
+Uploaded = tuple[VariantInfo, bool]  # the version and whether it is new
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,8 @@ class Services:
     config: ServeConfig
     metrics: Metrics
     open_upload: OpenUpload
+    partial_files: PartialFiles
+    resumable: ResumableUploads[Uploaded]
 
 
 def _services(request: Request) -> Services:

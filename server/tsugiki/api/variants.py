@@ -1,4 +1,4 @@
-"""/v1/variants: upload, look at, delete, load, unload, pin, roll back.
+"""/v1/variants: look at, activate, delete, load, unload, pin, roll back.
 
 Owns: these routes. Does not know files' contents or memory: the engine does.
 """
@@ -7,24 +7,23 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Path, Request, Response, status
+from fastapi import APIRouter, Depends, Path, Query, Response
 from starlette.responses import JSONResponse
 
 from tsugiki.api.auth import Access, AccessDep, ManagementDep, model_not_found
 from tsugiki.api.responses import (
     Deleted,
     VariantCard,
+    VariantHistory,
     VariantList,
     VariantVersions,
     documented_errors,
 )
-from tsugiki.api.schemas import VARIANT_NAME
-from tsugiki.api.services import Services, ServicesDep
-from tsugiki.api.upload import received
+from tsugiki.api.schemas import DIGEST, VARIANT_NAME, ActivateBody, CanaryBody
+from tsugiki.api.services import ServicesDep
 from tsugiki.engine.client import EngineClient, VariantInfo
-from tsugiki.errors import Conflict, InvalidRequest
 
-Operation = Callable[[str, Services], Awaitable[Response]]
+Operation = Callable[..., Awaitable[Response]]
 
 router = APIRouter(tags=["variants"])
 management = APIRouter(tags=["variants"], dependencies=[ManagementDep])
@@ -36,6 +35,7 @@ def _visible_name(name: Annotated[str, Path(pattern=VARIANT_NAME)], access: Acce
 
 
 NameDep = Annotated[str, Depends(_visible_name)]
+DigestQuery = Query(pattern=DIGEST, description="sha256: and 12 to 64 hex digits")
 
 
 @router.get("/v1/variants", response_model=VariantList, responses=documented_errors())
@@ -57,46 +57,29 @@ async def get_variant(name: NameDep, services: ServicesDep, access: AccessDep) -
     )
 
 
-@management.put(
-    "/v1/variants/{name}",
-    response_model=VariantCard,
-    status_code=status.HTTP_201_CREATED,
-    responses={
-        200: {"model": VariantCard, "description": "this name has this digest already"},
-        **documented_errors(403, 404, 409, 507),
-    },
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {"application/octet-stream": {"schema": {"type": "string"}}},
-        }
-    },
+@router.get(
+    "/v1/variants/{name}/history",
+    response_model=VariantHistory,
+    responses=documented_errors(404),
 )
-async def put_variant(
-    request: Request,
-    name: NameDep,
-    services: ServicesDep,
-    pin: bool = False,
-    activate: bool = True,
-    if_none_match: Annotated[str | None, Header()] = None,
-) -> Response:
-    """Take the body as a variant file: verified whole, then visible at once."""
-    engine = services.engine
-    if name == engine.models()[0].id:
-        raise InvalidRequest(f"{name!r} is the base; choose another name", param="name")
-    if if_none_match == "*" and any(info.name == name for info in engine.variants()):
-        raise Conflict(f"{name!r} exists; leave If-None-Match out to add a version")
-    async with received(request, engine.upload_area(), services.open_upload) as path:
-        info, new = await engine.put_variant(name, path, pin=pin, activate=activate)
-    return JSONResponse(variant_card(info), status_code=201 if new else 200)
+async def get_history(name: NameDep, services: ServicesDep) -> Response:
+    """What was done to a variant, oldest first."""
+    entries = await services.engine.variant_history(name)
+    return JSONResponse({"object": "list", "name": name, "data": list(map(asdict, entries))})
 
 
 @management.delete(
     "/v1/variants/{name}", response_model=Deleted, responses=documented_errors(403, 404, 409)
 )
-async def delete_variant(name: NameDep, services: ServicesDep) -> Response:
-    """Stop new requests, let running ones finish, free memory and disk."""
-    freed = await services.engine.delete_variant(name)
+async def delete_variant(
+    name: NameDep, services: ServicesDep, digest: Annotated[str | None, DigestQuery] = None
+) -> Response:
+    """Stop new requests, let running ones finish, free memory and disk: of a variant, or with
+    `digest` of one version that is not the active one."""
+    if digest is None:
+        freed = await services.engine.delete_variant(name)
+    else:
+        freed = await services.engine.delete_version(name, digest)
     return JSONResponse({"name": name, "deleted": True, "bytes_freed": freed})
 
 
@@ -132,6 +115,19 @@ async def pin_variant(name: NameDep, services: ServicesDep) -> Response:
 async def unpin_variant(name: NameDep, services: ServicesDep) -> Response:
     """Let it be evicted when idle."""
     return JSONResponse(variant_card(await services.engine.pin_variant(name, False)))
+
+
+@_operation("activate")
+async def activate_variant(name: NameDep, body: ActivateBody, services: ServicesDep) -> Response:
+    """Make this version the one that the bare name means; a canary ends."""
+    return JSONResponse(variant_card(await services.engine.activate_variant(name, body.digest)))
+
+
+@_operation("canary")
+async def canary_variant(name: NameDep, body: CanaryBody, services: ServicesDep) -> Response:
+    """Answer so many percent of the name's `user`s with this version; 0 ends it."""
+    info = await services.engine.canary_variant(name, body.digest, body.percent)
+    return JSONResponse(variant_card(info))
 
 
 @_operation("rollback")

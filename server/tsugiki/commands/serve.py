@@ -67,15 +67,16 @@ def convert_adapter(config: ServeConfig, adapter: Path, out: Path) -> None:
 
 
 def configure_logging() -> None:
-    """Messages to stderr; one bare JSON line per request to stdout."""
+    """Messages to stderr; bare JSON lines, of requests and of refused uploads, to stdout."""
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
     )
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    access = logging.getLogger("tsugiki.access")
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    access.handlers, access.propagate = [handler], False
+    for name in ("tsugiki.access", "tsugiki.refusals"):
+        lines = logging.getLogger(name)
+        lines.handlers, lines.propagate = [handler], False
 
 
 def bind(config: ServeConfig) -> socket.socket:

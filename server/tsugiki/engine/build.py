@@ -4,6 +4,7 @@ Owns: the order of construction. With sizing.py the only place of the engine tha
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -16,21 +17,24 @@ from tsugiki.codecs.metadata import Header
 from tsugiki.codecs.staging import stage_variant
 from tsugiki.config import ServeConfig
 from tsugiki.engine.admission import Admission, FinishRate
-from tsugiki.engine.client import ModelInfo
+from tsugiki.engine.client import Machine, ModelInfo
 from tsugiki.engine.core import EngineCore
 from tsugiki.engine.kv_blocks import BlockManager
-from tsugiki.engine.local import LocalEngine, Machine
+from tsugiki.engine.local import LocalEngine
 from tsugiki.engine.model_runner import TorchModelRunner
 from tsugiki.engine.open_requests import OpenRequests
 from tsugiki.engine.scheduler import Limits, Scheduler
 from tsugiki.engine.sizing import Sizes, choose_sizes
 from tsugiki.engine.thread import Commands, EngineThread, wake
+from tsugiki.engine.variant_events import VariantEvents
 from tsugiki.engine.variant_service import ConvertAdapter, VariantService
+from tsugiki.engine.variant_view import VariantView, names_of
 from tsugiki.errors import ConfigError
 from tsugiki.model.demo_base import resolve_base
 from tsugiki.model.kv_cache import allocate_kv_cache
 from tsugiki.model.loader import BaseModel, load_base
 from tsugiki.text.huggingface import HfTextSide, load_text_side
+from tsugiki.variants.arena import Arena
 from tsugiki.variants.loader import BackgroundLoader, load_files
 from tsugiki.variants.registry import Registry
 from tsugiki.variants.residency import Residency
@@ -56,24 +60,31 @@ def create_engine(
     sizes = choose_sizes(config, base)
     base_info = _base_info(config, base, sizes.max_model_len)
     registry = _registry(config, base, text, base_info.id)
+    events = VariantEvents(partial(names_of, registry))
     commands: Commands = SimpleQueue()
-    load = load_files(registry.path, _stage(base))
+    load = load_files(registry.path, _stage(base), Arena().allocate)
     loader = BackgroundLoader(load, on_finished=lambda: commands.put(wake))
-    residency = Residency(loader, config.variant_memory)
+    residency = Residency(
+        loader,
+        config.variant_memory,
+        host_bytes=config.host_variant_memory,
+        on_transition=events.transition,
+    )
     core = EngineCore(_scheduler(config, sizes), _runner(base, sizes), residency)
     thread = EngineThread(core, commands)
-    service = VariantService(
-        base=base_info,
-        base_text=text,
-        registry=registry,
-        residency=residency,
-        thread=thread,
-        open_requests=OpenRequests(),
-        convert_adapter=convert_adapter,
-    )
+    view = VariantView(base_info, text, registry, residency, OpenRequests())
+    service = VariantService(view, thread, events, convert_adapter)
     most = config.max_num_seqs + config.max_queued_requests
     admission = Admission(sizes.max_model_len, most, FinishRate())
-    return LocalEngine(core, thread, service, admission, loader, _machine(base))
+    return LocalEngine(
+        core,
+        thread,
+        service,
+        admission,
+        loader,
+        _machine(base),
+        watch_seconds=config.watch_seconds,
+    )
 
 
 def choose_device(wanted: str) -> str:
@@ -104,7 +115,14 @@ def _base(config: ServeConfig) -> BaseModel:
 def _registry(config: ServeConfig, base: BaseModel, text: HfTextSide, base_id: str) -> Registry:
     identity = BaseIdentity(base.fingerprint, base.layout, base.architecture.vocab_size)
     verify = _verify_text_too(verify_against(identity), text)
-    return Registry(config.variants, identity, verify=verify, reserved=[base_id])
+    return Registry(
+        config.variants,
+        identity,
+        verify=verify,
+        reserved=[base_id],
+        trusted_keys=config.trusted_keys,
+        exclusive=True,
+    )
 
 
 def _machine(base: BaseModel) -> Machine:

@@ -12,6 +12,23 @@ from tsugiki.engine.request import FinishReason, SamplingParams, TokenLogprobs, 
 from tsugiki.text.tokenizer import TextSide
 
 VariantState = Literal["disk", "loading", "host", "ready", "failed"]
+VariantEventKind = Literal[
+    "uploaded",  # changes of the registry ...
+    "activated",
+    "rolled_back",
+    "canary",
+    "deleted",
+    "file_added",
+    "file_changed",
+    "file_removed",
+    "file_failed",
+    "loading",  # ... and of residency
+    "host",
+    "ready",
+    "evicted",
+    "unloaded",
+    "failed",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +43,15 @@ class ModelInfo:
     state: VariantState
     created: int  # unix seconds
     max_model_len: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadTimes:
+    """Milliseconds of each part of a variant's last load."""
+
+    read: float  # from disk
+    verify: float  # digest and every value
+    stage: float  # into the form that the kernels read
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +72,31 @@ class VariantInfo:
     load_ms: float | None
     error: str | None = None
     coverage: Mapping[str, Any] = field(default_factory=dict)
+    timings: LoadTimes | None = None
+    canary_percent: float = 0.0  # share of the name's users that get this version instead
+    signed_by: str | None = None  # id of the trusted key
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryEntry:
+    """Something that was done to a name."""
+
+    digest: str
+    at: float  # unix seconds
+    action: str  # upload, file, activate, canary, rollback, delete, file removed
+    percent: float | None = None  # of a canary; 0 ended it
+
+
+@dataclass(frozen=True, slots=True)
+class VariantEvent:
+    """One change of one version, as GET /v1/variants/events shows it."""
+
+    sequence: int  # grows by one per event, and from one run of the server to the next
+    at: float  # unix seconds
+    name: str
+    digest: str
+    kind: VariantEventKind
+    detail: str | None = None  # why, or how much
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +130,40 @@ class GenerationEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class Machine:
+    """How the model is computed; for /health and system_fingerprint."""
+
+    kernels: str
+    device: str
+    dtype: str
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class TierInfo:
+    """One memory tier of the variants. Counters are cumulative since start."""
+
+    name: str  # "host" or "device"
+    budget_bytes: int
+    bytes: int
+    shared_bytes: int  # of `bytes`: held once for several variants
+    variants: int
+    hits: int
+    misses: int
+    evictions: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadTotals:
+    """All loads since start, and the seconds that their parts took."""
+
+    count: int = 0
+    read: float = 0.0
+    verify: float = 0.0
+    stage: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStats:
     """Counters for /metrics and /health; cumulative since start unless said."""
 
@@ -96,16 +181,27 @@ class EngineStats:
     device: str
     dtype: str
     threads: int
+    tiers: tuple[TierInfo, ...] = ()
+    loads: LoadTotals = LoadTotals()
 
 
 class EngineClient(Protocol):
     """The engine from the event loop's side. Methods that are not async answer from snapshots."""
 
+    def base(self) -> ModelInfo:
+        """The base."""
+
+    def machine(self) -> Machine:
+        """How it computes."""
+
     def models(self) -> list[ModelInfo]:
         """The base first, then the active version of every variant by name."""
 
-    def resolve(self, model: str) -> VariantRef:
+    def resolve(self, model: str, user: str | None = None) -> VariantRef:
         """The base's id, a variant's name, or name@sha256:<at least 12 hex>.
+
+        Where a canary runs, a share of the `user`s gets its version for the bare name, each always
+        the same one; without `user` it is the active version.
 
         Raises:
             ModelNotFound: unknown; never falls back to the base.
@@ -128,15 +224,16 @@ class EngineClient(Protocol):
         """Every version known, active ones first."""
 
     def upload_area(self) -> Path:
-        """An existing directory for bodies that still arrive, on the registry's file system; what a
-        killed server left in it is removed at start."""
+        """An existing directory for bodies that still arrive, on the registry's file system. What a
+        killed server left in it is removed at start, but for `*.partial*`. Touches the disk."""
 
     async def put_variant(
-        self, name: str, path: Path, *, pin: bool, activate: bool
+        self, name: str, path: Path, *, pin: bool, activate: bool, signature: str | None = None
     ) -> tuple[VariantInfo, bool]:
         """Verify the uploaded file at `path` (in the upload area) and make it visible.
 
         Returns the version and whether it is new. The file is moved or removed.
+        `signature` is base64 of ed25519 over the file's digest string.
 
         Raises:
             InvalidArtifact (and its children), StorageFull, InvalidRequest (bad name).
@@ -152,6 +249,9 @@ class EngineClient(Protocol):
     async def delete_variant(self, name: str) -> int:
         """Stop new requests, wait for running ones, free all; returns bytes freed."""
 
+    async def delete_version(self, name: str, digest: str) -> int:
+        """The same for one version that is not the active one (Conflict)."""
+
     async def load_variant(self, name: str) -> VariantInfo:
         """Make the active version resident."""
 
@@ -163,6 +263,23 @@ class EngineClient(Protocol):
 
     async def rollback_variant(self, name: str) -> VariantInfo:
         """Make the previously active version the active one."""
+
+    async def activate_variant(self, name: str, digest: str) -> VariantInfo:
+        """Make a known version (a digest, or 12 hex of one) the active one; a canary ends."""
+
+    async def canary_variant(self, name: str, digest: str, percent: float) -> VariantInfo:
+        """Give this version to so many percent of the name's users; 0 ends it."""
+
+    async def variant_history(self, name: str) -> tuple[HistoryEntry, ...]:
+        """What was done to a name, oldest first.
+
+        Raises:
+            ModelNotFound: there is no such name.
+        """
+
+    def events(self, after: int | None = None) -> AsyncGenerator[VariantEvent, None]:
+        """Changes of variants as they happen; first those after sequence number `after` that are
+        still remembered. Ends when the engine stops, and for a consumer that fell behind."""
 
     def stats(self) -> EngineStats:
         """Counters now."""

@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import AsyncGenerator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,10 @@ from tsugiki.engine.client import (
     EngineStats,
     GenerationEvent,
     GenerationSpec,
+    HistoryEntry,
+    Machine,
     ModelInfo,
+    VariantEvent,
     VariantInfo,
 )
 from tsugiki.engine.core import EngineCore, StepEvent
@@ -28,6 +31,7 @@ from tsugiki.engine.request import FinishReason, Request, SamplingParams, Varian
 from tsugiki.engine.stream import EventStream, OpenRequest
 from tsugiki.engine.thread import EngineThread
 from tsugiki.engine.variant_service import VariantService
+from tsugiki.engine.variant_watch import VariantWatch
 from tsugiki.errors import EngineFailure, InvalidRequest, Unavailable
 from tsugiki.text.tokenizer import TextSide
 from tsugiki.variants.loader import BackgroundLoader
@@ -35,16 +39,6 @@ from tsugiki.variants.loader import BackgroundLoader
 logger = logging.getLogger(__name__)
 
 JOIN_SECONDS = 10.0  # a step that takes longer than this is left to die with the process
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """How the model is computed; for /health and system_fingerprint."""
-
-    kernels: str
-    device: str
-    dtype: str
-    threads: int
 
 
 class LocalEngine:
@@ -58,6 +52,8 @@ class LocalEngine:
         admission: Admission,
         loader: BackgroundLoader,
         machine: Machine,
+        *,
+        watch_seconds: float = 0.0,
     ) -> None:
         self._core = core  # read only here: its state belongs to the thread
         self._thread = thread
@@ -65,7 +61,9 @@ class LocalEngine:
         self._admission = admission
         self._loader = loader
         self._machine = machine
-        self._open: OpenRequests = service.open_requests
+        self._view = service.view
+        self._watch = VariantWatch(service, watch_seconds)
+        self._open: OpenRequests = service.view.open_requests
         self._draining = False
         self._death: str | None = None
 
@@ -77,7 +75,7 @@ class LocalEngine:
             raise Unavailable(self._death or "the engine is not running")
         if spec.request_id in self._open:
             raise InvalidRequest(f"request id {spec.request_id!r} is in use", param="request_id")
-        text = self._service.text(spec.variant)
+        text = self._view.text(spec.variant)
         self._service.check_known(spec.variant)
         self._admission.check(spec, text.vocab_size, len(self._open))
         opened = OpenRequest(spec, text)
@@ -86,17 +84,25 @@ class LocalEngine:
         self._thread.put(lambda core: core.add(request))
         return EventStream(opened, self._abort)
 
+    def base(self) -> ModelInfo:
+        """See EngineClient.base."""
+        return self._view.base
+
+    def machine(self) -> Machine:
+        """See EngineClient.machine."""
+        return self._machine
+
     def models(self) -> list[ModelInfo]:
         """See EngineClient.models."""
-        return self._service.models()
+        return self._view.models()
 
-    def resolve(self, model: str) -> VariantRef:
+    def resolve(self, model: str, user: str | None = None) -> VariantRef:
         """See EngineClient.resolve."""
-        return self._service.resolve(model)
+        return self._service.resolve(model, user)
 
     def text(self, variant: VariantRef) -> TextSide:
         """See EngineClient.text."""
-        return self._service.text(variant)
+        return self._view.text(variant)
 
     def max_model_len(self) -> int:
         """See EngineClient.max_model_len."""
@@ -104,17 +110,17 @@ class LocalEngine:
 
     def variants(self) -> list[VariantInfo]:
         """See EngineClient.variants."""
-        return self._service.variants()
+        return self._view.variants()
 
     def upload_area(self) -> Path:
         """See EngineClient.upload_area."""
         return self._service.registry.uploads()
 
     async def put_variant(
-        self, name: str, path: Path, *, pin: bool, activate: bool
+        self, name: str, path: Path, *, pin: bool, activate: bool, signature: str | None = None
     ) -> tuple[VariantInfo, bool]:
         """See EngineClient.put_variant."""
-        return await self._service.put(name, path, pin=pin, activate=activate)
+        return await self._service.put(name, path, pin=pin, activate=activate, signature=signature)
 
     async def load_adapter(self, name: str, path: Path) -> VariantInfo:
         """See EngineClient.load_adapter."""
@@ -123,6 +129,10 @@ class LocalEngine:
     async def delete_variant(self, name: str) -> int:
         """See EngineClient.delete_variant."""
         return await self._service.delete(name)
+
+    async def delete_version(self, name: str, digest: str) -> int:
+        """See EngineClient.delete_version."""
+        return await self._service.delete_version(name, digest)
 
     async def load_variant(self, name: str) -> VariantInfo:
         """See EngineClient.load_variant."""
@@ -140,10 +150,27 @@ class LocalEngine:
         """See EngineClient.rollback_variant."""
         return await self._service.rollback(name)
 
+    async def activate_variant(self, name: str, digest: str) -> VariantInfo:
+        """See EngineClient.activate_variant."""
+        return await self._service.activate(name, digest)
+
+    async def canary_variant(self, name: str, digest: str, percent: float) -> VariantInfo:
+        """See EngineClient.canary_variant."""
+        return await self._service.canary(name, digest, percent)
+
+    async def variant_history(self, name: str) -> tuple[HistoryEntry, ...]:
+        """See EngineClient.variant_history."""
+        return await self._service.history(name)
+
+    def events(self, after: int | None = None) -> AsyncGenerator[VariantEvent, None]:
+        """See EngineClient.events."""
+        return self._service.events.after(after)
+
     def stats(self) -> EngineStats:
         """See EngineClient.stats. Single integers are read while the engine thread runs."""
         scheduler, counters = self._core.scheduler, self._core.counters
-        resident = [i for i in self._service.residency.snapshot().values() if i.resident_bytes]
+        tiers = self._view.tiers()
+        device = next(tier for tier in tiers if tier.name == "device")
         running, loading = len(scheduler.running), self._core.num_loading
         return EngineStats(
             waiting=max(0, len(scheduler) - running - loading),
@@ -154,12 +181,14 @@ class LocalEngine:
             steps=counters.steps,
             preemptions=scheduler.num_preemptions,
             last_batch_rows=counters.last_batch_rows,
-            resident_variants=len(resident),
-            resident_variant_bytes=sum(info.resident_bytes for info in resident),
+            resident_variants=device.variants,
+            resident_variant_bytes=device.bytes,
             kernels=self._machine.kernels,
             device=self._machine.device,
             dtype=self._machine.dtype,
             threads=self._machine.threads,
+            tiers=tiers,
+            loads=self._view.loads(),
         )
 
     def alive(self) -> bool:
@@ -176,17 +205,21 @@ class LocalEngine:
         Raises:
             EngineFailure: the base cannot compute.
         """
+        self._service.events.open()
         self._thread.start(self._deliver, self._on_end)
         params = SamplingParams(max_tokens=1, temperature=0.0)
-        base = self.resolve(self._service.base.id)
+        base = self.resolve(self._view.base.id)
         spec = GenerationSpec("warm-up", base, prompt_token_ids=(0,), params=params)
         async for event in self.submit(spec):
             if event.finish_reason is FinishReason.ERROR:
                 raise EngineFailure(f"the base cannot compute: {event.error}")
+        self._watch.start()
 
     async def stop(self, drain_seconds: float) -> None:
         """See EngineClient.stop. What still runs after the drain ends with FinishReason.ABORT."""
         self._draining = True
+        self._service.events.close()
+        await self._watch.stop()
         with suppress(TimeoutError):
             await asyncio.wait_for(self._open.none_left(), drain_seconds)
         unfinished = self._open.all()
@@ -197,6 +230,7 @@ class LocalEngine:
         self._thread.put(None)
         await asyncio.to_thread(self._thread.join, JOIN_SECONDS)
         await asyncio.to_thread(self._loader.close)
+        await asyncio.to_thread(self._service.registry.close)
 
     def _deliver(self, events: list[StepEvent]) -> None:
         """All events of one step."""

@@ -1,29 +1,26 @@
-"""The variants of a running engine, as clients see and manage them.
+"""Changes to the variants of a running engine.
 
 Owns: the order of steps of each management call (what becomes visible when, what waits for whom),
-and the joined view of files and memory. Lives on the event loop; files are touched on worker
-threads, memory on the engine thread. Does not know generation.
+and telling of it. Lives on the event loop; files are touched on worker threads, memory on the
+engine thread. Does not know generation.
 """
 
 import asyncio
 import uuid
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from tsugiki.engine.client import ModelInfo, VariantInfo
+from tsugiki.engine.client import HistoryEntry, VariantEventKind, VariantInfo
 from tsugiki.engine.core import EngineCore
-from tsugiki.engine.open_requests import OpenRequests
 from tsugiki.engine.request import VariantRef
 from tsugiki.engine.thread import EngineThread
+from tsugiki.engine.variant_events import VariantEvents
+from tsugiki.engine.variant_view import VariantView
 from tsugiki.errors import Conflict, ModelNotFound, Unsupported
-from tsugiki.text.huggingface import HfTextSide
-from tsugiki.text.tokenizer import TextSide
 from tsugiki.variants.loader import LoadOutcome
 from tsugiki.variants.registry import Registry
-from tsugiki.variants.residency import Residency, ResidencyInfo
 from tsugiki.variants.version import Version
 
 ConvertAdapter = Callable[[Path, Path], None]  # PEFT directory, variant file to write
@@ -31,22 +28,23 @@ ConvertAdapter = Callable[[Path, Path], None]  # PEFT directory, variant file to
 
 @dataclass(slots=True)
 class VariantService:
-    """Registry and residency together, beside the base."""
+    """What a client may do to variants."""
 
-    base: ModelInfo
-    base_text: HfTextSide
-    registry: Registry
-    residency: Residency  # only snapshots here: the rest is the engine thread's
+    view: VariantView
     thread: EngineThread
-    open_requests: OpenRequests
+    events: VariantEvents
     convert_adapter: ConvertAdapter | None = None
-    _texts: dict[str, TextSide] = field(default_factory=dict)
 
-    def resolve(self, model: str) -> VariantRef:
+    @property
+    def registry(self) -> Registry:
+        """Names and files."""
+        return self.view.registry
+
+    def resolve(self, model: str, user: str | None = None) -> VariantRef:
         """See EngineClient.resolve."""
-        if model == self.base.id:
+        if model == self.view.base.id:
             return VariantRef(model, None)
-        version = self.registry.resolve(model)
+        version = self.registry.resolve(model, user)
         return VariantRef(version.name, version.digest)
 
     def check_known(self, variant: VariantRef) -> None:
@@ -54,63 +52,70 @@ class VariantService:
         if variant.digest is not None:
             self.registry.path(variant.digest)
 
-    def text(self, variant: VariantRef) -> TextSide:
-        """See EngineClient.text."""
-        digest = variant.digest
-        if digest is None:
-            return self.base_text
-        if digest not in self._texts:
-            header = self.registry.resolve(f"{variant.name}@{digest}").header
-            stated = None if header is None else header.text
-            self._texts[digest] = self.base_text.for_variant(stated)
-        return self._texts[digest]
-
-    def models(self) -> list[ModelInfo]:
-        """See EngineClient.models."""
-        states = self.residency.snapshot()
-        return [self.base] + [
-            self._model(version, states) for version in self.registry.versions() if version.active
-        ]
-
-    def variants(self) -> list[VariantInfo]:
-        """See EngineClient.variants."""
-        states = self.residency.snapshot()
-        return [self._info(version, states) for version in self.registry.versions()]
-
     async def put(
-        self, name: str, path: Path, *, pin: bool, activate: bool
+        self, name: str, path: Path, *, pin: bool, activate: bool, signature: str | None = None
     ) -> tuple[VariantInfo, bool]:
         """See EngineClient.put_variant. A pinned one starts loading; this does not wait for it."""
-        version, new = await asyncio.to_thread(self.registry.put, name, path, activate)
+        before = self.registry.active(name)
+        version, new = await asyncio.to_thread(self.registry.put, name, path, activate, signature)
+        if new:
+            self._tell(version, "uploaded", f"{version.bytes} bytes")
+        if activate:
+            await self._replaced(before, version, "activated")
         if pin:
-            await self.thread.call(lambda core: core.variants.pin(version.digest, True))
-            self.thread.put(lambda core: core.load(version.digest, lambda outcome: None))
-        return self._now(version), new
+            await self._pin_and_load(version.digest)
+        return self.view.now(version), new
 
     async def load_adapter(self, name: str, path: Path) -> VariantInfo:
         """See EngineClient.load_adapter."""
         if self.convert_adapter is None:
             raise Unsupported("this server cannot convert PEFT adapters; upload a variant file")
-        file = self.registry.uploads() / f"{uuid.uuid4().hex}.safetensors"
+        area = await asyncio.to_thread(self.registry.uploads)
+        file = area / f"{uuid.uuid4().hex}.safetensors"
         try:
             await asyncio.to_thread(self.convert_adapter, path, file)
             info, _ = await self.put(name, file, pin=False, activate=True)
         finally:
-            file.unlink(missing_ok=True)
+            await asyncio.to_thread(partial(file.unlink, missing_ok=True))
         return info
+
+    async def activate(self, name: str, digest: str) -> VariantInfo:
+        """See EngineClient.activate_variant."""
+        before = self.registry.active(name)
+        version = await asyncio.to_thread(self.registry.activate, name, digest)
+        await self._replaced(before, version, "activated")
+        return self.view.now(version)
+
+    async def rollback(self, name: str) -> VariantInfo:
+        """See EngineClient.rollback_variant."""
+        before = self.registry.active(name)
+        version = await asyncio.to_thread(self.registry.rollback, name)
+        await self._replaced(before, version, "rolled_back")
+        return self.view.now(version)
+
+    async def canary(self, name: str, digest: str, percent: float) -> VariantInfo:
+        """See EngineClient.canary_variant."""
+        version = await asyncio.to_thread(self.registry.canary, name, digest, percent)
+        self._tell(version, "canary", f"{percent:g} %")
+        return self.view.now(version)
+
+    async def history(self, name: str) -> tuple[HistoryEntry, ...]:
+        """See EngineClient.variant_history."""
+        entries = await asyncio.to_thread(self.registry.history, name)
+        return tuple(HistoryEntry(e.digest, e.at, e.action, e.percent) for e in entries)
 
     async def delete(self, name: str) -> int:
         """See EngineClient.delete_variant; bytes of memory and of files."""
         deleted = await asyncio.to_thread(self.registry.delete, name)
-        elsewhere = {version.digest for version in self.registry.versions()}
-        digests = {version.digest for version in deleted if version.digest} - elsewhere
-        freed = 0
-        for digest in digests:
-            freed += await self._unload(digest)
-            await self.thread.call(partial(_forget, digest))
-            freed += await asyncio.to_thread(self.registry.purge, digest)
-            self._texts.pop(digest, None)
-        return freed
+        for version in deleted:
+            self._tell(version, "deleted")
+        return await self.free(version.digest for version in deleted)
+
+    async def delete_version(self, name: str, digest: str) -> int:
+        """See EngineClient.delete_version."""
+        version = await asyncio.to_thread(self.registry.delete_version, name, digest)
+        self._tell(version, "deleted")
+        return await self.free([version.digest])
 
     async def load(self, name: str) -> VariantInfo:
         """See EngineClient.load_variant.
@@ -120,13 +125,13 @@ class VariantService:
         """
         version = self.registry.resolve(name)
         await self._load(version)
-        return self._now(version)
+        return self.view.now(version)
 
     async def unload(self, name: str) -> tuple[VariantInfo, int]:
         """See EngineClient.unload_variant."""
         version = self._active(name)
         freed = await self._unload(version.digest)
-        return self._now(version), freed
+        return self.view.now(version), freed
 
     async def pin(self, name: str, pinned: bool) -> VariantInfo:
         """See EngineClient.pin_variant. Pinning loads it too."""
@@ -134,11 +139,48 @@ class VariantService:
         await self.thread.call(lambda core: core.variants.pin(version.digest, pinned))
         if pinned:
             await self._load(version)
-        return self._now(version)
+        return self.view.now(version)
 
-    async def rollback(self, name: str) -> VariantInfo:
-        """See EngineClient.rollback_variant."""
-        return self._now(await asyncio.to_thread(self.registry.rollback, name))
+    async def rescan(self) -> set[str]:
+        """Take in what the operator did to the directory; the digests that no name has since."""
+        before = self._digests()
+        for change in await asyncio.to_thread(self.registry.rescan):
+            kind = _FILE_KINDS[change.kind]
+            self.events.publish(change.name, change.digest, kind, change.error)
+        return before - self._digests()
+
+    async def free(self, digests: Iterable[str]) -> int:
+        """Memory and files of versions that no name has any more, each once its requests end."""
+        freed = 0
+        for digest in set(digests) - self._digests() - {""}:
+            freed += await self._unload(digest)
+            await self.thread.call(partial(_forget, digest))
+            freed += await asyncio.to_thread(self.registry.purge, digest)
+            self.view.forget(digest)
+        return freed
+
+    async def _replaced(
+        self, before: Version | None, version: Version, kind: VariantEventKind
+    ) -> None:
+        """A name means another version now. A pin belongs to the name, so it moves along."""
+        if before is None:
+            self._tell(version, kind)
+            return
+        if before.digest == version.digest:
+            if kind == "rolled_back":
+                self._tell(version, kind, "the canary ended")
+            return
+        self._tell(version, kind, f"instead of {before.digest}")
+        memory = self.view.residency.snapshot().get(before.digest)
+        if memory is None or not memory.pinned:
+            return
+        if not any(v.active and v.digest == before.digest for v in self.registry.versions()):
+            await self.thread.call(lambda core: core.variants.pin(before.digest, False))
+        await self._pin_and_load(version.digest)
+
+    async def _pin_and_load(self, digest: str) -> None:
+        await self.thread.call(lambda core: core.variants.pin(digest, True))
+        self.thread.put(lambda core: core.load(digest, lambda outcome: None))
 
     async def _load(self, version: Version) -> None:
         loop = asyncio.get_running_loop()
@@ -153,7 +195,7 @@ class VariantService:
 
     async def _unload(self, digest: str) -> int:
         while True:
-            await self.open_requests.none_of(digest)
+            await self.view.open_requests.none_of(digest)
             try:
                 return await self.thread.call(lambda core: core.unload(digest))
             except Conflict:
@@ -170,43 +212,19 @@ class VariantService:
             raise ModelNotFound(f"there is no variant {name!r}; GET /v1/variants lists them")
         return version
 
-    def _now(self, version: Version) -> VariantInfo:
-        """The version as it stands after a change."""
-        known = [v for v in self.registry.versions() if v.name == version.name]
-        current = next((v for v in known if v.digest == version.digest), version)
-        return self._info(current, self.residency.snapshot())
+    def _digests(self) -> set[str]:
+        return {version.digest for version in self.registry.versions() if version.digest}
 
-    def _info(self, version: Version, states: Mapping[str, ResidencyInfo]) -> VariantInfo:
-        memory = states.get(version.digest, ResidencyInfo())
-        return VariantInfo(
-            name=version.name,
-            digest=version.digest,
-            codec=version.codec,
-            bytes=version.bytes,
-            ratio=version.ratio,
-            state="failed" if version.error else memory.state,
-            active=version.active,
-            pinned=memory.pinned,
-            references=self.open_requests.of(version.digest),
-            resident_bytes=memory.resident_bytes,
-            last_used=memory.last_used,
-            load_ms=memory.load_ms,
-            error=version.error or memory.error,
-            coverage=_coverage(version),
-        )
+    def _tell(self, version: Version, kind: VariantEventKind, detail: str | None = None) -> None:
+        self.events.publish(version.name, version.digest, kind, detail)
 
-    def _model(self, version: Version, states: Mapping[str, ResidencyInfo]) -> ModelInfo:
-        memory = states.get(version.digest, ResidencyInfo())
-        return ModelInfo(
-            id=version.name,
-            parent=self.base.id,
-            digest=version.digest,
-            codec=version.codec,
-            bytes=version.bytes,
-            state="failed" if version.error else memory.state,
-            created=version.created,
-            max_model_len=self.base.max_model_len,
-        )
+
+_FILE_KINDS: dict[str, VariantEventKind] = {
+    "added": "file_added",
+    "changed": "file_changed",
+    "removed": "file_removed",
+    "failed": "file_failed",
+}
 
 
 def _forget(digest: str, core: EngineCore) -> None:
@@ -216,9 +234,3 @@ def _forget(digest: str, core: EngineCore) -> None:
 def _resolve(result: "asyncio.Future[LoadOutcome]", outcome: LoadOutcome) -> None:
     if not result.done():
         result.set_result(outcome)
-
-
-def _coverage(version: Version) -> Mapping[str, Any]:
-    """How much of the base it changes, as counted when the file was verified."""
-    counted = None if version.header is None else version.header.coverage
-    return {} if counted is None else asdict(counted)
