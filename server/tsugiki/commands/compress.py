@@ -37,6 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="x.safetensors")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the full report as JSON")
+    parser.add_argument(
+        "--probe",
+        type=int,
+        metavar="N",
+        help="store a self-test that servers replay: a prompt and up to N greedy tokens; 0: none "
+        "(default 16, where the base is below 1e9 parameters or --calibration is given)",
+    )
     _add_size_arguments(parser)
     _add_calibration_arguments(parser)
     _add_codec_arguments(parser)
@@ -118,6 +125,7 @@ def job_of(args: argparse.Namespace) -> Any:
         max_bytes=None if args.max_bytes is None else parse_size(args.max_bytes),
         target_ratio=args.target_ratio,
         cache_dir=default_cache_dir(),
+        probe=args.probe,
     )
 
 

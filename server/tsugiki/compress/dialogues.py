@@ -94,14 +94,23 @@ def _from_messages(messages: Any, place: str) -> _Text:
     return _Text(list(messages[:-1]), messages[-1]["content"], scored=False)
 
 
-def _tokenised(text: _Text, tokenizer: Any) -> Dialogue:
+def prompt_ids(tokenizer: Any, text: str) -> tuple[int, ...]:
+    """One user message as a server would tokenise it."""
+    return tuple(_prompt([{"role": "user", "content": text}], tokenizer))
+
+
+def _prompt(messages: list[dict[str, Any]], tokenizer: Any) -> list[int]:
+    """Through the chat template when there is one."""
     if tokenizer.chat_template:
-        shown = tokenizer.apply_chat_template(
-            text.before, tokenize=False, add_generation_prompt=True
-        )
-        prompt = tokenizer(shown, add_special_tokens=False)["input_ids"]
+        shown = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        ids: list[int] = tokenizer(shown, add_special_tokens=False)["input_ids"]
     else:
-        prompt = tokenizer("\n".join(m["content"] for m in text.before))["input_ids"]
+        ids = tokenizer("\n".join(m["content"] for m in messages))["input_ids"]
+    return ids
+
+
+def _tokenised(text: _Text, tokenizer: Any) -> Dialogue:
+    prompt = _prompt(text.before, tokenizer)
     answer = tokenizer(text.answer, add_special_tokens=False)["input_ids"]
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     start = max(1, len(prompt))

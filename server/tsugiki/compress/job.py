@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tsugiki.codecs.base import Layout
-from tsugiki.codecs.metadata import BaseRef
+from tsugiki.codecs.metadata import PROBE_LIMITS, BaseRef
 from tsugiki.compress.calibration import MAX_DIALOGUES
 from tsugiki.compress.config_check import check_configs
 from tsugiki.compress.survey import Pairs, parameters_of
@@ -37,7 +37,8 @@ class CompressJob:
     calibration_examples: int = MAX_DIALOGUES
     max_bytes: int | None = None
     target_ratio: float | None = None
-    cache_dir: Path | None = None  # for the base's fingerprint
+    cache_dir: Path | None = None  # for the base's fingerprint and compiled kernels
+    probe: int | None = 0  # tokens of its answer; None: as many as usual if that is cheap
 
     def __post_init__(self) -> None:
         if self.max_bytes is not None and self.target_ratio is not None:
@@ -46,6 +47,9 @@ class CompressJob:
             raise ConfigError(f"--target-ratio is {self.target_ratio}; it must be above 0")
         if self.group_size is not None and self.calibration is None:
             raise ConfigError(f"--group-size {self.group_size} needs --calibration FILE.jsonl")
+        most = PROBE_LIMITS["greedy_ids"]
+        if self.probe is not None and not 0 <= self.probe <= most:
+            raise ConfigError(f"--probe is {self.probe}; it must be 0 (none) to {most} tokens")
         if not self.out.parent.is_dir():
             raise ConfigError(f"--out {self.out}: the directory {self.out.parent} does not exist")
         if self.out.is_dir():

@@ -10,11 +10,14 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tsugiki import __version__
 from tsugiki.codecs import CODECS, artifact
 from tsugiki.codecs.artifact import ArtifactSpec
+from tsugiki.codecs.base import Packed
 from tsugiki.codecs.coverage import REPORT_KEY, coverage, declared
 from tsugiki.codecs.fit import LM_HEAD, ROWS
 from tsugiki.codecs.metadata import Header
@@ -22,6 +25,15 @@ from tsugiki.compress.activations import collect
 from tsugiki.compress.adapter import adapter_modules
 from tsugiki.compress.job import CompressJob, OpenedBase, is_adapter, open_base, open_full
 from tsugiki.compress.packer import DENSE, FLOAT16, INT8, Packer, Stored, pack_all, untied_marker
+from tsugiki.compress.probe import (
+    Probe,
+    Prompts,
+    candidate_prompts,
+    choose_probe,
+    longest_probe,
+    note,
+    tokens_wanted,
+)
 from tsugiki.compress.progress import Progress
 from tsugiki.compress.report import Deviation, Report, paper_ratio, ratio, sections_of
 from tsugiki.compress.sizing import Limit, pack_within
@@ -59,15 +71,43 @@ def compress(job: CompressJob, progress: Progress) -> Report:
     """
     started = time.monotonic()
     base = open_base(job.base)
-    content = _adapter(job, base) if is_adapter(job.tuned) else _full(job, base, progress)
+    tokens = tokens_wanted(job, base)
+    prompts = candidate_prompts(job, base, tokens)
+    placeholder = longest_probe(prompts, tokens, base.architecture.vocab_size - 1)
+    if is_adapter(job.tuned):
+        content = _adapter(job, base)
+    else:
+        content = _full(job, base, placeholder, progress)
     modules = {item.packed.name: item.packed for item in content.stored}
-    progress.stage(f"writing {job.out}")
     spec = replace(_spec(job, base, content.text), report=_kept_report(content))
+    if prompts:
+        probe = _probe(job, spec, modules, prompts, tokens, progress)
+        spec = replace(spec, probe=None if probe is None else probe.stored())
+        content = replace(content, notes=(*content.notes, note(probe, len(prompts))))
+    progress.stage(f"writing {job.out}")
     header = artifact.write(job.out, spec, modules)
     return _report(job, header, content, time.monotonic() - started)
 
 
-def _full(job: CompressJob, base: OpenedBase, progress: Progress) -> Content:
+def _probe(
+    job: CompressJob,
+    spec: ArtifactSpec,
+    modules: Mapping[str, Packed],
+    prompts: Prompts,
+    tokens: int,
+    progress: Progress,
+) -> Probe | None:
+    """Chosen on the file without a probe, read back as a server would."""
+    with TemporaryDirectory(prefix=".tsugiki-", dir=job.out.parent) as directory:
+        file = Path(directory) / job.out.name
+        header = artifact.write(file, spec, modules)
+        return choose_probe(job, file, header, prompts, tokens, progress)
+
+
+def _full(
+    job: CompressJob, base: OpenedBase, probe: Mapping[str, Any] | None, progress: Progress
+) -> Content:
+    """`probe` is one that is at least as long as the one to be stored, None when there is none."""
     source = open_full(base, job.tuned)
     names = source.pairs.names()
     found = survey(source.pairs, progress.track(names, "comparing tensors"))
@@ -82,7 +122,7 @@ def _full(job: CompressJob, base: OpenedBase, progress: Progress) -> Content:
     vectors = INT8 if limit.given else FLOAT16
     packer = Packer(CODECS[job.codec], options, base.layout, activations.stats, vectors)
     if limit.given:
-        spec = replace(_spec(job, base, source.text), report=LONGEST_REPORT)
+        spec = replace(_spec(job, base, source.text), report=LONGEST_REPORT, probe=probe)
         stored = pack_within(packer, source.pairs, found.changes, limit, spec, progress)
     else:
         changes = progress.track(found.changes, f"packing with {job.codec}")
