@@ -5,17 +5,21 @@ exactly one `LoadOutcome`; nothing is ever raised into the engine.
 Does not know budgets or references (residency.py), nor names (registry.py).
 """
 
+import io
 import logging
 import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tsugiki.codecs import artifact
 from tsugiki.codecs.base import ResidentVariant
+from tsugiki.codecs.memory import Allocate, host_memory
 from tsugiki.errors import CorruptArtifact, TsugikiError
+from tsugiki.variants.arena import page_rounded
 
 logger = logging.getLogger(__name__)
 
@@ -64,32 +68,64 @@ _Job = tuple[str, PackedVariant | None]
 
 
 def load_files(
-    path_of: Callable[[str], Path], stage: Callable[[artifact.Artifact], ResidentVariant]
+    path_of: Callable[[str], Path],
+    stage: Callable[[artifact.Artifact], ResidentVariant],
+    allocate: Allocate = host_memory,
 ) -> Load:
     """The load of a server: the file of a digest (Registry.path), read, verified and staged.
 
-    The returned function raises:
+    `allocate` gives the memory of packed content. The returned function raises:
         CorruptArtifact, InvalidArtifact: the file changed since the registry checked it.
         ModelNotFound: the digest was deleted and purged meanwhile.
     """
 
     def load(digest: str, packed: PackedVariant | None) -> Loaded:
+        timings = LoadTimings()
+        if packed is None:
+            packed, timings = read_packed(path_of(digest), digest, allocate)
         begin = time.perf_counter()
-        found = packed or _read(path_of(digest), digest)
-        read_ms, begin = _ms_since(begin), time.perf_counter()
-        variant = stage(found.content)
-        return Loaded(variant, LoadTimings(read_ms, 0.0, _ms_since(begin)), found)
+        variant = stage(packed.content)
+        return Loaded(variant, replace(timings, stage=_ms_since(begin)), packed)
 
     return load
 
 
-def _read(path: Path, digest: str) -> PackedVariant:
-    content = artifact.read(path)
+def read_packed(
+    path: Path, digest: str, allocate: Allocate = host_memory
+) -> tuple[PackedVariant, LoadTimings]:
+    """The verified content of a file, which must still be the one with this digest.
+
+    Raises:
+        CorruptArtifact, InvalidArtifact: it is not, or not a variant at all.
+    """
+    begin = time.perf_counter()
+    with _TimedFile(path) as file:
+        content = artifact.read_from(file, allocate)
     if content.header.digest != digest:
         raise CorruptArtifact(
             f"the file of {digest} now holds {content.header.digest}; upload it again"
         )
-    return PackedVariant(content, sum(packed.nbytes for packed in content.modules.values()))
+    header = content.header
+    packed = PackedVariant(content, page_rounded(header.file_bytes - header.header_bytes))
+    return packed, LoadTimings(file.read_ms, _ms_since(begin) - file.read_ms)
+
+
+class _TimedFile(io.FileIO):
+    """A file that knows how long reading from it took."""
+
+    read_ms = 0.0
+
+    def readinto(self, buffer: Any, /) -> int:
+        begin = time.perf_counter()
+        count = super().readinto(buffer) or 0
+        self.read_ms += _ms_since(begin)
+        return count
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        begin = time.perf_counter()
+        found = super().read(size) or b""
+        self.read_ms += _ms_since(begin)
+        return found
 
 
 class BackgroundLoader:
