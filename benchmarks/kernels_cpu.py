@@ -47,11 +47,12 @@ def sparse(shape: tuple[int, int], rows_per_mask: int, bits: int, alpha: int) ->
         rows_per_step=1,
         bits=bits,
         zero=((1 << bits) - 1) / 2,
+        gain=1e-3,
         columns=columns.to(torch.uint16),
         codes=torch.randint(
             0, 256, (tiles, -(-kept * rows_per_mask * bits // 8)), dtype=torch.uint8
         ),
-        step=torch.full((out,), 1e-3),
+        step=torch.ones(out, dtype=torch.float16),
         bias=None,
     )
 
@@ -65,7 +66,7 @@ def low_rank(shape: tuple[int, int], rank: int) -> LowRankDelta:
 def sign(shape: tuple[int, int]) -> SignDelta:
     """A random sign delta."""
     signs = torch.randint(0, 256, (shape[0], shape[1] // 8), dtype=torch.uint8)
-    return SignDelta(shape, signs, torch.full((shape[0],), 1e-3), None)
+    return SignDelta(shape, 1e-3, signs, torch.ones(shape[0], dtype=torch.float16), None)
 
 
 KINDS: dict[str, Callable[[tuple[int, int]], Delta]] = {

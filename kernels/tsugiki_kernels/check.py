@@ -11,6 +11,8 @@ from torch import Tensor
 
 from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.interface import (
+    Bias,
+    CodedBias,
     Delta,
     DenseDelta,
     LowRankDelta,
@@ -73,12 +75,20 @@ def check_delta(delta: Delta) -> None:
             _check_low_rank(delta)
         case SignDelta():
             check_tensor("signs", delta.signs, (torch.uint8,), _sign_shape(delta))
-            check_tensor("scale", delta.scale, (torch.float32,), (delta.shape[0],))
+            check_tensor("scale", delta.scale, (torch.float16,), (delta.shape[0],))
         case DenseDelta():
             if delta.weight is not None:
                 check_tensor("weight", delta.weight, ACTIVATIONS, delta.shape)
-    if delta.bias is not None:
-        check_tensor("bias", delta.bias, (torch.float32,), (delta.shape[0],))
+    _check_bias(delta.bias, delta.shape[0])
+
+
+def _check_bias(bias: Bias | None, rows: int) -> None:
+    if isinstance(bias, CodedBias):
+        if not 2 <= bias.bits <= 8:
+            raise BadArgument(f"bias: expected codes of 2 .. 8 bits, found {bias.bits}")
+        check_tensor("bias", bias.codes, (torch.uint8,), (-(-rows * bias.bits // 8),))
+    elif bias is not None:
+        check_tensor("bias", bias, (torch.float32,), (rows,))
 
 
 def _sign_shape(delta: SignDelta) -> tuple[int, int]:
@@ -89,8 +99,7 @@ def _check_low_rank(delta: LowRankDelta) -> None:
     if delta.a.ndim != 2 or delta.b.ndim != 2:
         raise BadArgument(f"a, b: expected matrices, found {delta.a.ndim} and {delta.b.ndim} dims")
     check_tensor("a", delta.a, ACTIVATIONS, delta.a.shape)
-    # backends may keep B transposed in memory: any strides will do
-    check_tensor("b", delta.b.contiguous(), (delta.a.dtype,), (len(delta.b), len(delta.a)))
+    check_tensor("b", delta.b, (delta.a.dtype,), (len(delta.b), len(delta.a)))
 
 
 def _check_sparse(delta: SparseDelta) -> None:
@@ -108,8 +117,8 @@ def _check_sparse(delta: SparseDelta) -> None:
     code_bytes = -(-kept * delta.rows_per_mask * delta.bits // 8)
     check_tensor("columns", delta.columns, (torch.uint16,), (tiles, kept))
     check_tensor("codes", delta.codes, (torch.uint8,), (tiles, code_bytes))
-    check_tensor("step", delta.step, (torch.float32,), (-(-rows // delta.rows_per_step),))
-    largest = int(delta.columns.long().max()) if delta.columns.numel() else 0
+    check_tensor("step", delta.step, (torch.float16,), (-(-rows // delta.rows_per_step),))
+    largest = int(delta.columns.numpy(force=True).max()) if delta.columns.numel() else 0
     if largest >= max(width, 1):
         raise BadArgument(f"columns: expected indices below {width}, found {largest}")
 

@@ -13,22 +13,37 @@ and rounded to the dtype of `out` once, when it is added. The reduction order of
 on the weight, never on other rows, spans or chunk boundaries.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 Span = tuple[int, int]
+Allocate = Callable[[int], Tensor]  # bytes -> uint8 [bytes] in host memory, aligned to 64
+
+
+@dataclass(frozen=True, slots=True)
+class CodedBias:
+    """b[r] = scale * (code_r - 2^(bits - 1)), in float32."""
+
+    codes: Tensor  # uint8 [ceil(out * bits / 8)]; code r at bit r * bits, least significant first
+    bits: int  # 2 .. 8
+    scale: float
+
+
+Bias = Tensor | CodedBias  # float32 [out], or codes
 
 
 @dataclass(frozen=True, slots=True)
 class SparseDelta:
     """A quantized sparse delta whose kept columns are shared by tiles of rows (deltadq).
 
-    D[r, columns[t, j]] += step[r // rows_per_step] * (code(t, j, r % rows_per_mask) - zero)
-    with t = r // rows_per_mask. Tiles: ceil(out / rows_per_mask); the last may be ragged and its
-    missing rows hold code 0, which is never read into an output.
+    D[r, columns[t, j]] += S[r // rows_per_step] * (code(t, j, r % rows_per_mask) - zero)
+    with S = step * gain rounded to float32 and t = r // rows_per_mask. Tiles: ceil(out /
+    rows_per_mask); the last may be ragged and its missing rows hold code 0, which is never read
+    into an output.
     """
 
     shape: tuple[int, int]  # (out, in), in <= 65536
@@ -36,12 +51,14 @@ class SparseDelta:
     rows_per_step: int
     bits: int  # 1, 2, 4 or 8
     zero: float
-    columns: Tensor  # uint16 [tiles, kept], ascending within a tile
+    gain: float
+    # uint16 [tiles, kept], ascending within a tile; other deltas may share it: it is never copied
+    columns: Tensor
     # uint8 [tiles, ceil(kept * rows_per_mask * bits / 8)]; value j * rows_per_mask + r of a tile
     # sits at bit (j * rows_per_mask + r) * bits, least significant bit first
     codes: Tensor
-    step: Tensor  # float32 [ceil(out / rows_per_step)]
-    bias: Tensor | None  # float32 [out], added once per row of x
+    step: Tensor  # float16 [ceil(out / rows_per_step)]
+    bias: Bias | None  # added once per row of x
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +68,7 @@ class LowRankDelta:
     a: Tensor  # [rank, in], activation dtype
     b: Tensor  # [out, rank], activation dtype
     scale: float
-    bias: Tensor | None  # float32 [out]
+    bias: Bias | None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -61,12 +78,14 @@ class LowRankDelta:
 
 @dataclass(frozen=True, slots=True)
 class SignDelta:
-    """D[r, c] = scale[r] * (+1 if bit c of row r is set else -1) (bitdelta)."""
+    """D[r, c] = S[r] * (+1 if bit c of row r is set else -1), with S = scale * gain rounded to
+    float32 (bitdelta)."""
 
     shape: tuple[int, int]
+    gain: float
     signs: Tensor  # uint8 [out, ceil(in / 8)], column c at byte c // 8, bit c % 8
-    scale: Tensor  # float32 [out]
-    bias: Tensor | None  # float32 [out]
+    scale: Tensor  # float16 [out]
+    bias: Bias | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +94,12 @@ class DenseDelta:
 
     shape: tuple[int, int]
     weight: Tensor | None  # [out, in], activation dtype
-    bias: Tensor | None  # float32 [out]
+    bias: Bias | None
+
+
+def empty_extent(nbytes: int) -> Tensor:
+    """Memory of torch's own allocator, which aligns to 64."""
+    return torch.empty(nbytes, dtype=torch.uint8)
 
 
 Delta = SparseDelta | LowRankDelta | SignDelta | DenseDelta
@@ -95,6 +119,15 @@ class Staged(Protocol):
     @property
     def nbytes(self) -> int:
         """Its own resident bytes, whatever the kernel needs included; shared columns apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class StagedLinears:
+    """The linears of one variant in one extent of memory."""
+
+    linears: tuple[Staged, ...]
+    others: tuple[Tensor, ...]  # the other tensors, as they lie in the extent
+    nbytes: int  # of the extent
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +152,19 @@ class KernelBackend(Protocol):
     name: str
 
     def stage(self, parts: Sequence[Placed]) -> Staged:
-        """Prepare one linear of one variant for `apply`. All parts are of one kind. Called once per
-        load, off the engine thread; keeps the tensors alive."""
+        """`stage_all` of one linear."""
+
+    def stage_all(
+        self,
+        linears: Sequence[Sequence[Placed]],
+        others: Sequence[Tensor] = (),
+        allocate: Allocate = empty_extent,
+    ) -> StagedLinears:
+        """Prepare the linears of one variant for `apply`; the parts of each are of one kind.
+
+        Everything they need but shared columns, and `others`, is copied into one extent from
+        `allocate`, so nothing else need be kept. Called once per load, off the engine thread.
+        """
 
     def apply(
         self, x: Tensor, out: Tensor, staged: Sequence[Staged], spans: Sequence[Span]

@@ -5,16 +5,21 @@ against it. Arithmetic is float32 with one rounding into `out`. Sums are torch's
 equal across row layouts to float32 rounding, not bit by bit as in the compiled backends.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from tsugiki_kernels.check import check_parts, check_spans
 from tsugiki_kernels.errors import BadArgument
+from tsugiki_kernels.extent import Extent
 from tsugiki_kernels.interface import (
+    Allocate,
     AttentionBatch,
+    Bias,
+    CodedBias,
     Delta,
     DenseDelta,
     LowRankDelta,
@@ -23,6 +28,8 @@ from tsugiki_kernels.interface import (
     Span,
     SparseDelta,
     Staged,
+    StagedLinears,
+    empty_extent,
 )
 
 ROWS_AT_ONCE = 64  # bounds the gathered copy of x: [rows, tiles, kept] float32
@@ -30,30 +37,34 @@ ROWS_AT_ONCE = 64  # bounds the gathered copy of x: [rows, tiles, kept] float32
 
 @dataclass(frozen=True, slots=True)
 class StagedParts:
-    """The parts of one linear, as they came."""
+    """The parts of one linear, their tensors in an extent."""
 
     parts: tuple[Placed, ...]
 
     @property
     def nbytes(self) -> int:
         """See Staged.nbytes."""
-        return sum(tensor_bytes(placed.delta) for placed in self.parts)
+        return sum(t.nbytes for placed in self.parts for t in own_tensors(placed.delta).values())
 
 
-def tensor_bytes(delta: Delta) -> int:
-    """Bytes of a delta's own tensors; columns belong to all variants that share them."""
-    values = (getattr(delta, field.name) for field in fields(delta) if field.name != "columns")
-    return sum(v.numel() * v.element_size() for v in values if isinstance(v, Tensor))
+def own_tensors(delta: Delta) -> dict[str, Tensor]:
+    """A delta's tensors by the name of their field, but for columns, which deltas share."""
+    found: dict[str, Tensor] = {}
+    for field in fields(delta):
+        value = getattr(delta, field.name)
+        if isinstance(value, CodedBias):
+            value = value.codes
+        if isinstance(value, Tensor) and field.name != "columns":
+            found[field.name] = value
+    return found
 
 
-def stage_parts(parts: Sequence[Placed]) -> StagedParts:
-    """Check the parts of one linear and keep them.
-
-    Raises:
-        BadArgument: see check_parts.
-    """
-    check_parts(parts)
-    return StagedParts(tuple(parts))
+def with_tensors(delta: Delta, tensors: Mapping[str, Tensor]) -> Delta:
+    """The delta with other tensors in the fields that `own_tensors` names."""
+    changes: dict[str, Bias] = dict(tensors)
+    if isinstance(delta.bias, CodedBias):
+        changes["bias"] = replace(delta.bias, codes=tensors["bias"])
+    return replace(delta, **changes)  # type: ignore[arg-type]
 
 
 def unpack_codes(codes: Tensor, bits: int, count: int) -> Tensor:
@@ -61,6 +72,22 @@ def unpack_codes(codes: Tensor, bits: int, count: int) -> Tensor:
     shifts = torch.arange(0, 8, bits, device=codes.device, dtype=torch.uint8)
     values = (codes.unsqueeze(-1) >> shifts) & ((1 << bits) - 1)
     return values.flatten(1)[:, :count].float()
+
+
+def times_gain(values: Tensor, gain: float) -> Tensor:
+    """float32, rounded once."""
+    return values.float() * torch.tensor(gain, dtype=torch.float32)
+
+
+def bias_values(bias: Bias, rows: int) -> Tensor:
+    """float32 [rows]."""
+    if isinstance(bias, Tensor):
+        return bias
+    place = torch.arange(rows, device=bias.codes.device) * bias.bits
+    padded = torch.nn.functional.pad(bias.codes, (0, 1)).int()  # a code may straddle two bytes
+    word = padded[place // 8] | padded[place // 8 + 1] << 8
+    code = (word >> (place % 8)) & ((1 << bias.bits) - 1)
+    return times_gain(code - (1 << (bias.bits - 1)), bias.scale)
 
 
 def unpack_signs(delta: SignDelta) -> Tensor:
@@ -76,8 +103,9 @@ def sparse_values(delta: SparseDelta) -> Tensor:
 
 
 def row_steps(delta: SparseDelta) -> Tensor:
-    """float32 [out]: the quantization step of each row."""
-    return delta.step.repeat_interleave(delta.rows_per_step)[: delta.shape[0]]
+    """float32 [out]: the quantization step of each row, gain included."""
+    step = times_gain(delta.step, delta.gain)
+    return step.repeat_interleave(delta.rows_per_step)[: delta.shape[0]]
 
 
 def dense_weight(delta: Delta) -> Tensor:
@@ -88,12 +116,11 @@ def dense_weight(delta: Delta) -> Tensor:
         case LowRankDelta():
             return delta.scale * (delta.b.float() @ delta.a.float())
         case SignDelta():
-            return delta.scale[:, None] * unpack_signs(delta)
+            return times_gain(delta.scale, delta.gain)[:, None] * unpack_signs(delta)
         case DenseDelta(weight=Tensor() as weight):
             return weight.float()
         case DenseDelta():
-            device = None if delta.bias is None else delta.bias.device
-            return torch.zeros(delta.shape, device=device)
+            return torch.zeros(delta.shape)
 
 
 def _dense_sparse(delta: SparseDelta) -> Tensor:
@@ -114,7 +141,7 @@ def product(x: Tensor, delta: Delta) -> Tensor:
         case LowRankDelta():
             return delta.scale * (x @ delta.a.float().T @ delta.b.float().T)
         case SignDelta():
-            return (x @ unpack_signs(delta).T) * delta.scale
+            return (x @ unpack_signs(delta).T) * times_gain(delta.scale, delta.gain)
         case DenseDelta():
             return x @ dense_weight(delta).T
 
@@ -131,13 +158,32 @@ class ReferenceBackend:
 
     name = "reference"
 
-    def stage(self, parts: Sequence[Placed]) -> StagedParts:
+    def stage(self, parts: Sequence[Placed]) -> Staged:
         """See KernelBackend.stage.
 
         Raises:
-            BadArgument: see stage_parts.
+            BadArgument: see check_parts.
         """
-        return stage_parts(parts)
+        return self.stage_all([parts]).linears[0]
+
+    def stage_all(
+        self,
+        linears: Sequence[Sequence[Placed]],
+        others: Sequence[Tensor] = (),
+        allocate: Allocate = empty_extent,
+    ) -> StagedLinears:
+        """See KernelBackend.stage_all.
+
+        Raises:
+            BadArgument: see check_parts and Extent.
+        """
+        for parts in linears:
+            check_parts(parts)
+        deltas = (placed.delta for parts in linears for placed in parts)
+        own = chain.from_iterable(own_tensors(delta).values() for delta in deltas)
+        extent = Extent(chain(own, others), 0, allocate)
+        staged = tuple(StagedParts(tuple(_moved(p, extent) for p in parts)) for parts in linears)
+        return StagedLinears(staged, tuple(map(extent.moved, others)), extent.nbytes)
 
     def apply(
         self, x: Tensor, out: Tensor, staged: Sequence[Staged], spans: Sequence[Span]
@@ -154,7 +200,7 @@ class ReferenceBackend:
         target = out[:, placed.offset : placed.offset + delta.shape[0]]
         change = product(rows, delta)
         if delta.bias is not None:
-            change = change + delta.bias
+            change = change + bias_values(delta.bias, delta.shape[0])
         target.copy_(target.float() + change)
 
     def reconstruct(self, base: Tensor, staged: Staged, out: Tensor) -> None:
@@ -168,8 +214,8 @@ class ReferenceBackend:
         """See KernelBackend.bias."""
         total: Tensor | None = None
         for placed in own(staged).parts:
-            bias = placed.delta.bias
-            if bias is not None:
+            if placed.delta.bias is not None:
+                bias = bias_values(placed.delta.bias, placed.delta.shape[0])
                 total = torch.zeros(rows, device=bias.device) if total is None else total
                 total[placed.offset : placed.offset + len(bias)] += bias
         return total
@@ -207,6 +253,12 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -
         hidden |= key <= position - window
     weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
     return torch.einsum("kgrc,ckd->rkgd", weights, v.float()).reshape(rows, heads, dim)
+
+
+def _moved(placed: Placed, extent: Extent) -> Placed:
+    tensors = own_tensors(placed.delta)
+    moved = {name: extent.moved(tensor) for name, tensor in tensors.items()}
+    return replace(placed, delta=with_tensors(placed.delta, moved))
 
 
 def own(staged: Staged) -> StagedParts:

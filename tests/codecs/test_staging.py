@@ -7,11 +7,12 @@ import torch
 
 from tsugiki.codecs import CODECS
 from tsugiki.codecs.artifact import read, write
-from tsugiki.codecs.base import FusedPart, Layout
+from tsugiki.codecs.base import FusedPart, Layout, ModuleStats
 from tsugiki.codecs.fit import check_base
 from tsugiki.codecs.masks import MaskCache
 from tsugiki.codecs.staging import stage_variant
 from tsugiki.errors import InvalidArtifact, WrongBase
+from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.reference import ReferenceBackend
 
 HIDDEN, VOCAB = 24, 30
@@ -78,9 +79,7 @@ def stage(spec, tmp_path):
         text = None if vocab is None else {**TEXT, "vocab_size": vocab}
         path = tmp_path / "v.safetensors"
         write(path, spec(text=text), {packed.name: packed for packed in modules})
-        return stage_variant(
-            read(path), layout, base_tensor, dtype, KERNELS, MaskCache(), name="someone"
-        )
+        return stage_variant(read(path), layout, base_tensor, dtype, KERNELS, MaskCache())
 
     return run
 
@@ -93,11 +92,11 @@ TEXT = {
 }
 
 
-def output(variant, fused: str, columns: int) -> torch.Tensor:
+def output(variant, fused: str, columns: int, kernels=KERNELS) -> torch.Tensor:
     """What the variant adds to each column of a fused linear for the unit inputs."""
     out = torch.zeros(HIDDEN, columns)
     linear = variant.linears[fused]
-    linear.codec.apply(torch.eye(HIDDEN), out, [linear.staged], [(0, HIDDEN)], KERNELS)
+    linear.codec.apply(torch.eye(HIDDEN), out, [linear.staged], [(0, HIDDEN)], kernels)
     return out.T
 
 
@@ -212,11 +211,62 @@ def test_added_tokens_without_rows_are_refused(stage):
         stage(replace(packed, tensors=kept, options={**packed.options, "rows": 2}), vocab=VOCAB + 2)
 
 
-def test_resident_bytes_cover_staged_linears_vectors_and_rows(stage):
-    linear = stage(change(Q))
-    assert linear.nbytes == linear.linears["layers.0.qkv"].staged.nbytes > 0
-    both = stage(change(Q), change(NORM, "dense"))
-    assert both.nbytes == linear.nbytes + HIDDEN * 4
+@pytest.mark.parametrize("codec", ["deltadq", "bitdelta", "lora", "dense"])
+def test_all_that_a_variant_owns_lies_in_one_extent(spec, tmp_path, kernels, codec):
+    tuned = torch.cat([base_tensor(EMBED), torch.ones(2, HIDDEN)])
+    modules = [change(n, codec) for n in (Q, OUT, EMBED)] + [rows(EMBED, tuned)]
+    modules += [change(n, "dense") for n in (NORM, Q.replace("weight", "bias"))]
+    text = {**TEXT, "vocab_size": VOCAB + 2}
+    write(tmp_path / "v", spec(text=text), {packed.name: packed for packed in modules})
+    content, extents = read(tmp_path / "v"), []
+
+    def allocate(nbytes: int) -> torch.Tensor:
+        extents.append(torch.full((nbytes,), 255, dtype=torch.uint8))
+        return extents[-1]
+
+    variant = stage_variant(
+        content, TIED, base_tensor, torch.float32, kernels, MaskCache(), allocate
+    )
+    before = [output(variant, "layers.0.qkv", 48, kernels), variant.vectors[NORM].clone()]
+    for packed in content.modules.values():
+        for tensor in packed.tensors.values():
+            tensor.zero_()
+    after = [output(variant, "layers.0.qkv", 48, kernels), variant.vectors[NORM]]
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    (extent,) = extents
+    assert variant.nbytes == len(extent)
+    begin, end = extent.data_ptr(), extent.data_ptr() + len(extent)
+    embedding = variant.embedding
+    parts = [t for part, t in embedding.delta.tensors.items() if part != "columns"]
+    for tensor in (variant.vectors[NORM], embedding.rows, variant.lm_head_rows, *parts):
+        assert begin <= tensor.data_ptr() <= end - tensor.nbytes
+
+
+def test_memory_that_kernels_could_not_read_is_refused(spec, tmp_path, kernels):
+    write(tmp_path / "v", spec(), {Q: change(Q)})
+    content = read(tmp_path / "v")
+    for allocate in (
+        lambda nbytes: torch.empty(nbytes + 1, dtype=torch.uint8)[1:],
+        lambda nbytes: torch.empty(nbytes - 1, dtype=torch.uint8),
+    ):
+        with pytest.raises(BadArgument, match="aligned to 64"):
+            stage_variant(content, TIED, base_tensor, torch.float32, kernels, MaskCache(), allocate)
+
+
+def test_a_resident_variant_is_no_larger_than_what_it_packs_and_a_record_each(
+    spec, tmp_path, kernels
+):
+    base = torch.zeros(2048, 1024)
+    layout = replace(TIED, linears={Q: FusedPart("layers.0.qkv", 0, tuple(base.shape))})
+    for codec in ("deltadq", "bitdelta"):
+        stats = ModuleStats(torch.ones(1024), torch.ones(1024), 10)
+        tuned = torch.randn(base.shape, generator=torch.Generator().manual_seed(0))
+        packed = CODECS[codec].compress(base, tuned, stats, {"name": Q})
+        write(tmp_path / codec, spec(), {Q: packed})
+        variant = stage_variant(
+            read(tmp_path / codec), layout, base_tensor, torch.bfloat16, kernels, MaskCache()
+        )
+        assert packed.nbytes < variant.nbytes <= packed.nbytes + 256
 
 
 def test_variants_of_one_seed_share_their_masks_until_the_last_of_them_is_gone(spec, tmp_path):

@@ -7,6 +7,7 @@ from torch import Tensor
 from tsugiki.codecs import CODECS
 from tsugiki.codecs.base import Packed, PlacedPacked
 from tsugiki.codecs.masks import MaskCache
+from tsugiki_kernels.interface import KernelBackend, Placed, Staged
 
 # eps of the activation dtype: the output is rounded once, factors of lora once each
 ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2**-7, torch.float16: 2**-9}
@@ -17,6 +18,12 @@ LAYOUTS = (  # one row; a chunk; three variants and rows of none; an empty span 
     [(0, 4), (4, 4), (4, 7)],
 )
 OUT, IN, OFFSET, FUSED = 40, 52, 8, 60
+
+
+def staged_alone(part: PlacedPacked, dtype: torch.dtype, kernels: KernelBackend) -> Staged:
+    """One packed linear as a backend reads it."""
+    delta = CODECS[part.packed.codec].resident(part, dtype, MaskCache())
+    return kernels.stage([Placed(part.offset, delta)])
 
 
 def expected(x: Tensor, y: Tensor, packed: Packed) -> Tensor:
@@ -31,8 +38,7 @@ def expected(x: Tensor, y: Tensor, packed: Packed) -> Tensor:
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
 def test_fused_output_is_the_product_with_the_effective_weight(recipe, example, kernels, dtype):
     variants = [example(recipe, (OUT, IN), seed=s).packed for s in range(3)]
-    codec = CODECS[variants[0].codec]
-    staged = [codec.stage([PlacedPacked(OFFSET, p)], dtype, kernels) for p in variants]
+    staged = [staged_alone(PlacedPacked(OFFSET, p), dtype, kernels) for p in variants]
     for spans in LAYOUTS:
         _holds(variants[: len(spans)], staged[: len(spans)], spans, kernels, dtype)
 
@@ -59,7 +65,7 @@ def test_a_reconstructed_weight_is_the_effective_weight(recipe, example, kernels
     packed = example(recipe).packed
     codec = CODECS[packed.codec]
     base = torch.randn(FUSED, IN, generator=torch.Generator().manual_seed(7))
-    staged = codec.stage([PlacedPacked(OFFSET, packed)], torch.float32, kernels)
+    staged = staged_alone(PlacedPacked(OFFSET, packed), torch.float32, kernels)
     out = torch.empty_like(base)
     kernels.reconstruct(base, staged, out)
     wanted = base.clone()
@@ -72,7 +78,7 @@ def test_the_bias_of_the_codec_and_that_of_the_module_add_up(recipe, example, ke
     codec = CODECS[packed.codec]
     own = codec.effective(torch.zeros(packed.shape), packed).bias
     extra = torch.linspace(-1, 1, OUT)
-    staged = codec.stage([PlacedPacked(OFFSET, packed, extra)], torch.float32, kernels)
+    staged = staged_alone(PlacedPacked(OFFSET, packed, extra), torch.float32, kernels)
     found = kernels.bias(staged, FUSED)
     wanted = torch.zeros(FUSED)
     wanted[OFFSET : OFFSET + OUT] = extra + (0 if own is None else own)
@@ -84,7 +90,7 @@ def test_a_zero_module_adds_its_bias_alone(recipe, example, kernels):
     packed = codec.zero((OUT, IN))
     codec.validate(packed)
     extra = torch.linspace(-1, 1, OUT)
-    staged = codec.stage([PlacedPacked(0, packed, extra)], torch.float32, kernels)
+    staged = staged_alone(PlacedPacked(0, packed, extra), torch.float32, kernels)
     out = torch.zeros(3, OUT)
     codec.apply(torch.randn(3, IN), out, [staged], [(0, 3)], kernels)
     assert torch.equal(out, extra.expand(3, OUT))

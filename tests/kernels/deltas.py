@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from tsugiki_kernels.interface import (
+    Bias,
+    CodedBias,
     Delta,
     DenseDelta,
     LowRankDelta,
@@ -25,9 +27,10 @@ def sparse(
     rows_per_step: int = 1,
     bits: int = 4,
     kept: int = 9,
-    bias: bool = True,
+    bias: int | None = 6,
 ) -> SparseDelta:
-    """A random sparse delta; the last tile is ragged when shape[0] does not divide."""
+    """A random sparse delta; the last tile is ragged when shape[0] does not divide. `bias`: the
+    bits of its codes, 32 for float32 values, None for none."""
     g = torch.Generator().manual_seed(seed)
     out, inputs = shape
     tiles = -(-out // rows_per_mask)
@@ -39,11 +42,20 @@ def sparse(
         rows_per_step=rows_per_step,
         bits=bits,
         zero=((1 << bits) - 1) / 2,
+        gain=0.3,
         columns=torch.stack(picks).to(torch.uint16),
         codes=torch.randint(0, 256, (tiles, code_bytes), generator=g, dtype=torch.uint8),
-        step=torch.rand(-(-out // rows_per_step), generator=g) / (1 << bits),
-        bias=torch.randn(out, generator=g) if bias else None,
+        step=(torch.rand(-(-out // rows_per_step), generator=g) * 3 / (1 << bits)).half(),
+        bias=None if bias is None else random_bias(out, bias, g),
     )
+
+
+def random_bias(out: int, bits: int, generator: torch.Generator) -> Bias:
+    """Codes of `bits` bits, or float32 values for 32."""
+    if bits == 32:
+        return torch.randn(out, generator=generator)
+    codes = torch.randint(0, 256, (-(-out * bits // 8),), generator=generator, dtype=torch.uint8)
+    return CodedBias(codes, bits, 2.0 / (1 << bits))
 
 
 def low_rank(shape: tuple[int, int], seed: int, rank: int = 5, bias: bool = False) -> LowRankDelta:
@@ -60,7 +72,7 @@ def sign(shape: tuple[int, int], seed: int) -> SignDelta:
     g = torch.Generator().manual_seed(seed)
     size = (shape[0], -(-shape[1] // 8))
     signs = torch.randint(0, 256, size, generator=g, dtype=torch.uint8)
-    return SignDelta(shape, signs, torch.rand(shape[0], generator=g), None)
+    return SignDelta(shape, 0.7, signs, torch.rand(shape[0], generator=g).half(), None)
 
 
 def dense(shape: tuple[int, int], seed: int, weight: bool = True) -> DenseDelta:
@@ -71,16 +83,20 @@ def dense(shape: tuple[int, int], seed: int, weight: bool = True) -> DenseDelta:
 
 KINDS: dict[str, Callable[[tuple[int, int], int], Delta]] = {
     "sparse tiles 1 bit": lambda shape, seed: sparse(shape, seed, bits=1),
-    "sparse tiles 2 bits": lambda shape, seed: sparse(shape, seed, bits=2, rows_per_step=4),
-    "sparse tiles 4 bits": lambda shape, seed: sparse(shape, seed, bits=4, rows_per_step=16),
+    "sparse tiles 2 bits": lambda shape, seed: sparse(shape, seed, bits=2, rows_per_step=4, bias=8),
+    "sparse tiles 4 bits": lambda shape, seed: sparse(
+        shape, seed, bits=4, rows_per_step=16, bias=3
+    ),
     "sparse tiles 8 bits": lambda shape, seed: sparse(shape, seed, bits=8, rows_per_step=6),
-    "sparse tiles of 32": lambda shape, seed: sparse(shape, seed, rows_per_mask=32, bits=1),
-    "sparse tiles of 48": lambda shape, seed: sparse(shape, seed, rows_per_mask=48, bits=2),
+    "sparse tiles of 32": lambda shape, seed: sparse(shape, seed, rows_per_mask=32, bits=1, bias=2),
+    "sparse tiles of 48": lambda shape, seed: sparse(
+        shape, seed, rows_per_mask=48, bits=2, bias=32
+    ),
     "sparse rows 1 bit": lambda shape, seed: sparse(shape, seed, rows_per_mask=1, bits=1),
     "sparse rows 2 bits": lambda shape, seed: sparse(shape, seed, rows_per_mask=1, bits=2),
     "sparse rows 4 bits": lambda shape, seed: sparse(shape, seed, rows_per_mask=1, kept=16),
     "sparse rows 8 bits": lambda shape, seed: sparse(
-        shape, seed, rows_per_mask=1, bits=8, kept=37, bias=False
+        shape, seed, rows_per_mask=1, bits=8, kept=37, bias=None
     ),
     "sparse tiles of 3": lambda shape, seed: sparse(shape, seed, rows_per_mask=3, kept=21),
     "low rank": low_rank,
@@ -111,7 +127,8 @@ def dense64(delta: Delta) -> Tensor:
         case SignDelta(shape=shape, signs=signs, scale=scale):
             column = torch.arange(shape[1])
             bit = (signs[:, column // 8] >> (column % 8).to(torch.uint8)) & 1
-            return scale.double()[:, None] * (bit.double() * 2 - 1)
+            rows = (scale.float() * torch.tensor(delta.gain)).double()
+            return rows[:, None] * (bit.double() * 2 - 1)
         case DenseDelta(weight=weight, shape=shape):
             return torch.zeros(shape).double() if weight is None else weight.double()
     raise TypeError(delta)
@@ -125,8 +142,19 @@ def _sparse64(delta: SparseDelta) -> Tensor:
         for j, column in enumerate(delta.columns[tile].tolist()):
             shift = (j * delta.rows_per_mask + place) * delta.bits
             code = (tile_bits[tile] >> shift) & ((1 << delta.bits) - 1)
-            dense[r, column] += float(delta.step[r // delta.rows_per_step]) * (code - delta.zero)
+            step = delta.step[r // delta.rows_per_step].float() * torch.tensor(delta.gain)
+            dense[r, column] += float(step) * (code - delta.zero)
     return dense
+
+
+def bias64(bias: Bias, rows: int) -> Tensor:
+    """The values of a bias in float64 [rows], code by code."""
+    if isinstance(bias, Tensor):
+        return bias.double()
+    bits, half = bias.bits, 1 << (bias.bits - 1)
+    number = int.from_bytes(bytes(bias.codes.tolist()), "little")
+    codes = [(number >> (r * bits)) & ((1 << bits) - 1) for r in range(rows)]
+    return (torch.tensor(bias.scale) * torch.tensor([float(c - half) for c in codes])).double()
 
 
 def expected64(
@@ -140,6 +168,6 @@ def expected64(
             columns = slice(placed.offset, placed.offset + delta.shape[0])
             change = x[start:stop].double() @ dense64(delta).T
             if delta.bias is not None:
-                change = change + delta.bias.double()
+                change = change + bias64(delta.bias, delta.shape[0])
             result[start:stop, columns] += change
     return result

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from tests.kernels.attention_cases import PagedCase
-from tests.kernels.deltas import KINDS, cast, dense64, expected64
+from tests.kernels.deltas import KINDS, bias64, cast, dense64, expected64, random_bias
 from tsugiki_kernels.cpu.backend import CpuBackend
 from tsugiki_kernels.cpu.build import LEVELS, cpu_flags, supported_levels
-from tsugiki_kernels.interface import Placed
+from tsugiki_kernels.interface import DenseDelta, Placed
 from tsugiki_kernels.reference import ReferenceBackend
 
 pytestmark = pytest.mark.compiler
@@ -66,7 +66,7 @@ def test_a_row_is_bit_equal_alone_and_among_others(lesser: CpuBackend) -> None:
 def test_sixteen_bit_values_survive_the_round_trip_through_float32(lesser: CpuBackend) -> None:
     """Every bfloat16 and float16 value, added to a bias of zero, comes back as it was."""
     zero = Placed(0, KINDS["bias alone"]((65536, 8), 0))
-    assert zero.delta.bias is not None
+    assert isinstance(zero.delta.bias, torch.Tensor)
     zero.delta.bias.zero_()
     for dtype in (torch.bfloat16, torch.float16):
         bits = torch.arange(65536, dtype=torch.int32).to(torch.int16)[None]
@@ -74,6 +74,14 @@ def test_sixteen_bit_values_survive_the_round_trip_through_float32(lesser: CpuBa
         expected = out.float() + 0.0
         lesser.apply(torch.zeros(1, 8, dtype=dtype), out, [lesser.stage([zero])], [(0, 1)])
         assert torch.equal(out.float().nan_to_num(7.0), expected.nan_to_num(7.0))
+
+
+def test_coded_biases_are_equal_to_the_bit(lesser: CpuBackend) -> None:
+    for bits in range(2, 9):
+        bias = random_bias(37, bits, torch.Generator().manual_seed(bits))
+        found = lesser.bias(lesser.stage([Placed(0, DenseDelta((37, 8), None, bias))]), 37)
+        assert found is not None
+        assert torch.equal(found.double(), bias64(bias, 37))
 
 
 def test_levels_are_ordered_and_the_last_runs_anywhere() -> None:

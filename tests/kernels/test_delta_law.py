@@ -3,8 +3,19 @@
 import pytest
 import torch
 
-from tests.kernels.deltas import KINDS, cast, dense, dense64, expected64, low_rank, sign, sparse
-from tsugiki_kernels.interface import KernelBackend, Placed, Span
+from tests.kernels.deltas import (
+    KINDS,
+    bias64,
+    cast,
+    dense,
+    dense64,
+    expected64,
+    low_rank,
+    random_bias,
+    sign,
+    sparse,
+)
+from tsugiki_kernels.interface import DenseDelta, KernelBackend, Placed, Span
 
 DTYPES = {torch.float32: 2e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}  # one rounding, relative
 LAYOUTS: dict[str, list[Span]] = {
@@ -119,15 +130,31 @@ def test_bias_is_the_sum_of_the_parts_or_none(kernels: KernelBackend) -> None:
     first, second = dense((4, 8), 1), dense((3, 8), 2, weight=False)
     whole = kernels.bias(kernels.stage([Placed(1, first), Placed(6, second)]), 10)
     assert whole is not None
-    assert first.bias is not None
-    assert second.bias is not None
+    assert isinstance(first.bias, torch.Tensor)
+    assert isinstance(second.bias, torch.Tensor)
     zeros = torch.zeros
     assert torch.equal(whole, torch.cat([zeros(1), first.bias, zeros(1), second.bias, zeros(1)]))
     assert kernels.bias(kernels.stage([Placed(0, sign((4, 8), 0))]), 4) is None
 
 
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("rows", [1, 7, 16, 37, 400])
+def test_a_coded_bias_is_its_scale_times_its_codes_to_the_bit(
+    kernels: KernelBackend, bits: int, rows: int
+) -> None:
+    bias = random_bias(rows, bits, torch.Generator().manual_seed(bits))
+    staged = kernels.stage([Placed(2, DenseDelta((rows, 8), None, bias))])
+    found, out = kernels.bias(staged, rows + 5), torch.zeros(3, rows + 5)
+    kernels.apply(torch.randn(3, 8), out, [staged], [(0, 3)])
+    expected = torch.zeros(rows + 5, dtype=torch.float64)
+    expected[2 : rows + 2] = bias64(bias, rows)
+    assert found is not None
+    assert torch.equal(found.double(), expected)
+    assert torch.equal(out.double(), expected.expand(3, -1))
+
+
 def test_staged_bytes_cover_every_tensor_but_the_shared_columns(kernels: KernelBackend) -> None:
-    delta = sparse((64, 48), 1, kept=48)
-    assert delta.bias is not None
+    delta = sparse((64, 48), 1, kept=48, bias=32)
+    assert isinstance(delta.bias, torch.Tensor)
     own = sum(t.nbytes for t in (delta.codes, delta.step, delta.bias))
     assert own <= kernels.stage([Placed(0, delta)]).nbytes < own + 256

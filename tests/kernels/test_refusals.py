@@ -10,7 +10,7 @@ import torch
 from tests.kernels.deltas import dense, low_rank, sign, sparse
 from tsugiki_kernels.cpu.backend import CpuBackend
 from tsugiki_kernels.errors import BadArgument
-from tsugiki_kernels.interface import Delta, KernelBackend, Placed
+from tsugiki_kernels.interface import CodedBias, Delta, KernelBackend, Placed
 from tsugiki_kernels.reference import ReferenceBackend
 
 SHAPE = (32, 48)
@@ -26,10 +26,17 @@ BAD_DELTAS: dict[str, Callable[[], Delta]] = {
     "codes: expected shape": lambda: replace(
         sparse(SHAPE, 0), codes=torch.zeros(2, 3, dtype=torch.uint8)
     ),
-    "step: expected shape": lambda: replace(sparse(SHAPE, 0), step=torch.ones(31)),
+    "step: expected shape": lambda: replace(sparse(SHAPE, 0), step=torch.ones(31).half()),
+    "step: expected dtype float16": lambda: replace(sparse(SHAPE, 0), step=torch.ones(32)),
     "shape: .*65536": lambda: replace(sparse(SHAPE, 0), shape=(32, 65537)),
     "bias: expected dtype float32": lambda: replace(sparse(SHAPE, 0), bias=torch.ones(32).half()),
     "bias: expected shape": lambda: replace(low_rank(SHAPE, 0), bias=torch.ones(31)),
+    "bias: expected codes of 2 .. 8": lambda: replace(
+        sparse(SHAPE, 0), bias=CodedBias(torch.zeros(4, dtype=torch.uint8), 1, 1.0)
+    ),
+    r"bias: expected shape \(24,\)": lambda: replace(
+        sparse(SHAPE, 0), bias=CodedBias(torch.zeros(23, dtype=torch.uint8), 6, 1.0)
+    ),
     "b: expected shape": lambda: replace(low_rank(SHAPE, 0), b=torch.ones(32, 4)),
     "a: expected a contiguous": lambda: replace(low_rank(SHAPE, 0), a=torch.ones(48, 5).T),
     "signs: expected shape": lambda: replace(

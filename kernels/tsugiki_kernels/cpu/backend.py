@@ -18,6 +18,7 @@ from tsugiki_kernels.cpu import attention, build, staging
 from tsugiki_kernels.cpu.staging import DTYPES, CpuStaged
 from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.interface import (
+    Allocate,
     AttentionBatch,
     DenseDelta,
     LowRankDelta,
@@ -26,6 +27,8 @@ from tsugiki_kernels.interface import (
     Span,
     SparseDelta,
     Staged,
+    StagedLinears,
+    empty_extent,
 )
 from tsugiki_kernels.reference import ReferenceBackend
 
@@ -37,6 +40,7 @@ _APPLY = (
     *(ctypes.c_int32,) * 2,  # dtype, threads
 )
 _RECONSTRUCT = (*(ctypes.c_void_p,) * 3, ctypes.c_int64, *(ctypes.c_int32,) * 2)
+_BIAS = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)  # linear, bytes of a part, out
 
 
 class CpuBackend:
@@ -72,19 +76,34 @@ class CpuBackend:
             SignDelta: self._function("tsugiki_sign_reconstruct", _RECONSTRUCT),
         }
 
+        self._bias = self._function("tsugiki_bias", _BIAS)
+
     def _function(self, name: str, arguments: Sequence[type]) -> "ctypes._NamedFuncPointer":
         function = getattr(self._library, name)
         function.argtypes = arguments
         function.restype = None
         return function  # type: ignore[no-any-return]
 
-    def stage(self, parts: Sequence[Placed]) -> CpuStaged:
+    def stage(self, parts: Sequence[Placed]) -> Staged:
         """See KernelBackend.stage.
 
         Raises:
-            BadArgument: see staging.stage.
+            BadArgument: see staging.stage_all.
         """
-        return staging.stage(parts)
+        return self.stage_all([parts]).linears[0]
+
+    def stage_all(
+        self,
+        linears: Sequence[Sequence[Placed]],
+        others: Sequence[Tensor] = (),
+        allocate: Allocate = empty_extent,
+    ) -> StagedLinears:
+        """See KernelBackend.stage_all.
+
+        Raises:
+            BadArgument: see staging.stage_all.
+        """
+        return staging.stage_all(linears, others, allocate)
 
     def apply(
         self, x: Tensor, out: Tensor, staged: Sequence[Staged], spans: Sequence[Span]
@@ -122,12 +141,11 @@ class CpuBackend:
         """
         linear = own(staged)
         _check_reconstruct(base, out, linear)
-        kernel = self._reconstruct.get(linear.kind)
-        if kernel is None:
+        if linear.source is not None:
             return self._reference.reconstruct(base, linear.source, out)
         if linear.covered < base.shape[0]:
             out.copy_(base)
-        kernel(
+        self._reconstruct[linear.kind](
             linear.address,
             base.data_ptr(),
             out.data_ptr(),
@@ -137,8 +155,19 @@ class CpuBackend:
         )
 
     def bias(self, staged: Staged, rows: int) -> Tensor | None:
-        """See KernelBackend.bias."""
-        return self._reference.bias(own(staged).source, rows)
+        """See KernelBackend.bias.
+
+        Raises:
+            BadArgument: fewer rows than the parts have.
+        """
+        linear = own(staged)
+        if not linear.has_bias:
+            return None
+        if rows < linear.width:
+            raise BadArgument(f"rows: expected at least {linear.width}, found {rows}")
+        total = torch.zeros(rows)
+        self._bias(linear.address, ctypes.sizeof(staging.RECORDS[linear.kind]), total.data_ptr())
+        return total
 
     def write_kv(self, k: Tensor, v: Tensor, cache: Tensor, where: AttentionBatch) -> None:
         """See KernelBackend.write_kv.

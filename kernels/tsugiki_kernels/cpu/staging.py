@@ -1,98 +1,60 @@
-"""Resident forms of deltas as the C++ kernels read them: C structs that point into tensors.
+"""Resident forms of deltas as the C++ kernels read them: one extent that holds everything.
 
-Owns: the mirror of the structs in src/*.h and src/*.cpp, and what is rearranged when a linear is
-staged. A staged value keeps every tensor alive that its struct points to.
+Owns: what is rearranged when linears are staged, and the records at the start of the extent, which
+point into the rest of it and at shared columns. No torch object is kept for a part: a variant of
+hundreds of small linears would weigh more in Python than in bytes.
 """
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from torch import Tensor
 
+from tsugiki_kernels.check import check_parts
+from tsugiki_kernels.cpu import records
+from tsugiki_kernels.cpu.records import (
+    PLAIN_BITS,
+    DensePart,
+    LowRankPart,
+    Part,
+    SignPart,
+    SparsePart,
+)
 from tsugiki_kernels.errors import BadArgument
+from tsugiki_kernels.extent import Extent
 from tsugiki_kernels.interface import (
+    Allocate,
+    Bias,
+    CodedBias,
     Delta,
     DenseDelta,
     LowRankDelta,
     Placed,
     SignDelta,
     SparseDelta,
+    StagedLinears,
 )
-from tsugiki_kernels.reference import StagedParts, stage_parts, unpack_codes
+from tsugiki_kernels.reference import StagedParts, own_tensors, unpack_codes, with_tensors
 
 LANES = 16
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+COUNT_BYTES = ctypes.sizeof(ctypes.c_int64)
+RECORDS: dict[type[Delta], type[Part]] = {
+    SparseDelta: SparsePart,
+    SignDelta: SignPart,
+    DenseDelta: DensePart,
+    LowRankDelta: LowRankPart,
+}
 
-_I64, _I32, _F32, _PTR = ctypes.c_int64, ctypes.c_int32, ctypes.c_float, ctypes.c_void_p
-
-
-class SparsePart(ctypes.Structure):
-    """src/sparse.h: SparsePart."""
-
-    _fields_ = (
-        ("offset", _I64),
-        ("rows", _I64),
-        ("kept", _I64),
-        ("rows_per_mask", _I64),
-        ("rows_per_step", _I64),
-        ("code_stride", _I64),
-        ("bits", _I32),
-        ("by_row", _I32),
-        ("zero", _F32),
-        ("unused", _I32),
-        ("columns", _PTR),
-        ("codes", _PTR),
-        ("step", _PTR),
-        ("bias", _PTR),
-    )
-
-
-class SignPart(ctypes.Structure):
-    """src/dot.h: SignPart."""
-
-    _fields_ = (
-        ("offset", _I64),
-        ("rows", _I64),
-        ("sign_stride", _I64),
-        ("signs", _PTR),
-        ("scale", _PTR),
-        ("bias", _PTR),
-    )
-
-
-class DensePart(ctypes.Structure):
-    """src/dot.cpp: DensePart."""
-
-    _fields_ = (
-        ("offset", _I64),
-        ("rows", _I64),
-        ("dtype", _I64),
-        ("weight", _PTR),
-        ("bias", _PTR),
-    )
-
-
-class LowRankPart(ctypes.Structure):
-    """src/low_rank.cpp: LowRankPart."""
-
-    _fields_ = (
-        ("offset", _I64),
-        ("rows", _I64),
-        ("rank", _I64),
-        ("dtype", _I64),
-        ("scale", _F32),
-        ("unused", _I32),
-        ("a", _PTR),
-        ("b", _PTR),
-        ("bias", _PTR),
-    )
+Head = tuple[int, int, records.Bias]  # the fields of every record: offset, rows, bias
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CpuStaged:
-    """One linear of one variant: `address` points to a C struct {count, parts[count]}."""
+    """One linear of one variant; at `address` is a C struct {int64 count; Part parts[count]}."""
 
     kind: type[Delta]
     address: int
@@ -100,96 +62,55 @@ class CpuStaged:
     width: int  # outputs up to the end of the last part
     covered: int  # outputs that some part covers
     nbytes: int
-    source: StagedParts  # the deltas as the reference reads them
-    struct: ctypes.Array[ctypes.c_char]
-    kept_alive: tuple[Tensor, ...]
+    has_bias: bool
+    source: StagedParts | None  # for what the reference does: kinds without a kernel to rebuild
+    kept_alive: tuple[Tensor, ...]  # the extent and shared columns
 
 
-def stage(parts: Sequence[Placed]) -> CpuStaged:
-    """Check, rearrange where a kernel wants it, and build the C struct.
+def stage_all(
+    linears: Sequence[Sequence[Placed]], others: Sequence[Tensor], allocate: Allocate
+) -> StagedLinears:
+    """Check, rearrange where a kernel wants it, copy into one extent, and write the records.
 
     Raises:
-        BadArgument: see check.check_parts, or a tensor that is not on the CPU.
+        BadArgument: see check.check_parts and Extent.
     """
-    source = stage_parts([_rearranged(placed) for placed in parts])
-    records, extra = zip(*map(_record, source.parts), strict=True)
-    struct = _linear(records)
-    kept = tuple(tensor for tensors in extra for tensor in tensors)
-    ends = [placed.offset + placed.delta.shape[0] for placed in source.parts]
-    return CpuStaged(
-        kind=type(source.parts[0].delta),
-        address=ctypes.addressof(struct),
-        inputs=source.parts[0].delta.shape[1],
-        width=max(ends),
-        covered=sum(placed.delta.shape[0] for placed in source.parts),
-        nbytes=source.nbytes + sum(t.nbytes for t in kept) + ctypes.sizeof(struct),
-        source=source,
-        struct=struct,
-        kept_alive=kept,
-    )
+    for parts in linears:
+        check_parts(parts)
+    prepared = [[_rearranged(placed) for placed in parts] for parts in linears]
+    own = chain.from_iterable(_tensors(placed) for parts in prepared for placed in parts)
+    extent = Extent(chain(own, others), sum(map(_record_bytes, linears)), allocate)
+    staged: list[CpuStaged] = []
+    place = 0
+    for parts in prepared:
+        staged.append(_staged(parts, extent, place))
+        place += _record_bytes(parts)
+    return StagedLinears(tuple(staged), tuple(map(extent.moved, others)), extent.nbytes)
 
 
-def _linear(records: Sequence[ctypes.Structure]) -> ctypes.Array[ctypes.c_char]:
-    """struct {int64 count; Part parts[count];}"""
-    content = _I64(len(records)), *records
-    return ctypes.create_string_buffer(b"".join(map(bytes, content)))
-
-
-def _record(placed: Placed) -> tuple[ctypes.Structure, list[Tensor]]:
-    """The C struct of one part, and tensors made for it."""
-    match placed.delta:
-        case SparseDelta() as delta:
-            return _sparse(placed.offset, delta)
-        case SignDelta() as delta:
-            return _sign(placed.offset, delta)
-        case DenseDelta() as delta:
-            return _dense(placed.offset, delta)
-        case LowRankDelta() as delta:
-            return _low_rank(placed.offset, delta)
+def _record_bytes(parts: Sequence[Placed]) -> int:
+    return COUNT_BYTES + sum(ctypes.sizeof(RECORDS[type(placed.delta)]) for placed in parts)
 
 
 def _rearranged(placed: Placed) -> Placed:
-    """B transposed in memory: the kernel reads [rank, out]; the field keeps its meaning."""
+    """The delta with its tensors in the order in which a kernel reads them.
+
+    Low rank: B transposed in memory, [rank, out]. Sparse whose tiles are no whole vectors: each
+    row's codes one after another, [tiles * rows_per_mask, ceil(kept * bits / 8)].
+    """
     delta = placed.delta
-    if not isinstance(delta, LowRankDelta) or delta.b.ndim != 2:
-        return placed
-    return replace(placed, delta=replace(delta, b=delta.b.T.contiguous().T))
+    if isinstance(delta, LowRankDelta):
+        return replace(placed, delta=replace(delta, b=delta.b.T.contiguous().T))
+    if isinstance(delta, SparseDelta) and _by_row(delta) and delta.rows_per_mask != 1:
+        return replace(placed, delta=replace(delta, codes=_codes_by_row(delta)))
+    return placed
 
 
-def _pointer(tensor: Tensor | None) -> int | None:
-    if tensor is None:
-        return None
-    if tensor.device.type != "cpu":
-        raise BadArgument(f"parts: the CPU kernels cannot read a tensor on {tensor.device}")
-    return tensor.data_ptr()
-
-
-def _sparse(offset: int, delta: SparseDelta) -> tuple[SparsePart, list[Tensor]]:
-    by_row = delta.rows_per_mask % LANES != 0
-    codes, extra = delta.codes, list[Tensor]()
-    if by_row and delta.rows_per_mask != 1:
-        codes = _codes_by_row(delta)
-        extra = [codes]
-    record = SparsePart(
-        offset=offset,
-        rows=delta.shape[0],
-        kept=delta.columns.shape[1],
-        rows_per_mask=delta.rows_per_mask,
-        rows_per_step=delta.rows_per_step,
-        code_stride=codes.shape[1],
-        bits=delta.bits,
-        by_row=int(by_row),
-        zero=delta.zero,
-        columns=_pointer(delta.columns),
-        codes=_pointer(codes),
-        step=_pointer(delta.step),
-        bias=_pointer(delta.bias),
-    )
-    return record, extra
+def _by_row(delta: SparseDelta) -> bool:
+    return delta.rows_per_mask % LANES != 0
 
 
 def _codes_by_row(delta: SparseDelta) -> Tensor:
-    """uint8 [tiles * rows_per_mask, ceil(kept * bits / 8)]: each row's codes one after another."""
     tiles, kept = delta.columns.shape
     codes = unpack_codes(delta.codes, delta.bits, kept * delta.rows_per_mask)
     rows = codes.view(tiles, kept, delta.rows_per_mask).transpose(1, 2).flatten(0, 1)
@@ -200,38 +121,110 @@ def _codes_by_row(delta: SparseDelta) -> Tensor:
     return packed.to(torch.uint8)
 
 
-def _sign(offset: int, delta: SignDelta) -> tuple[SignPart, list[Tensor]]:
-    record = SignPart(
-        offset=offset,
-        rows=delta.shape[0],
-        sign_stride=delta.signs.shape[1],
-        signs=_pointer(delta.signs),
-        scale=_pointer(delta.scale),
-        bias=_pointer(delta.bias),
+def _tensors(placed: Placed) -> Iterator[Tensor]:
+    """What the extent must hold of a part. Spelt out: this runs for hundreds of parts a load."""
+    delta = placed.delta
+    if isinstance(delta.bias, Tensor):
+        yield delta.bias
+    elif delta.bias is not None:
+        yield delta.bias.codes
+    match delta:
+        case SparseDelta():
+            yield from (delta.codes, delta.step)
+        case SignDelta():
+            yield from (delta.signs, delta.scale)
+        case LowRankDelta():
+            yield from (delta.a, delta.b.T)
+        case DenseDelta(weight=Tensor() as weight):
+            yield weight
+
+
+def _staged(parts: Sequence[Placed], extent: Extent, place: int) -> CpuStaged:
+    """Write the struct of one linear at `place` of the extent."""
+    first = parts[0].delta
+    found = [_record(placed, extent) for placed in parts]
+    content = b"".join((ctypes.c_int64(len(found)), *found))
+    extent.write(place, content)
+    own = sum(tensor.nbytes for placed in parts for tensor in _tensors(placed))
+    columns = [p.delta.columns for p in parts if isinstance(p.delta, SparseDelta)]
+    return CpuStaged(
+        kind=type(first),
+        address=extent.address + place,
+        inputs=first.shape[1],
+        width=max(placed.offset + placed.delta.shape[0] for placed in parts),
+        covered=sum(placed.delta.shape[0] for placed in parts),
+        nbytes=own + len(content),
+        has_bias=any(placed.delta.bias is not None for placed in parts),
+        source=_source(parts, extent),
+        kept_alive=(extent.memory, *columns),
     )
-    return record, []
 
 
-def _dense(offset: int, delta: DenseDelta) -> tuple[DensePart, list[Tensor]]:
-    record = DensePart(
-        offset=offset,
-        rows=delta.shape[0],
-        dtype=0 if delta.weight is None else DTYPES[delta.weight.dtype],
-        weight=_pointer(delta.weight),
-        bias=_pointer(delta.bias),
+def _source(parts: Sequence[Placed], extent: Extent) -> StagedParts | None:
+    if isinstance(parts[0].delta, SparseDelta | SignDelta):
+        return None
+    return StagedParts(tuple(replace(p, delta=_in_extent(p.delta, extent)) for p in parts))
+
+
+def _in_extent(delta: Delta, extent: Extent) -> Delta:
+    moved = {
+        name: extent.moved(tensor) if tensor.is_contiguous() else extent.moved(tensor.T).T
+        for name, tensor in own_tensors(delta).items()
+    }
+    return with_tensors(delta, moved)
+
+
+def _record(placed: Placed, extent: Extent) -> Part:
+    """The C struct of one part."""
+    head = (placed.offset, placed.delta.shape[0], _bias(placed.delta.bias, extent))
+    match placed.delta:
+        case SparseDelta() as delta:
+            return _sparse(delta, head, extent)
+        case SignDelta() as delta:
+            return SignPart(
+                *head,
+                sign_stride=delta.signs.shape[1],
+                gain=delta.gain,
+                signs=extent.address_of(delta.signs),
+                scale=extent.address_of(delta.scale),
+            )
+        case DenseDelta(weight=Tensor() as weight):
+            return DensePart(*head, dtype=DTYPES[weight.dtype], weight=extent.address_of(weight))
+        case DenseDelta():
+            return DensePart(*head)
+        case LowRankDelta() as delta:
+            return LowRankPart(
+                *head,
+                rank=delta.a.shape[0],
+                dtype=DTYPES[delta.a.dtype],
+                scale=delta.scale,
+                a=extent.address_of(delta.a),
+                b=extent.address_of(delta.b),
+            )
+
+
+def _bias(bias: Bias | None, extent: Extent) -> records.Bias:
+    if bias is None:
+        return records.Bias()
+    if isinstance(bias, CodedBias):
+        return records.Bias(extent.address_of(bias.codes), bias.scale, bias.bits)
+    return records.Bias(extent.address_of(bias), 1.0, PLAIN_BITS)
+
+
+def _sparse(delta: SparseDelta, head: Head, extent: Extent) -> SparsePart:
+    if not delta.columns.is_cpu:
+        raise BadArgument(f"columns: expected a tensor on the CPU, found {delta.columns.device}")
+    return SparsePart(
+        *head,
+        kept=delta.columns.shape[1],
+        rows_per_mask=delta.rows_per_mask,
+        rows_per_step=delta.rows_per_step,
+        code_stride=delta.codes.shape[1],
+        bits=delta.bits,
+        by_row=_by_row(delta),
+        zero=delta.zero,
+        gain=delta.gain,
+        columns=delta.columns.data_ptr(),
+        codes=extent.address_of(delta.codes),
+        step=extent.address_of(delta.step),
     )
-    return record, []
-
-
-def _low_rank(offset: int, delta: LowRankDelta) -> tuple[LowRankPart, list[Tensor]]:
-    record = LowRankPart(
-        offset=offset,
-        rows=delta.shape[0],
-        rank=delta.a.shape[0],
-        dtype=DTYPES[delta.a.dtype],
-        scale=delta.scale,
-        a=_pointer(delta.a),
-        b=_pointer(delta.b),
-        bias=_pointer(delta.bias),
-    )
-    return record, []

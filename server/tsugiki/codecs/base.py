@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tsugiki.codecs.masks import Masks
-from tsugiki_kernels.interface import KernelBackend, Span, Staged
+from tsugiki_kernels.interface import Delta, KernelBackend, Span, Staged
 
 Role = Literal["delta", "parameters"]
 Options = Mapping[str, Any]
@@ -117,16 +117,11 @@ class Codec(Protocol):
         """Whether a validated module changes its parameter: False only when every entry and every
         bias that it adds is exactly zero. What replaces values counts, the base being elsewhere."""
 
-    def stage(
-        self,
-        parts: Sequence[PlacedPacked],
-        dtype: Any,
-        kernels: KernelBackend,
-        masks: Masks | None = None,
-    ) -> Staged:
-        """The resident form of one (fused) linear. Pure; runs on the loader thread.
+    def resident(self, part: PlacedPacked, dtype: torch.dtype, masks: Masks) -> Delta:
+        """What a kernel reads of a validated linear: stored tensors as they are where it can.
 
-        `masks` lets variants of one seed share regenerated masks; codecs without any ignore it.
+        Pure; runs on the loader thread. `dtype` is that of activations; masks come from `masks`, so
+        that variants of one seed share them.
         """
 
     def apply(

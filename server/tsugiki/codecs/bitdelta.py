@@ -6,7 +6,7 @@ bias correction.
 Does not know: files, bases, which kernel runs. Decoding is specified in docs/format.md.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -17,9 +17,16 @@ from tsugiki.codecs.checks import check_finite, check_linear, check_parts
 from tsugiki.codecs.delta_codec import DeltaCodec
 from tsugiki.codecs.masks import Masks
 from tsugiki.codecs.options import bias_bits, decimal, number, only
-from tsugiki.codecs.quantize import difference, matching_gain, pack_bias, parity, stored_bias
+from tsugiki.codecs.quantize import (
+    difference,
+    matching_gain,
+    pack_bias,
+    parity,
+    resident_bias,
+    stored_bias,
+)
 from tsugiki.errors import CompressionRefused
-from tsugiki_kernels.interface import KernelBackend, Placed, SignDelta, Staged
+from tsugiki_kernels.interface import SignDelta
 
 STORED = ("gain", "bias_bits", "bias_scale")
 WANTED = ("bias_bits", "gain_matching", "name")
@@ -107,28 +114,21 @@ class BitDelta(DeltaCodec):
         bias = stored_bias(packed)
         return bias is not None and bool(bias.any())
 
-    def stage(
-        self,
-        parts: Sequence[PlacedPacked],
-        dtype: torch.dtype,
-        kernels: KernelBackend,
-        masks: Masks | None = None,
-    ) -> Staged:
-        """See `Codec.stage`."""
-        return kernels.stage([Placed(p.offset, _resident(p)) for p in parts])
+    def resident(self, part: PlacedPacked, dtype: torch.dtype, masks: Masks) -> SignDelta:
+        """See `Codec.resident`."""
+        packed = part.packed
+        rows, columns = check_linear(packed.shape, self.name)
+        return SignDelta(
+            shape=(rows, columns),
+            gain=float(packed.options["gain"]),
+            signs=packed.tensors["signs"],
+            scale=packed.tensors["scale"],
+            bias=resident_bias(part),
+        )
 
     def rows_to_reconstruct(self, packed_options: Options, dtype: torch.dtype) -> int | None:
         """Every entry of the weight takes part: long chunks rebuild it."""
         return 32
-
-
-def _resident(part: PlacedPacked) -> SignDelta:
-    packed = part.packed
-    bias = stored_bias(packed)
-    if part.bias is not None:
-        bias = part.bias if bias is None else bias + part.bias
-    rows, columns = packed.shape
-    return SignDelta((rows, columns), packed.tensors["signs"], _scale(packed), bias)
 
 
 def _packed(

@@ -6,7 +6,7 @@ symmetric grid with least-squares steps, gain matching, a low-bit bias correctio
 Does not know: files, bases, which kernel runs. Decoding is specified in docs/format.md.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,24 +23,26 @@ from tsugiki.codecs.deltadq_layout import (
     any_level,
     column_indices,
     gather_survivors,
+    known_layout,
     layout_of,
     pack_codes,
     tiled,
     unpack_codes,
 )
-from tsugiki.codecs.masks import MaskCache, Masks, kept_columns
+from tsugiki.codecs.masks import Masks, kept_columns
 from tsugiki.codecs.options import choice, decimal, number, only
 from tsugiki.codecs.quantize import (
     difference,
     matching_gain,
     mid_level,
     pack_bias,
+    resident_bias,
     stored_bias,
     symmetric_codes,
     symmetric_steps,
 )
 from tsugiki.errors import CompressionRefused
-from tsugiki_kernels.interface import KernelBackend, Placed, SparseDelta, Staged
+from tsugiki_kernels.interface import SparseDelta
 
 GRIDS = ("minmax", "symmetric")
 SHAPING = frozenset(
@@ -170,45 +172,32 @@ class DeltaDQ(DeltaCodec):
         bias = stored_bias(packed)
         return bias is not None and bool(bias.any())
 
-    def stage(
-        self,
-        parts: Sequence[PlacedPacked],
-        dtype: torch.dtype,
-        kernels: KernelBackend,
-        masks: Masks | None = None,
-    ) -> Staged:
-        """See `Codec.stage`."""
-        return kernels.stage(
-            [Placed(p.offset, resident(p.packed, p.bias, masks or MaskCache())) for p in parts]
+    def resident(self, part: PlacedPacked, dtype: torch.dtype, masks: Masks) -> SparseDelta:
+        """See `Codec.resident`: planes merged and codes widened to 1, 2, 4 or 8 bits."""
+        packed = part.packed
+        layout = _layout(packed)
+        mask = layout.mask
+        bits = RESIDENT_BITS[layout.bits]
+        if layout.parts == 1 and bits == layout.bits:
+            codes = packed.tensors["codes"]
+        else:
+            codes = packing.pack(unpack_codes(packed.tensors, layout).flatten(1), bits)
+        return SparseDelta(
+            shape=(mask.rows, mask.columns),
+            rows_per_mask=mask.rows_per_mask,
+            rows_per_step=layout.rows_per_step,
+            bits=bits,
+            zero=float(packed.options["zero"]),
+            gain=float(packed.options["gain"]),
+            columns=masks.columns(mask),
+            codes=codes,
+            step=packed.tensors["step"],
+            bias=resident_bias(part),
         )
 
     def rows_to_reconstruct(self, packed_options: Options, dtype: torch.dtype) -> int | None:
         """Masks of one row gather every column for every row: long chunks rebuild the weight."""
         return None if packed_options["rows_per_mask"] >= 16 else 32
-
-
-def resident(packed: Packed, extra_bias: Tensor | None, masks: Masks) -> SparseDelta:
-    """What kernels read: parts merged, codes widened to 1, 2, 4 or 8 bits, steps times gain."""
-    layout = _layout(packed)
-    bits = RESIDENT_BITS[layout.bits]
-    if layout.parts == 1 and bits == layout.bits:
-        codes = packed.tensors["codes"]
-    else:
-        codes = packing.pack(unpack_codes(packed.tensors, layout).flatten(1), bits)
-    bias = stored_bias(packed)
-    if extra_bias is not None:
-        bias = extra_bias if bias is None else bias + extra_bias
-    return SparseDelta(
-        shape=(layout.mask.rows, layout.mask.columns),
-        rows_per_mask=layout.mask.rows_per_mask,
-        rows_per_step=layout.rows_per_step,
-        bits=bits,
-        zero=float(packed.options["zero"]),
-        columns=masks.columns(layout.mask),
-        codes=codes,
-        step=_steps(packed),
-        bias=bias,
-    )
 
 
 def _complete(options: Options, shape: torch.Size, *, with_bias: bool) -> dict[str, Any]:
@@ -265,7 +254,7 @@ def _fit_symmetric(survivors: Tensor, layout: Layout) -> tuple[Tensor, dict[str,
 
 
 def _layout(packed: Packed) -> Layout:
-    return layout_of(packed.shape, packed.options, packed.name)
+    return known_layout(packed.shape, packed.options, packed.name)
 
 
 def _steps(packed: Packed) -> Tensor:

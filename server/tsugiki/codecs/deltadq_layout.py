@@ -71,17 +71,28 @@ def layout_of(
     if parts & (parts - 1):
         raise error(f"option 'parts' is {parts}; expected a power of two up to 2^bits = {2**bits}")
     alpha = integer(options, "alpha", 1, columns, error)
+    integer(options, "seed", 0, 2**64 - 1, error)
+    integer(options, "group_size", alpha, columns, error)
+    integer(options, "rows_per_mask", 1, 2**16, error)
+    integer(options, "rows_per_step", 1, 2**31 - 1, error)
+    bias_bits(options, error)
+    return known_layout((rows, columns), options, name)
+
+
+def known_layout(shape: tuple[int, ...], options: Options, name: str) -> Layout:
+    """The layout of options that were checked before."""
     mask = Mask(
-        seed=integer(options, "seed", 0, 2**64 - 1, error),
+        seed=options["seed"],
         name=name,
-        rows=rows,
-        columns=columns,
-        alpha=alpha,
-        group_size=integer(options, "group_size", alpha, columns, error),
-        rows_per_mask=integer(options, "rows_per_mask", 1, 2**16, error),
+        rows=shape[0],
+        columns=shape[1],
+        alpha=options["alpha"],
+        group_size=options["group_size"],
+        rows_per_mask=options["rows_per_mask"],
     )
-    rows_per_step = integer(options, "rows_per_step", 1, 2**31 - 1, error)
-    return Layout(mask, bits, parts, rows_per_step, bias_bits(options, error))
+    return Layout(
+        mask, options["bits"], options["parts"], options["rows_per_step"], options["bias_bits"]
+    )
 
 
 def column_indices(mask: Mask) -> Tensor:

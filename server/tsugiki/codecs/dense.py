@@ -6,7 +6,7 @@ replaced or added), `none` (nothing: the carrier of a bias that changed alone).
 Does not know: files, bases, which kernel runs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from tsugiki.codecs.masks import Masks
 from tsugiki.codecs.options import choice, decimal, integer, number, only
 from tsugiki.codecs.quantize import difference
 from tsugiki.errors import CompressionRefused, InvalidArtifact
-from tsugiki_kernels.interface import DenseDelta, KernelBackend, Placed, Staged
+from tsugiki_kernels.interface import DenseDelta
 
 MODES = ("replace", "delta", "rows", "none")
 DTYPES = {
@@ -128,19 +128,17 @@ class DenseCodec(DeltaCodec):
         mode = packed.options["mode"]
         return mode in ("replace", "rows") or (mode == "delta" and bool(values(packed).any()))
 
-    def stage(
-        self,
-        parts: Sequence[PlacedPacked],
-        dtype: torch.dtype,
-        kernels: KernelBackend,
-        masks: Masks | None = None,
-    ) -> Staged:
-        """See `Codec.stage`.
+    def resident(self, part: PlacedPacked, dtype: torch.dtype, masks: Masks) -> DenseDelta:
+        """See `Codec.resident`: the values in the dtype of activations.
 
         Raises:
             InvalidArtifact: a module that is not a difference.
         """
-        return kernels.stage([Placed(p.offset, _resident(p, dtype)) for p in parts])
+        packed = part.packed
+        _only_differences(packed)
+        rows, columns = check_linear(packed.shape, self.name)
+        weight = None if packed.options["mode"] == "none" else values(packed).to(dtype)
+        return DenseDelta((rows, columns), weight, part.bias)
 
     def rows_to_reconstruct(self, packed_options: Options, dtype: torch.dtype) -> int | None:
         """A second dense product costs as much as the base's own."""
@@ -156,14 +154,6 @@ def _scaled(stored: Tensor, options: Options) -> Tensor:
     if options["dtype"] != "int8":
         return stored.float()
     return stored.float() * torch.tensor(options["scale"], dtype=torch.float32)
-
-
-def _resident(part: PlacedPacked, dtype: torch.dtype) -> DenseDelta:
-    packed = part.packed
-    _only_differences(packed)
-    rows, columns = check_linear(packed.shape, "dense")
-    weight = None if packed.options["mode"] == "none" else values(packed).to(dtype)
-    return DenseDelta((rows, columns), weight, part.bias)
 
 
 def _only_differences(packed: Packed) -> None:

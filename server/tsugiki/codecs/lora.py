@@ -5,7 +5,7 @@ are; `compress` takes the low-rank part of a full fine-tune (truncated SVD of th
 Does not know: files, bases, which kernel runs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from tsugiki.codecs.masks import Masks
 from tsugiki.codecs.options import choice, decimal, integer, number, only
 from tsugiki.codecs.quantize import difference
 from tsugiki.errors import CompressionRefused
-from tsugiki_kernels.interface import KernelBackend, LowRankDelta, Placed, Staged
+from tsugiki_kernels.interface import LowRankDelta
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEFAULTS = {"rank": 16, "dtype": "float16"}
@@ -87,15 +87,10 @@ class LoRA(DeltaCodec):
         a, b = packed.tensors["a"].any(dim=1), packed.tensors["b"].any(dim=0)
         return packed.options["scale"] != 0 and bool((a & b).any())
 
-    def stage(
-        self,
-        parts: Sequence[PlacedPacked],
-        dtype: torch.dtype,
-        kernels: KernelBackend,
-        masks: Masks | None = None,
-    ) -> Staged:
-        """See `Codec.stage`."""
-        return kernels.stage([Placed(p.offset, _resident(p, dtype)) for p in parts])
+    def resident(self, part: PlacedPacked, dtype: torch.dtype, masks: Masks) -> LowRankDelta:
+        """See `Codec.resident`: the factors in the dtype of activations."""
+        tensors, scale = part.packed.tensors, float(part.packed.options["scale"])
+        return LowRankDelta(tensors["a"].to(dtype), tensors["b"].to(dtype), scale, part.bias)
 
     def rows_to_reconstruct(self, packed_options: Options, dtype: torch.dtype) -> int | None:
         """Two thin products stay cheaper than a rebuilt weight at every length."""
@@ -125,12 +120,6 @@ def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
         basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ basis)[0])[0]
     u, s, v = torch.linalg.svd(basis.T @ matrix, full_matrices=False)
     return (basis @ u)[:, :rank], s[:rank], v[:rank]
-
-
-def _resident(part: PlacedPacked, dtype: torch.dtype) -> LowRankDelta:
-    tensors = part.packed.tensors
-    a, b = tensors["a"].to(dtype).contiguous(), tensors["b"].to(dtype).contiguous()
-    return LowRankDelta(a, b, float(part.packed.options["scale"]), part.bias)
 
 
 CODEC = LoRA()

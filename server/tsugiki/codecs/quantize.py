@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from tsugiki.codecs import packing
-from tsugiki.codecs.base import Packed
+from tsugiki.codecs.base import Packed, PlacedPacked
 from tsugiki.codecs.options import decimal
 from tsugiki.errors import CompressionRefused
+from tsugiki_kernels.interface import Bias, CodedBias
 
 CANDIDATES = torch.logspace(-1.4, 0.0, 24)  # of a step, relative to the one that clips nothing
 REFINEMENTS = 3
@@ -123,6 +124,19 @@ def stored_bias(packed: Packed) -> Tensor | None:
     scale = torch.tensor(float(packed.options["bias_scale"]), dtype=torch.float32)
     bias: Tensor = (codes.float() - (1 << (bits - 1))) * scale
     return bias
+
+
+def resident_bias(part: PlacedPacked) -> Bias | None:
+    """What kernels add for a packed linear and the changed bias of its module: codes as stored, or
+    float32 [out] where the module's own has to be added to them."""
+    packed = part.packed
+    if part.bias is not None:
+        stored = stored_bias(packed)
+        return part.bias if stored is None else stored + part.bias
+    bits = packed.options["bias_bits"]
+    if not bits:
+        return None
+    return CodedBias(packed.tensors["bias"], bits, float(packed.options["bias_scale"]))
 
 
 def difference(base: Tensor, tuned: Tensor, name: str) -> Tensor:

@@ -10,7 +10,7 @@ one parameter can have both a compressed change and new rows.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from tsugiki.codecs import CODECS
 from tsugiki.codecs.artifact import Artifact
 from tsugiki.codecs.base import (
+    Codec,
     EmbeddingDelta,
     FusedPart,
     Layout,
@@ -37,7 +38,7 @@ from tsugiki.codecs.fit import (
 )
 from tsugiki.codecs.masks import MaskCache, MaskLease
 from tsugiki.errors import InvalidArtifact
-from tsugiki_kernels.interface import KernelBackend
+from tsugiki_kernels.interface import Allocate, KernelBackend, Placed, empty_extent
 
 __all__ = ["check_base", "stage_variant"]
 
@@ -49,12 +50,13 @@ def stage_variant(
     dtype: torch.dtype,
     kernels: KernelBackend,
     masks: MaskCache,
-    name: str = "",
+    allocate: Allocate = empty_extent,
 ) -> ResidentVariant:
     """The resident form of a variant whose file was read and whose base was checked.
 
     `base_vector` gives a norm weight or a bias of the base by name, `dtype` is that of activations,
-    `masks` gains what this variant needs, `name` is the registry's.
+    `masks` gains what this variant needs. All that the variant owns lies in one extent from
+    `allocate`: nothing of the artifact need be kept.
 
     Raises:
         InvalidArtifact: a module that this base does not have or of another shape, codecs mixed in
@@ -62,21 +64,27 @@ def stage_variant(
     """
     check_modules(artifact.header, layout)
     lease = MaskLease(masks)
-    target = _Target(layout, base_vector, dtype, kernels, lease)
+    target = _Target(layout, base_vector, dtype, lease)
     linears = _linears(artifact.modules, target)
     vectors = {n: _vector(n, artifact.modules[n], target) for n in _vectors(artifact, target)}
     embedding = _embedding(artifact, target)
     head = _head_rows(artifact, target, embedding)
+    others = _tensors(vectors, embedding, head)
+    placed = kernels.stage_all([linear.parts for linear in linears.values()], others, allocate)
+    moved = {id(old): new for old, new in zip(others, placed.others, strict=True)}
     return ResidentVariant(
-        name=name,
+        name="",
         digest=artifact.header.digest,
         vocab_size=vocab_size(artifact.header, target.layout),
-        linears=linears,
-        vectors=vectors,
-        embedding=embedding,
-        lm_head_rows=None if head is None else head.rows,
-        nbytes=_nbytes(linears, vectors, embedding, head),
-        lm_head_row_ids=None if head is None else head.ids,
+        linears={
+            fused: StagedLinear(linear.codec, staged, linear.reconstruct_from)
+            for (fused, linear), staged in zip(linears.items(), placed.linears, strict=True)
+        },
+        vectors={n: moved[id(vector)] for n, vector in vectors.items()},
+        embedding=None if embedding is None else _moved(embedding, moved),
+        lm_head_rows=None if head is None else moved[id(head.rows)],
+        nbytes=placed.nbytes,
+        lm_head_row_ids=None if head is None else moved[id(head.ids)],
         shared=tuple((mask, mask.nbytes) for mask in lease.held),
     )
 
@@ -88,8 +96,15 @@ class _Target:
     layout: Layout
     base_vector: Callable[[str], Tensor]
     dtype: torch.dtype
-    kernels: KernelBackend
     masks: MaskLease
+
+
+class _Linear(NamedTuple):
+    """A fused linear before it is staged."""
+
+    codec: Codec
+    parts: list[Placed]
+    reconstruct_from: int | None
 
 
 class _Rows(NamedTuple):
@@ -97,8 +112,8 @@ class _Rows(NamedTuple):
     rows: Tensor  # [k, hidden], activation dtype
 
 
-def _linears(modules: Mapping[str, Packed], target: _Target) -> dict[str, StagedLinear]:
-    """One staged value for each fused linear that the variant touches."""
+def _linears(modules: Mapping[str, Packed], target: _Target) -> dict[str, _Linear]:
+    """Each fused linear that the variant touches."""
     layout = target.layout
     weights = {n: p for n, p in modules.items() if n in layout.linears and n != LM_HEAD}
     shares = layout.tied and not _own_head(modules)
@@ -143,17 +158,18 @@ def _fused(
     weights: Mapping[str, Packed],
     biases: Mapping[str, Tensor],
     target: _Target,
-) -> StagedLinear:
+) -> _Linear:
     codec = CODECS[next((weights[name].codec for name in names if name in weights), "dense")]
     parts = []
+    limits = []
     for name in names:
         place = target.layout.linears[name]
         packed = weights[name] if name in weights else codec.zero(place.shape)
-        parts.append(PlacedPacked(place.offset, packed, biases.get(name)))
-    staged = codec.stage(parts, target.dtype, target.kernels, target.masks)
-    limits = [codec.rows_to_reconstruct(part.packed.options, target.dtype) for part in parts]
+        part = PlacedPacked(place.offset, packed, biases.get(name))
+        parts.append(Placed(place.offset, codec.resident(part, target.dtype, target.masks)))
+        limits.append(codec.rows_to_reconstruct(packed.options, target.dtype))
     known = [limit for limit in limits if limit is not None]
-    return StagedLinear(codec, staged, min(known) if known else None)
+    return _Linear(codec, parts, min(known) if known else None)
 
 
 def _vectors(artifact: Artifact, target: _Target) -> list[str]:
@@ -213,19 +229,25 @@ def _rows(packed: Packed | None, target: _Target) -> _Rows | None:
     return _Rows(ids, packed.tensors["values"].to(target.dtype))
 
 
-def _nbytes(
-    linears: Mapping[str, StagedLinear],
-    vectors: Mapping[str, Tensor],
-    embedding: EmbeddingDelta | None,
-    head: _Rows | None,
-) -> int:
-    """The variant's own bytes: all but the masks, which it shares."""
+def _tensors(
+    vectors: Mapping[str, Tensor], embedding: EmbeddingDelta | None, head: _Rows | None
+) -> list[Tensor]:
+    """What the variant owns beside its linears; the masks that it shares are not among it."""
     tensors = list(vectors.values())
     if embedding is not None:
         tensors += [embedding.row_ids, embedding.rows]
         parts = {} if embedding.delta is None else embedding.delta.tensors
         tensors += [tensor for part, tensor in parts.items() if part != COLUMNS]
-    if head is not None and (embedding is None or head.rows is not embedding.rows):
+    if head is not None:
         tensors += [head.ids, head.rows]
-    staged = sum(linear.staged.nbytes for linear in linears.values())
-    return staged + sum(t.numel() * t.element_size() for t in tensors)
+    return tensors
+
+
+def _moved(embedding: EmbeddingDelta, moved: Mapping[int, Tensor]) -> EmbeddingDelta:
+    """The embedding with its tensors at their new place."""
+    delta = embedding.delta
+    if delta is not None:
+        parts = {part: moved.get(id(tensor), tensor) for part, tensor in delta.tensors.items()}
+        delta = replace(delta, tensors=parts)
+    ids, rows = moved[id(embedding.row_ids)], moved[id(embedding.rows)]
+    return replace(embedding, row_ids=ids, rows=rows, delta=delta)

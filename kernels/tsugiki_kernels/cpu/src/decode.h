@@ -110,6 +110,22 @@ struct Decoder {
 
 #endif
 
+// Eight consecutive codes of 1 to 8 bits, which are `bits` whole bytes; reads 8 of them.
+inline Half16 eight_codes(const uint8_t* p, int bits) {
+  typedef uint64_t Words __attribute__((vector_size(64)));
+  typedef int32_t Codes __attribute__((vector_size(32)));
+  uint64_t word;
+  std::memcpy(&word, p, 8);
+  const Words shifts = Words{0, 1, 2, 3, 4, 5, 6, 7} * uint64_t(bits);
+  const Words codes = (Words{} + word) >> shifts & ((uint64_t(1) << bits) - 1);
+  return __builtin_convertvector(__builtin_convertvector(codes, Codes), Half16);
+}
+
+// Sixteen of them, for any width. Reads up to 7 bytes past the last: extents end with slack.
+inline Floats sixteen_codes(const uint8_t* p, int bits) {
+  return join(eight_codes(p, bits), eight_codes(p + bits, bits));
+}
+
 // Fewer than 16 codes, without reading past their last byte: lanes beyond `count` come out as 0.
 template <int BITS>
 __attribute__((noinline)) Floats decode_some(const Decoder<BITS>& decode, const uint8_t* p,

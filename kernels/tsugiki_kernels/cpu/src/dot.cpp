@@ -4,12 +4,9 @@
 
 namespace tsugiki {
 
-struct DensePart {
-  int64_t offset;
-  int64_t rows;
+struct DensePart : Part {
   int64_t dtype;
   const void* weight;  // [rows, inputs], null when only the bias differs
-  const float* bias;   // may be null
 };
 
 struct DenseLinear {
@@ -33,7 +30,7 @@ inline void group_sums(const DensePart& part, int64_t inputs, int64_t row, int64
 
 // Signs come as halves, hence the 2.
 inline Floats scale_of(const SignPart& part, int64_t row, int64_t count) {
-  return splat(2.0f) * load_up_to(FLOAT32, part.scale, row, count);
+  return splat(2.0f) * (load_up_to(FLOAT16, part.scale, row, count) * splat(part.gain));
 }
 
 inline Floats scale_of(const DensePart&, int64_t, int64_t) { return splat(1.0f); }
@@ -74,9 +71,25 @@ void apply(const Step& step, const Linear* const* linears, const Span* spans, in
   });
 }
 
+// out [fused out] += the biases of all parts, whatever their kind.
+void add_biases(const char* parts, int64_t count, int64_t part_bytes, float* out) {
+  for (int64_t p = 0; p < count; ++p) {
+    const Part& part = *(const Part*)(parts + p * part_bytes);
+    for (int64_t row = 0; row < part.rows; row += LANES) {
+      const int64_t rows = std::min<int64_t>(LANES, part.rows - row), place = part.offset + row;
+      const Floats sum = load_up_to(FLOAT32, out, place, rows) + bias_of(part.bias, row, rows);
+      store_up_to(FLOAT32, out, place, sum, rows);
+    }
+  }
+}
+
 }  // namespace tsugiki
 
 using namespace tsugiki;
+
+extern "C" void tsugiki_bias(const void* linear, int64_t part_bytes, float* out) {
+  add_biases((const char*)linear + sizeof(int64_t), *(const int64_t*)linear, part_bytes, out);
+}
 
 extern "C" void tsugiki_sign_apply(const void* const* linears, const int64_t* spans,
                                    int64_t variants, const void* x, int64_t x_stride,

@@ -8,13 +8,12 @@
 
 namespace tsugiki {
 
-struct SignPart {
-  int64_t offset;
-  int64_t rows;
-  int64_t sign_stride;   // bytes per row
-  const uint8_t* signs;  // column c at byte c / 8, bit c % 8
-  const float* scale;    // [rows]
-  const float* bias;     // may be null
+struct SignPart : Part {
+  int64_t sign_stride;  // bytes per row
+  float gain;
+  int32_t unused;
+  const uint8_t* signs;   // column c at byte c / 8, bit c % 8
+  const uint16_t* scale;  // float16 [rows]
 };
 
 struct SignLinear {

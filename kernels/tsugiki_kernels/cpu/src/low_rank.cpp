@@ -6,16 +6,13 @@
 
 namespace tsugiki {
 
-struct LowRankPart {
-  int64_t offset;
-  int64_t rows;
+struct LowRankPart : Part {
   int64_t rank;
   int64_t dtype;  // of a and b
   float scale;
   int32_t unused;
-  const void* a;      // [rank, inputs]
-  const void* b;      // [rank, rows], transposed when staged
-  const float* bias;  // may be null
+  const void* a;  // [rank, inputs]
+  const void* b;  // [rank, rows], transposed when staged
 };
 
 struct LowRankLinear {

@@ -47,7 +47,7 @@ template <class Element>
 void add_row(const SparsePart& part, int64_t row, const float* weights, int64_t stride,
              Element* out) {
   const uint16_t* columns = part.columns + row / part.rows_per_mask * part.kept;
-  const float step = part.step[row / part.rows_per_step];
+  const float step = step_of(part, row);
   for (int64_t j = 0; j < part.kept; ++j) {
     Element& element = out[columns[j]];
     element = Element::from(element.value() + step * weights[j * stride]);
@@ -89,7 +89,7 @@ struct SignTarget {
 inline void rebuild_signs(const SignTarget& target, int64_t row) {
   const SignPart& part = target.part;
   const Decoder<1> half(0.5f);  // -0.5 or +0.5
-  const Floats scale = splat(2.0f * part.scale[row]);
+  const Floats scale = splat(2.0f * (f16_to_float(part.scale[row]) * part.gain));
   const uint8_t* signs = part.signs + row * part.sign_stride;
   const int64_t place = (part.offset + row) * target.inputs;
   for (int64_t c = 0; c < target.inputs; c += LANES) {

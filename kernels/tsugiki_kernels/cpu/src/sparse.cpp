@@ -1,4 +1,4 @@
-// Sparse quantized deltas: y[r] += step[r] * sum_j (code(r, j) - zero) * x[column(r, j)] + bias[r].
+// Sparse quantized deltas: y[r] += S[r] * sum_j (code(r, j) - zero) * x[column(r, j)] + bias[r].
 //
 // Tile form (rows_per_mask a multiple of 16): 16 rows share their columns, so one gathered x meets
 // 16 weights, one vector per kept column; no reduction across lanes. Even and odd kept columns go
@@ -12,16 +12,13 @@
 
 namespace tsugiki {
 
-// step[row / rows_per_step] for 16 rows
+// S[row / rows_per_step] for 16 rows
 inline Floats steps_of(const SparsePart& part, int64_t row, int64_t count) {
-  if (part.rows_per_step == 1) return load_up_to(FLOAT32, part.step, row, count);
-  if (part.rows_per_step % LANES == 0) return splat(part.step[row / part.rows_per_step]);
+  if (part.rows_per_step == 1)
+    return load_up_to(FLOAT16, part.step, row, count) * splat(part.gain);
+  if (part.rows_per_step % LANES == 0) return splat(step_of(part, row));
   float lanes[LANES] = {};
-  int64_t index = row / part.rows_per_step, left = part.rows_per_step - row % part.rows_per_step;
-  for (int64_t i = 0; i < count; ++i, --left) {
-    if (left == 0) ++index, left = part.rows_per_step;
-    lanes[i] = part.step[index];
-  }
+  for (int64_t i = 0; i < count; ++i) lanes[i] = step_of(part, row + i);
   return load(lanes);
 }
 

@@ -6,9 +6,7 @@
 
 namespace tsugiki {
 
-struct SparsePart {
-  int64_t offset;         // first output column in the fused linear
-  int64_t rows;           // outputs
+struct SparsePart : Part {
   int64_t kept;           // columns kept per row
   int64_t rows_per_mask;  // rows that share one list of columns
   int64_t rows_per_step;
@@ -16,17 +14,21 @@ struct SparsePart {
   int32_t bits;
   int32_t by_row;  // 0: tile form, 1: row form
   float zero;
-  int32_t unused;
+  float gain;
   const uint16_t* columns;  // [ceil(rows / rows_per_mask), kept]
   const uint8_t* codes;
-  const float* step;
-  const float* bias;  // may be null
+  const uint16_t* step;  // float16
 };
 
 struct SparseLinear {
   int64_t count;
   SparsePart parts[1];  // `count` of them
 };
+
+// S = step * gain, rounded once.
+inline float step_of(const SparsePart& part, int64_t row) {
+  return f16_to_float(part.step[row / part.rows_per_step]) * part.gain;
+}
 
 // Where the columns and codes of a 16-row group of a tile begin.
 struct Group {

@@ -5,12 +5,29 @@
 #include <algorithm>
 #include <vector>
 
-#include "simd.h"
+#include "decode.h"
 
 namespace tsugiki {
 
 struct Span {
   int64_t start, stop;
+};
+
+// What is added to the outputs of a linear: float32 values, or packed codes of `bits` bits with
+// b[r] = scale * (code_r - 2^(bits - 1)), code r at bit r * bits.
+struct Bias {
+  const void* values;  // null: nothing
+  float scale;
+  int32_t bits;  // PLAIN_BITS: float32 values
+};
+
+constexpr int32_t PLAIN_BITS = 32;
+
+// What the records of all kinds of deltas begin with.
+struct Part {
+  int64_t offset;  // first output column in the fused linear
+  int64_t rows;    // outputs
+  Bias bias;
 };
 
 // One call: x [rows, inputs], out [rows, fused out]; strides in elements.
@@ -182,9 +199,13 @@ inline void add_to_out(const Step& step, int64_t row, int64_t column, int64_t co
   store_up_to(step.dtype, step.out, index, old + change, count);
 }
 
-// Bias of up to 16 outputs, zero where there is none.
-inline Floats bias_of(const float* bias, int64_t row, int64_t count) {
-  return bias ? load_up_to(FLOAT32, bias, row, count) : zeros();
+// Bias of up to 16 outputs from `row` (a multiple of 16) on. Lanes beyond `count` hold anything.
+inline Floats bias_of(const Bias& bias, int64_t row, int64_t count) {
+  if (bias.values == nullptr) return zeros();
+  if (bias.bits == PLAIN_BITS) return load_up_to(FLOAT32, bias.values, row, count);
+  const uint8_t* codes = (const uint8_t*)bias.values + row / 8 * bias.bits;
+  const Floats half = splat(float(1 << (bias.bits - 1)));
+  return (sixteen_codes(codes, bias.bits) - half) * splat(bias.scale);
 }
 
 // Consecutive 16-row groups of one part of one variant: what one thread takes at a time.

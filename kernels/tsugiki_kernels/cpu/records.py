@@ -1,0 +1,74 @@
+"""The C structs that the kernels read, mirrored: one record for each part of a linear.
+
+Owns: fields and their order, as in src/*.h and src/*.cpp. Knows nothing of where tensors lie.
+"""
+
+import ctypes
+from typing import Any, ClassVar
+
+Fields = tuple[tuple[str, Any], ...]
+
+_I64, _I32, _F32, _PTR = ctypes.c_int64, ctypes.c_int32, ctypes.c_float, ctypes.c_void_p
+
+PLAIN_BITS = 32  # of a bias that is float32 values
+
+
+class Bias(ctypes.Structure):
+    """src/step.h: Bias."""
+
+    _fields_: ClassVar[Fields] = (("values", _PTR), ("scale", _F32), ("bits", _I32))
+
+
+class Part(ctypes.Structure):
+    """src/step.h: Part. What the records of all kinds begin with."""
+
+    _fields_: ClassVar[Fields] = (("offset", _I64), ("rows", _I64), ("bias", Bias))
+
+
+class SparsePart(Part):
+    """src/sparse.h: SparsePart."""
+
+    _fields_: ClassVar[Fields] = (
+        ("kept", _I64),
+        ("rows_per_mask", _I64),
+        ("rows_per_step", _I64),
+        ("code_stride", _I64),
+        ("bits", _I32),
+        ("by_row", _I32),
+        ("zero", _F32),
+        ("gain", _F32),
+        ("columns", _PTR),
+        ("codes", _PTR),
+        ("step", _PTR),
+    )
+
+
+class SignPart(Part):
+    """src/dot.h: SignPart."""
+
+    _fields_: ClassVar[Fields] = (
+        ("sign_stride", _I64),
+        ("gain", _F32),
+        ("unused", _I32),
+        ("signs", _PTR),
+        ("scale", _PTR),
+    )
+
+
+class DensePart(Part):
+    """src/dot.cpp: DensePart."""
+
+    _fields_: ClassVar[Fields] = (("dtype", _I64), ("weight", _PTR))
+
+
+class LowRankPart(Part):
+    """src/low_rank.cpp: LowRankPart."""
+
+    _fields_: ClassVar[Fields] = (
+        ("rank", _I64),
+        ("dtype", _I64),
+        ("scale", _F32),
+        ("unused", _I32),
+        ("a", _PTR),
+        ("b", _PTR),
+    )
