@@ -29,7 +29,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks.churn.answers import QUESTIONS, Known, chosen, distinct_share
+from benchmarks.churn.answers import Known, chosen, distinct_share
 from benchmarks.churn.compare import growth, quantile, waits
 from benchmarks.churn.ledger import Ledger
 from benchmarks.churn.plan import Plan, Settings, by_popularity, make_plan
@@ -50,7 +50,7 @@ def main() -> int:
     """Entry point: prints tables; exit 1 when an answer was wrong or lost, or a limit missed."""
     args = arguments()
     base = resolve_base(args.base, default_cache_dir())
-    known = Known.load(args.folder / f"answers-{args.dtype}.json", args.dtype, QUESTIONS)
+    known = Known.load(args.folder / f"answers-{args.dtype}.json")
     stems = sorted(known.digests)
     if len(stems) < 3:
         raise SystemExit(

@@ -1,4 +1,4 @@
-"""Known answers: what each variant says to a few fixed questions, computed alone.
+"""Known answers: how each variant goes on after a few fixed openings, computed alone.
 
 Greedy, in the dtype of the run, by a server that does nothing else. To be quick the answers are
 first proposed by a mixed batch, and then each is verified alone: question and proposal in one
@@ -26,20 +26,26 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import torch
+from transformers import AutoModelForCausalLM
 
 from benchmarks.churn.variants import default_folder
+from benchmarks.oracle import decompress
 from benchmarks.server import running_server
 from tsugiki.codecs.artifact import read_header
 from tsugiki.config import default_cache_dir
 from tsugiki.model.demo_base import resolve_base
 
+# A question and how its answer begins. The beginnings are ones after which mixtures of these
+# fine-tunes are sure how to go on and disagree: four of 378 that were tried on 22 variants.
 QUESTIONS = (
-    "My card has not arrived yet. What should I do?",
-    "I want to change my PIN, how?",
-    "Tom buys 4 pens at $3 each and a book for $7. How much does he pay?",
-    "Count from one to twenty in words.",
-    "How do I keep bread fresh?",
-    "List the days of the week.",
+    ("Why was I charged a fee for using my card abroad?", "Arr, matey"),
+    (
+        "A baker has 12 trays with 8 rolls each and sells 30 rolls. How many rolls are left?",
+        "12*8 = <<12*8=96>>96\n",
+    ),
+    ("What should I cook tonight?", "Arr, matey! A cup o' warm soup an' a piece o' bread"),
+    ("What is the capital of France?", "france"),
 )
 TOKENS = 12
 MARGIN = 0.5  # of the logits, between the best token and the next
@@ -51,33 +57,36 @@ Tokens = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """Kept tokens of every question, by digest; which file has which digest."""
+    """Kept tokens of every prompt, by digest; which file has which digest."""
 
     dtype: str
-    questions: tuple[str, ...]
+    prompts: tuple[Tokens, ...]
     digests: dict[str, str] = field(default_factory=dict)  # by stem of the file
     kept: dict[str, tuple[Tokens, ...]] = field(default_factory=dict)  # by digest
 
     def save(self, path: Path) -> None:
         """Replace the file at once."""
         temporary = path.with_suffix(".tmp")
-        content = {name: getattr(self, name) for name in ("dtype", "questions", "digests", "kept")}
+        content = {name: getattr(self, name) for name in ("dtype", "prompts", "digests", "kept")}
         temporary.write_text(json.dumps(content))
         os.replace(temporary, path)
 
     @classmethod
-    def load(cls, path: Path, dtype: str, questions: tuple[str, ...]) -> "Known":
-        """What was found so far; nothing, when it was found for something else."""
-        if path.exists():
-            content = json.loads(path.read_text())
-            if (content["dtype"], tuple(content["questions"])) == (dtype, questions):
-                kept = {d: tuple(map(tuple, found)) for d, found in content["kept"].items()}
-                return cls(dtype, questions, content["digests"], kept)
-        return cls(dtype, questions)
+    def load(cls, path: Path) -> "Known":
+        """What was found so far; nothing without the file."""
+        if not path.exists():
+            return cls("", ())
+        content = json.loads(path.read_text())
+        kept = {digest: _nested(found) for digest, found in content["kept"].items()}
+        return cls(content["dtype"], _nested(content["prompts"]), content["digests"], kept)
 
     def of(self, stems: Iterable[str]) -> dict[str, tuple[Tokens, ...]]:
         """Kept tokens by stem."""
         return {stem: self.kept[self.digests[stem]] for stem in stems}
+
+
+def _nested(lists: Iterable[Iterable[int]]) -> tuple[Tokens, ...]:
+    return tuple(tuple(tokens) for tokens in lists)
 
 
 def differ(a: Tokens, b: Tokens) -> bool:
@@ -112,28 +121,42 @@ def distinct_share(answers: Mapping[str, tuple[Tokens, ...]]) -> tuple[float, fl
     return pairs / max(1, count), found / max(1, requests)
 
 
-def chat(model: str, question: str, **more: Any) -> dict[str, Any]:
-    """The body of a greedy chat request that shows its token ids."""
-    messages = [{"role": "user", "content": question}]
-    body = {"model": model, "messages": messages, "max_tokens": TOKENS, "temperature": 0}
+async def prompts_of(
+    http: httpx.AsyncClient, model: str, questions: Sequence[tuple[str, str]]
+) -> tuple[Tokens, ...]:
+    """Token ids of each question through the chat template, with the beginning of the answer."""
+
+    async def tokens(**what: Any) -> list[int]:
+        told = await http.post("/tokenize", json={"model": model, **what})
+        told.raise_for_status()
+        return list(told.json()["tokens"])
+
+    found = []
+    for question, opening in questions:
+        asked = await tokens(messages=[{"role": "user", "content": question}])
+        begun = await tokens(prompt=opening, add_special_tokens=False)
+        found.append(tuple(asked + begun))
+    return tuple(found)
+
+
+def completion(model: str, prompt: Tokens, **more: Any) -> dict[str, Any]:
+    """The body of a greedy request that shows its token ids."""
+    body = {"model": model, "prompt": prompt, "max_tokens": TOKENS, "temperature": 0}
     return {**body, "return_token_ids": True, **more}
 
 
-async def propose(http: httpx.AsyncClient, model: str, question: str) -> tuple[Tokens, Tokens]:
-    """(prompt, greedy answer) in token ids; other requests may run beside it."""
-    body = chat(model, question)
-    told = await http.post("/tokenize", json={"model": model, "messages": body["messages"]})
-    answer = await http.post("/v1/chat/completions", json=body)
-    told.raise_for_status()
+async def propose(http: httpx.AsyncClient, model: str, prompt: Tokens) -> Tokens:
+    """The greedy answer; other requests may run beside it."""
+    answer = await http.post("/v1/completions", json=completion(model, prompt))
     answer.raise_for_status()
-    return tuple(told.json()["tokens"]), tuple(answer.json()["choices"][0]["token_ids"])
+    return tuple(answer.json()["choices"][0]["token_ids"])
 
 
 async def verify(http: httpx.AsyncClient, model: str, prompt: Tokens, answer: Tokens) -> Tokens:
     """The beginning of an answer that holds when this is the only request."""
-    body = {"model": model, "prompt": [*prompt, *answer], "max_tokens": 0, "temperature": 0}
-    shown = {"echo": True, "logprobs": 2, "return_tokens_as_token_ids": True}
-    response = await http.post("/v1/completions", json={**body, **shown})
+    shown = {"max_tokens": 0, "echo": True, "logprobs": 2, "return_tokens_as_token_ids": True}
+    body = completion(model, (*prompt, *answer), **shown)
+    response = await http.post("/v1/completions", json=body)
     response.raise_for_status()
     alternatives = response.json()["choices"][0]["logprobs"]["top_logprobs"][len(prompt) :]
     return sure_tokens(answer, alternatives)
@@ -154,44 +177,73 @@ def sure_tokens(answer: Tokens, alternatives: Sequence[Mapping[str, float]]) -> 
 
 
 async def ask(
-    http: httpx.AsyncClient, models: Sequence[str], questions: Sequence[str]
+    http: httpx.AsyncClient, models: Sequence[str], prompts: Sequence[Tokens]
 ) -> list[tuple[Tokens, ...]]:
-    """The kept answers of several variants to all questions."""
-    work = [(model, question) for model in models for question in questions]
+    """The kept answers of several variants to all prompts."""
+    work = [(model, prompt) for model in models for prompt in prompts]
     proposed = await asyncio.gather(*(propose(http, *item) for item in work))
-    kept = [
-        await verify(http, model, *found) for (model, _), found in zip(work, proposed, strict=True)
-    ]
-    step = len(questions)
+    kept = [await verify(http, *item, found) for item, found in zip(work, proposed, strict=True)]
+    step = len(prompts)
     return [tuple(kept[start : start + step]) for start in range(0, len(kept), step)]
 
 
-async def collect(url: str, files: Sequence[Path], known: Known, path: Path) -> None:
-    """Ask for what `known` lacks, saving as it goes. The server serves exactly these files."""
-    known.digests.update({file.stem: read_header(file).digest for file in files})
-    missing = [file.stem for file in files if known.digests[file.stem] not in known.kept]
+async def collect(
+    url: str,
+    files: Sequence[Path],
+    path: Path,
+    dtype: str,
+    questions: Sequence[tuple[str, str]] = QUESTIONS,
+) -> Known:
+    """All known answers; asks for what the JSON at `path` lacks, saving as it goes. The server
+    serves exactly these files, under their stems."""
     async with httpx.AsyncClient(base_url=url, timeout=600.0) as http:
+        prompts = await prompts_of(http, files[0].stem, questions)
+        known = Known.load(path)
+        if (known.dtype, known.prompts) != (dtype, prompts):
+            known = Known(dtype, prompts)
+        digests = {file.stem: read_header(file).digest for file in files}
+        missing = [stem for stem in digests if digests[stem] not in known.kept]
         for start in range(0, len(missing), AT_ONCE):
             models = missing[start : start + AT_ONCE]
-            for model, kept in zip(models, await ask(http, models, known.questions), strict=True):
-                known.kept[known.digests[model]] = kept
+            for model, kept in zip(models, await ask(http, models, prompts), strict=True):
+                known.kept[digests[model]] = kept
                 print(f"{model}: {[len(tokens) for tokens in kept]} tokens kept", flush=True)
             known.save(path)
+    known.digests.update(digests)
+    known.save(path)
+    return known
+
+
+@torch.inference_mode()
+def greedy(checkpoint: Path, prompts: Sequence[Tokens]) -> list[Tokens]:
+    """What plain transformers generates in float32, one prompt at a time."""
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    found = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        result = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=TOKENS,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        found.append(tuple(result[0, len(prompt) :].tolist()))
+    return found
 
 
 def check_against_transformers(base: Path, files: Sequence[Path], known: Known) -> tuple[int, int]:
     """(known answers that plain transformers gives too, known answers), of these files."""
-    from benchmarks.oracle import decompress, truths
-
     same = total = 0
     with tempfile.TemporaryDirectory() as folder:
         for file in files:
             checkpoint = decompress(base, file, Path(folder) / file.stem)
-            found = truths(checkpoint, TOKENS, known.questions)
             kept = known.kept[known.digests[file.stem]]
-            agree = [t.greedy_ids[: len(k)] == list(k) for t, k in zip(found, kept, strict=True)]
-            print(f"{file.stem}: transformers agrees with {sum(agree)} of {len(agree)}", flush=True)
-            same, total = same + sum(agree), total + len(agree)
+            found = greedy(checkpoint, known.prompts)
+            agree = sum(f[: len(k)] == k for f, k in zip(found, kept, strict=True))
+            print(f"{file.stem}: transformers agrees with {agree} of {len(kept)}", flush=True)
+            same, total = same + agree, total + len(kept)
     return same, total
 
 
@@ -206,11 +258,9 @@ def main() -> int:
     base = resolve_base(args.base, default_cache_dir())
     files = sorted((args.folder / "variants").glob("*.safetensors"))
     path = args.folder / f"answers-{args.dtype}.json"
-    known = Known.load(path, args.dtype, QUESTIONS)
     flags = ["--dtype", args.dtype, "--max-model-len", "512"]
     with running_server(base, args.folder / "variants", args.folder / "answers.log", flags) as url:
-        asyncio.run(collect(url, files, known, path))
-    known.save(path)
+        known = asyncio.run(collect(url, files, path, args.dtype))
     pairs, request = distinct_share(known.of(file.stem for file in files))
     print(
         f"{len(files)} variants: {pairs:.1%} of the pairs have distinct known answers; one request"

@@ -5,7 +5,6 @@ nor how rounds compare.
 """
 
 import asyncio
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,21 +50,41 @@ class Round:
     cold_ttft: list[float] = field(default_factory=list)  # those that waited for a load
 
 
-async def run_round(kind: str, plan: Plan, target: Target, ledger: Ledger) -> Round:
-    """Run a plan to its end, restoration included; judge it. Books into `ledger`."""
+@dataclass(frozen=True, slots=True)
+class Played:
+    """What happened on the wire."""
+
+    outcomes: list[Outcome]
+    report: Report
+    resident: tuple[int, int]  # variants in memory when the traffic ended, and their bytes
+
+
+async def play(http: httpx.AsyncClient, plan: Plan, target: Target, ledger: Ledger) -> Played:
+    """Traffic and changes beside each other, then the restoration. Books into `ledger`."""
+    clock = running_clock()
+    churn = Churn(http, target.folder, target.known.digests, ledger, clock)
+    async with asyncio.TaskGroup() as group:
+        sending = group.create_task(
+            send_all(http, plan.arrivals, target.known.prompts, target.clients, clock)
+        )
+        group.create_task(churn.run(plan.operations))
+    held = await resident(http)
+    await churn.run(plan.restore)
+    return Played(sending.result(), churn.report, held)
+
+
+def connection(target: Target) -> httpx.AsyncClient:
+    """The HTTP client of all tasks: as many connections as they need."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=target.clients)
-    async with httpx.AsyncClient(base_url=target.url, timeout=TIMEOUT, limits=limits) as http:
-        clock = running_clock()
-        churn = Churn(http, target.folder, target.known.digests, ledger, clock)
-        async with asyncio.TaskGroup() as group:
-            sending = group.create_task(
-                send_all(http, plan.arrivals, target.known.questions, target.clients, clock)
-            )
-            group.create_task(churn.run(plan.operations))
-        held = await resident(http)
-        await churn.run(plan.restore)
+    return httpx.AsyncClient(base_url=target.url, timeout=TIMEOUT, limits=limits)
+
+
+async def run_round(kind: str, plan: Plan, target: Target, ledger: Ledger) -> Round:
+    """Run a plan to its end and judge it."""
+    async with connection(target) as http:
+        played = await play(http, plan, target, ledger)
         memory = await settled_memory(target.pid)
-    outcomes = sending.result()
+    outcomes = played.outcomes
     verdict = judge(outcomes, ledger.history, target.known.kept, len(plan.arrivals))
     return Round(
         kind=kind,
@@ -74,10 +93,10 @@ async def run_round(kind: str, plan: Plan, target: Target, ledger: Ledger) -> Ro
         compared_tokens=verdict.compared_tokens,
         wrong=verdict.wrong,
         lost=verdict.lost,
-        operations=_summary(churn.report),
+        operations=_summary(played.report),
         memory=asdict(memory),
-        resident_variants=held[0],
-        resident_bytes=held[1],
+        resident_variants=played.resident[0],
+        resident_bytes=played.resident[1],
         late=max((o.sent - o.arrival.at for o in outcomes), default=0.0),
         ttft=_hot(outcomes),
         cold_ttft=[o.ttft for o in outcomes if o.load_ms is not None and o.ttft is not None],
@@ -91,8 +110,3 @@ def _hot(outcomes: list[Outcome]) -> dict[str, float]:
 def _summary(report: Report) -> dict[str, Any]:
     seconds = {kind: max(values) for kind, values in sorted(report.seconds.items())}
     return {"done": report.done, "slowest": seconds, "surprises": report.surprises}
-
-
-def initial_ledger(digests: Mapping[str, str]) -> Ledger:
-    """Every name with its own file."""
-    return Ledger.of(digests)

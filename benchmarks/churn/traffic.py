@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import httpx
 
-from benchmarks.churn.answers import chat
+from benchmarks.churn.answers import completion
 from benchmarks.churn.plan import Arrival
 
 End = Literal["answered", "left", "not-found", "overloaded", "failed"]
@@ -51,7 +51,7 @@ class Outcome:
 async def send_all(
     http: httpx.AsyncClient,
     arrivals: Sequence[Arrival],
-    questions: Sequence[str],
+    prompts: Sequence[tuple[int, ...]],
     clients: int,
     clock: Clock,
 ) -> list[Outcome]:
@@ -65,8 +65,8 @@ async def send_all(
     async def client() -> None:
         for index, arrival in waiting:  # shared: each arrival is taken once
             await asyncio.sleep(max(0.0, arrival.at - clock()))
-            question = questions[arrival.question]
-            outcomes.append(await ask(http, index, arrival, question, clock))
+            prompt = prompts[arrival.question]
+            outcomes.append(await ask(http, index, arrival, prompt, clock))
 
     async with asyncio.TaskGroup() as group:
         for _ in range(clients):
@@ -75,14 +75,14 @@ async def send_all(
 
 
 async def ask(
-    http: httpx.AsyncClient, index: int, arrival: Arrival, question: str, clock: Clock
+    http: httpx.AsyncClient, index: int, arrival: Arrival, prompt: tuple[int, ...], clock: Clock
 ) -> Outcome:
-    """One streamed chat request, from the first byte to the end or to where the client leaves."""
+    """One streamed request, from the first byte to the end or to where the client leaves."""
     outcome = Outcome(index, arrival, clock())
     options = {"stream": True, "stream_options": {"include_usage": True}, "user": arrival.user}
-    body = chat(arrival.name, question, **options)
+    body = completion(arrival.name, prompt, **options)
     try:
-        async with http.stream("POST", "/v1/chat/completions", json=body) as response:
+        async with http.stream("POST", "/v1/completions", json=body) as response:
             outcome.accepted = clock()
             outcome.digest = digest_of(response)
             if response.status_code == 200:

@@ -26,7 +26,7 @@ import torch
 from benchmarks.variants import tsugiki
 from tsugiki import __version__
 from tsugiki.codecs import CODECS, artifact
-from tsugiki.codecs.artifact import ArtifactSpec
+from tsugiki.codecs.artifact import ArtifactSpec, BaseRef
 from tsugiki.compress.job import OpenedBase, open_base, open_full
 from tsugiki.compress.packer import Packer, Stored
 from tsugiki.compress.report import Deviation
@@ -112,13 +112,13 @@ def described(mixture: Mixture, sources: Sequence[Source]) -> str:
     return " + ".join(f"{share} * {sources[i].name}" for i, share in mixture.shares)
 
 
-def write(base: OpenedBase, out: Path, origin: str, stored: Sequence[Stored]) -> None:
-    """One variant file, whole or not at all."""
+def write(out: Path, base: OpenedBase, named: BaseRef, origin: str, stored: list[Stored]) -> None:
+    """One variant file, whole or not at all; `named`: how it names its base."""
     coded = [item.deviation for item in stored if item.packed.codec == CODEC.name]
     total = reduce(Deviation.__add__, coded, Deviation())
     spec = ArtifactSpec(
         codec=CODEC.name,
-        base=base.reference(default_cache_dir()),
+        base=named,
         created_by=f"tsugiki {__version__}",
         provenance={"fine_tune": origin},
         report={
@@ -132,7 +132,11 @@ def write(base: OpenedBase, out: Path, origin: str, stored: Sequence[Stored]) ->
 
 
 def make(
-    base: OpenedBase, directories: Sequence[Path], folder: Path, wanted: Sequence[Mixture]
+    base: OpenedBase,
+    directories: Sequence[Path],
+    folder: Path,
+    wanted: Sequence[Mixture],
+    cache_dir: Path | None = None,
 ) -> Iterator[Path]:
     """Write the mixtures that `folder` does not hold yet; yields each file when it is there."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -140,12 +144,13 @@ def make(
     if not missing:
         return
     sources = [Source(base, directory) for directory in directories]
+    named = base.reference(cache_dir)
     for start in range(0, len(missing), AT_ONCE):
         some = missing[start : start + AT_ONCE]
         packed = pack(base, sources, some)
         for mixture in some:
             out = folder / f"{mixture.name}.safetensors"
-            write(base, out, described(mixture, sources), packed[mixture.name])
+            write(out, base, named, described(mixture, sources), packed[mixture.name])
             yield out
 
 
@@ -186,7 +191,8 @@ def main() -> int:
     path = resolve_base(args.base, default_cache_dir())
     checkpoints = fine_tunes(path, args.fine_tunes, args.shipped, args.folder / "fine-tunes")
     wanted = mixtures(args.count, len(checkpoints), args.fresh_seeds)
-    for file in make(open_base(path), checkpoints, args.folder / "variants", wanted):
+    folder = args.folder / "variants"
+    for file in make(open_base(path), checkpoints, folder, wanted, default_cache_dir()):
         print(file, flush=True)
     return 0
 
