@@ -242,6 +242,19 @@ def test_metadata_without_sense_is_refused_by_name(small_file, change, message):
         read(small_file)
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("bits", True), ("alpha", 4.0), ("gain", 10**400), ("gain", "1"), ("grid", 1), ("seed", [0])],
+)
+def test_an_option_of_one_module_is_checked_although_others_like_it_were(small_file, option, value):
+    def change(metadata):
+        metadata["modules"]["b.weight"]["options"][option] = value
+
+    rewrite(small_file, change)
+    with pytest.raises(InvalidArtifact, match=rf"b\.weight.*{option}"):
+        read(small_file)
+
+
 def test_a_finite_step_that_makes_infinite_weights_is_refused(small_file):
     def change(metadata):
         metadata["options"]["zero"] = 1000

@@ -1,23 +1,19 @@
 """The variant file: write it, read it, refuse what is not one (docs/format.md).
 
-Owns: the concatenation of packed modules into tensors, the digest, the order of the checks.
+Owns: the digest, the order of the checks.
 Does not know: bases (staging.py checks that a variant fits one), registries, tiers.
-
-Parts of the same codec, name and dtype are stored as ONE tensor, the modules one behind the other
-in name order: with 210 linears a table entry for every part would cost a tenth of a small file.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
-import torch
 from torch import Tensor
 
 from tsugiki.codecs import CODECS, container
-from tsugiki.codecs.base import Codec, Packed, Part, Role
-from tsugiki.codecs.memory import Allocate, host_memory
+from tsugiki.codecs.base import Packed, Role
+from tsugiki.codecs.checks import all_finite
 from tsugiki.codecs.metadata import (
     FORMAT,
     BaseRef,
@@ -29,7 +25,9 @@ from tsugiki.codecs.metadata import (
     shared_options,
     to_json,
 )
+from tsugiki.codecs.part_table import PartTable, StoredTensors, blob_dtype, known_codec
 from tsugiki.errors import CorruptArtifact, InvalidArtifact, UserError
+from tsugiki_kernels.interface import Allocate, empty_extent
 
 __all__ = [
     "FORMAT",
@@ -80,7 +78,7 @@ def read_header(path: str | Path) -> Header:
         InvalidArtifact: an unknown format or codec, or metadata of the wrong form.
     """
     with open(path, "rb") as file:
-        return _named(path, lambda: _header(container.read_table(file)))
+        return _named(path, lambda: _opened(file).header)
 
 
 def verify(path: str | Path) -> Header:
@@ -91,10 +89,9 @@ def verify(path: str | Path) -> Header:
     """
 
     def check() -> Header:
-        table = container.read_table(file)
-        header = _header(table)
-        _check_digest(header, table, container.pieces(file, table, into=None))
-        return header
+        opened = _opened(file)
+        _check_digest(opened, container.pieces(file, opened.table, into=None))
+        return opened.header
 
     with open(path, "rb") as file:
         return _named(path, check)
@@ -111,15 +108,14 @@ def read(path: str | Path) -> Artifact:
         return read_from(file)
 
 
-def read_from(file: BinaryIO, allocate: Allocate = host_memory) -> Artifact:
+def read_from(file: BinaryIO, allocate: Allocate = empty_extent) -> Artifact:
     """As `read`, of an open file. All tensors are views of one that `allocate` gives."""
 
     def load() -> Artifact:
-        table = container.read_table(file)
-        header = _header(table)
-        content = allocate(sum(blob.nbytes for blob in table.blobs))
-        _check_digest(header, table, container.pieces(file, table, content.numpy().data))
-        return Artifact(header, _modules(header, content))
+        opened = _opened(file)
+        content = allocate(sum(blob.nbytes for blob in opened.table.blobs))
+        _check_digest(opened, container.pieces(file, opened.table, content.numpy().data))
+        return Artifact(opened.header, _modules(opened, content))
 
     return _named(file.name, load)
 
@@ -131,11 +127,10 @@ def write(path: str | Path, spec: ArtifactSpec, modules: Mapping[str, Packed]) -
         InvalidArtifact: a module or a text side that `read` would refuse.
         OSError: the disk refused; no file is left behind.
     """
-    stored = _stored(modules)
+    parts = PartTable({name: _module(packed) for name, packed in modules.items()})
+    stored = _stored(modules, parts)
     contents = {blob: [container.tensor_bytes(t) for t in stored[blob]] for blob in stored}
-    blobs = container.place(
-        {blob: (_blob_dtype(blob), sum(t.numel() for t in stored[blob])) for blob in stored}
-    )
+    blobs = _blobs(parts)
     metadata = _metadata(spec, modules)
     in_name_order = (piece for blob in sorted(contents) for piece in contents[blob])
     digest = container.digest(container.canonical_json(metadata), blobs, in_name_order)
@@ -151,8 +146,7 @@ def write(path: str | Path, spec: ArtifactSpec, modules: Mapping[str, Packed]) -
 
 def file_bytes(spec: ArtifactSpec, modules: Mapping[str, Packed]) -> int:
     """The exact size of the file that `write` would write; of the tensors, only shapes count."""
-    counts = _blob_counts({name: _module(packed) for name, packed in modules.items()})
-    blobs = container.place({blob: (_blob_dtype(blob), count) for blob, count in counts.items()})
+    blobs = _blobs(PartTable({name: _module(packed) for name, packed in modules.items()}))
     signed = {**_metadata(spec, modules), "digest": "sha256:" + "0" * 64}
     encoded, _ = container.encode_header(container.canonical_json(signed), blobs)
     return len(encoded) + sum(blob.nbytes for blob in blobs)
@@ -166,114 +160,73 @@ def _named(path: str | Path, action: Callable[[], T]) -> T:
         raise type(error)(f"{path}: {error}") from error
 
 
-def _header(table: container.Table) -> Header:
-    place = Place(table.file_bytes, table.data_start, table.padding, table.blobs)
-    header = from_json(container.parse_json(table.metadata), place)
-    _codec(header.codec)
-    counts = {b: (_blob_dtype(b), count) for b, count in _blob_counts(header.modules).items()}
-    if container.place(counts) != table.blobs:
-        found = {blob.name: blob.count for blob in table.blobs}
-        expected = {name: count for name, (_, count) in counts.items()}
-        raise InvalidArtifact(f"the tensors are {found}, but the modules need {expected}")
-    return header
+class _Opened(NamedTuple):
+    """A file whose header was read and understood."""
+
+    table: container.Table
+    metadata: Mapping[str, Any]  # as parsed
+    header: Header
+    parts: PartTable
 
 
-def _check_digest(
-    header: Header, table: container.Table, contents: Iterator[bytes | memoryview]
-) -> None:
+def _opened(file: BinaryIO) -> _Opened:
+    table = container.read_table(file)
     metadata = container.parse_json(table.metadata)
-    del metadata["digest"]
-    found = container.digest(container.canonical_json(metadata), table.blobs, contents)
-    if found != header.digest:
+    place = Place(table.file_bytes, table.data_start, table.padding, table.blobs)
+    header = from_json(metadata, place)
+    known_codec(header.codec)
+    parts = PartTable(header.modules)
+    if _blobs(parts) != table.blobs:
+        found = {blob.name: blob.count for blob in table.blobs}
+        raise InvalidArtifact(f"the tensors are {found}, but the modules need {parts.counts}")
+    return _Opened(table, metadata, header, parts)
+
+
+def _blobs(parts: PartTable) -> tuple[container.Blob, ...]:
+    return container.place({blob: (blob_dtype(blob), n) for blob, n in parts.counts.items()})
+
+
+def _check_digest(opened: _Opened, contents: Iterator[bytes | memoryview]) -> None:
+    unsigned = {key: value for key, value in opened.metadata.items() if key != "digest"}
+    found = container.digest(container.canonical_json(unsigned), opened.table.blobs, contents)
+    if found != opened.header.digest:
         raise CorruptArtifact(
-            f"the digest of the content is {found} but the header says {header.digest}: "
+            f"the digest of the content is {found} but the header says {opened.header.digest}: "
             "the file was altered or damaged; copy or upload it again"
         )
 
 
-def _codec(name: str) -> Codec:
-    if name not in CODECS:
-        raise InvalidArtifact(
-            f"codec {name!r} is not known to this server; it knows {', '.join(sorted(CODECS))}: "
-            "upgrade the server, or compress with one of these"
-        )
-    return CODECS[name]
-
-
-def _parts(module: Module) -> Mapping[str, Part]:
-    return _codec(module.codec).parts(module.shape, module.options)
-
-
-def _blob_name(codec: str, part: str, dtype: torch.dtype) -> str:
-    return f"{codec}.{part}.{container.DTYPE_NAMES[dtype].lower()}"
-
-
-def _blob_dtype(blob: str) -> str:
-    return blob.rpartition(".")[2].upper()
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    count = 1
-    for length in shape:
-        count *= length
-    return count
-
-
-def _blob_counts(modules: Mapping[str, Module]) -> dict[str, int]:
-    """Elements of every tensor of the file; parts without elements need none."""
-    counts: dict[str, int] = {}
-    for name in sorted(modules):
-        module = _checked(name, modules[name])
-        for part, (dtype, shape) in _parts(module).items():
-            blob = _blob_name(module.codec, part, dtype)
-            counts[blob] = counts.get(blob, 0) + _numel(shape)
-    return {blob: count for blob, count in counts.items() if count}
-
-
-def _checked(name: str, module: Module) -> Module:
-    """The module, after its codec accepted its options; errors name it."""
-    _named(f"module {name!r}", lambda: _parts(module))
-    return module
-
-
-def _modules(header: Header, content: Tensor) -> dict[str, Packed]:
-    flat = {
+def _modules(opened: _Opened, content: Tensor) -> dict[str, Packed]:
+    """The modules as views of the content, after every value of it was looked at."""
+    blobs = {
         blob.name: content[blob.begin : blob.begin + blob.nbytes].view(container.DTYPES[blob.dtype])
-        for blob in header.tensors
+        for blob in opened.table.blobs
     }
-    taken = dict.fromkeys(flat, 0)
+    finite = all(map(all_finite, blobs.values()))
     modules: dict[str, Packed] = {}
-    for name in sorted(header.modules):
-        module = header.modules[name]
-        tensors: dict[str, Tensor] = {}
-        for part, (dtype, shape) in _parts(module).items():
-            blob, count = _blob_name(module.codec, part, dtype), _numel(shape)
-            if count == 0:
-                tensors[part] = torch.empty(shape, dtype=dtype)
-                continue
-            start = taken[blob]
-            tensors[part] = flat[blob][start : start + count].view(shape)
-            taken[blob] = start + count
-        modules[name] = _validated(
-            name, Packed(module.codec, module.shape, module.options, tensors, name)
-        )
+    for name, places in opened.parts.places.items():
+        module = opened.header.modules[name]
+        tensors = StoredTensors(blobs, places)
+        packed = Packed(module.codec, module.shape, module.options, tensors, name)
+        if not (finite and CODECS[module.codec].sound_if_finite(module.options)):
+            _validated(name, packed)
+        modules[name] = packed
     return modules
 
 
 def _validated(name: str, packed: Packed) -> Packed:
-    _named(f"module {name!r}", lambda: _codec(packed.codec).validate(packed))
+    _named(f"module {name!r}", lambda: known_codec(packed.codec).validate(packed))
     return packed
 
 
-def _stored(modules: Mapping[str, Packed]) -> dict[str, list[Tensor]]:
+def _stored(modules: Mapping[str, Packed], parts: PartTable) -> dict[str, list[Tensor]]:
     """The tensors behind each other in every blob, modules in name order."""
     stored: dict[str, list[Tensor]] = {}
-    for name in sorted(modules):
+    for name, places in parts.places.items():
         packed = _validated(name, modules[name])
-        for part, (dtype, shape) in _parts(_module(packed)).items():
-            if _numel(shape):
-                blob = _blob_name(packed.codec, part, dtype)
-                stored.setdefault(blob, []).append(packed.tensors[part])
+        for part, place in places.items():
+            if place.numel:
+                stored.setdefault(place.blob, []).append(packed.tensors[part])
     return stored
 
 

@@ -88,7 +88,8 @@ class Codec(Protocol):
     def parts(self, shape: tuple[int, ...], options: Options) -> Mapping[str, Part]:
         """Which tensors a module of this shape and these options stores: name -> (dtype, shape).
 
-        A pure function of its arguments: a file therefore stores no shapes of parts.
+        A pure function of its arguments: a file therefore stores no shapes of parts. Of floats it
+        asks only that they are finite float32; they shape nothing.
 
         Raises:
             InvalidArtifact: an option that is missing, of the wrong type or out of range.
@@ -112,6 +113,10 @@ class Codec(Protocol):
         Raises:
             InvalidArtifact: naming the part, the value found and the value expected.
         """
+
+    def sound_if_finite(self, options: Options) -> bool:
+        """Whether `validate` can refuse nothing more, once `parts` took the options and every float
+        part is known to be finite. False costs time, never safety."""
 
     def changes(self, packed: Packed) -> bool:
         """Whether a validated module changes its parameter: False only when every entry and every

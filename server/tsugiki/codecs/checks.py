@@ -32,17 +32,19 @@ def check_parts(packed: Packed, expected: Mapping[str, Part]) -> None:
         check_finite(tensor, f"part {part!r}")
 
 
+def all_finite(tensor: Tensor) -> bool:
+    """Whether it holds neither NaN nor infinity."""
+    return not tensor.dtype.is_floating_point or bool(torch.isfinite(tensor).all())
+
+
 def check_finite(tensor: Tensor, what: str) -> None:
     """Refuse NaN and infinity.
 
     Raises:
         InvalidArtifact: with the index of the first one.
     """
-    if not tensor.dtype.is_floating_point:
-        return
-    bad = ~torch.isfinite(tensor.reshape(-1))
-    if bool(bad.any()):
-        where = int(bad.nonzero()[0])
+    if not all_finite(tensor):
+        where = int((~torch.isfinite(tensor.reshape(-1))).nonzero()[0])
         raise InvalidArtifact(
             f"{what} holds {float(tensor.reshape(-1)[where])} at index {where}: "
             "the fine-tune or the file is broken; compress again from a finite checkpoint"

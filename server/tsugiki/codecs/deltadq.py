@@ -30,7 +30,14 @@ from tsugiki.codecs.deltadq_layout import (
     unpack_codes,
 )
 from tsugiki.codecs.masks import Masks, kept_columns
-from tsugiki.codecs.options import choice, decimal, number, only
+from tsugiki.codecs.options import (
+    LARGEST_FLOAT16,
+    LARGEST_FLOAT32,
+    choice,
+    decimal,
+    number,
+    only,
+)
 from tsugiki.codecs.quantize import (
     difference,
     matching_gain,
@@ -119,6 +126,12 @@ class DeltaDQ(DeltaCodec):
         check_parts(packed, self.parts(packed.shape, packed.options))
         extremes = torch.tensor([0.0, 2.0 ** packed.options["bits"] - 1]) - packed.options["zero"]
         check_finite(_steps(packed)[:, None] * extremes, "step times code")
+
+    def sound_if_finite(self, options: Options) -> bool:
+        """See `Codec.sound_if_finite`: no product of a step and a code can overflow."""
+        zero = float(options["zero"])
+        level: float = max(abs(zero), abs((1 << int(options["bits"])) - 1 - zero), 1.0)
+        return abs(float(options["gain"])) * LARGEST_FLOAT16 * level < LARGEST_FLOAT32 / 2
 
     def effective(self, base: Tensor, packed: Packed) -> Dense:
         """See `Codec.effective`."""

@@ -93,6 +93,10 @@ class DenseCodec(DeltaCodec):
             if int(ids[0]) < 0 or int(ids[-1]) >= packed.shape[0] or bool((ids.diff() <= 0).any()):
                 raise InvalidArtifact(f"row ids are not ascending within 0..{packed.shape[0] - 1}")
 
+    def sound_if_finite(self, options: Options) -> bool:
+        """See `Codec.sound_if_finite`: row ids have an order."""
+        return bool(options["mode"] != "rows")
+
     def effective(self, base: Tensor, packed: Packed) -> Dense:
         """See `Codec.effective`; in mode rows the result may have more rows than the base."""
         mode = packed.options["mode"]

@@ -66,6 +66,10 @@ class LoRA(DeltaCodec):
         """See `Codec.validate`."""
         check_parts(packed, self.parts(packed.shape, packed.options))
 
+    def sound_if_finite(self, options: Options) -> bool:
+        """See `Codec.sound_if_finite`."""
+        return True
+
     def effective(self, base: Tensor, packed: Packed) -> Dense:
         """See `Codec.effective`."""
         a, b = packed.tensors["a"].float(), packed.tensors["b"].float()

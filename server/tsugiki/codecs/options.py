@@ -6,7 +6,6 @@ Floats. A stored number is the shortest decimal that rounds to the intended floa
 it as a float64 and rounds it to float32. So a file says 0.001 and not 0.0010000000474974513.
 """
 
-import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -15,6 +14,8 @@ import numpy as np
 from tsugiki.errors import InvalidArtifact, UserError
 
 MISSING = object()
+LARGEST_FLOAT32 = 3.4028235e38
+LARGEST_FLOAT16 = 65504.0
 
 
 def integer(
@@ -35,6 +36,11 @@ def integer(
     return value
 
 
+def is_float32(value: float) -> bool:
+    """Whether a number is finite and not beyond the largest float32."""
+    return abs(value) <= LARGEST_FLOAT32
+
+
 def number(
     options: Mapping[str, Any], key: str, error: type[UserError] = InvalidArtifact
 ) -> np.float32:
@@ -44,7 +50,7 @@ def number(
         error: naming the key and the value.
     """
     value = options.get(key, MISSING)
-    if type(value) not in (int, float) or not math.isfinite(value) or abs(value) > 3.4028235e38:
+    if type(value) not in (int, float) or not is_float32(value):
         raise error(f"option {key!r} is {_shown(value)}; expected a finite float32")
     return np.float32(value)
 

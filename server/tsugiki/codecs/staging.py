@@ -202,7 +202,9 @@ def _embedding(artifact: Artifact, target: _Target) -> EmbeddingDelta | None:
     if packed is None:
         return EmbeddingDelta(ids, full, None, None)
     codec = CODECS[packed.codec]
-    return EmbeddingDelta(ids, full, codec.prepare_lookup(packed, target.masks), codec)
+    prepared = codec.prepare_lookup(packed, target.masks)
+    kept = replace(prepared, tensors=dict(prepared.tensors))  # no longer views of a file's blobs
+    return EmbeddingDelta(ids, full, kept, codec)
 
 
 def _head_rows(

@@ -17,9 +17,9 @@ from typing import Any
 
 from tsugiki.codecs import artifact
 from tsugiki.codecs.base import ResidentVariant
-from tsugiki.codecs.memory import Allocate, host_memory
 from tsugiki.errors import CorruptArtifact, TsugikiError
 from tsugiki.variants.arena import page_rounded
+from tsugiki_kernels.interface import Allocate, empty_extent
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ _Job = tuple[str, PackedVariant | None]
 def load_files(
     path_of: Callable[[str], Path],
     stage: Callable[[artifact.Artifact], ResidentVariant],
-    allocate: Allocate = host_memory,
+    allocate: Allocate = empty_extent,
 ) -> Load:
     """The load of a server: the file of a digest (Registry.path), read, verified and staged.
 
@@ -91,7 +91,7 @@ def load_files(
 
 
 def read_packed(
-    path: Path, digest: str, allocate: Allocate = host_memory
+    path: Path, digest: str, allocate: Allocate = empty_extent
 ) -> tuple[PackedVariant, LoadTimings]:
     """The verified content of a file, which must still be the one with this digest.
 
