@@ -41,6 +41,7 @@ class ScriptedRunner:
     def __init__(self, block_size: int) -> None:
         self.raising: set[str] = set()  # digests, or ids of requests of the base
         self.not_finite: set[str] = set()
+        self.wrong: set[str] = set()  # digests whose tokens are off by one
         self.batches: list[list[str]] = []
         self.gate = threading.Event()  # closed: steps wait
         self.gate.set()
@@ -73,7 +74,8 @@ class ScriptedRunner:
         if (request.variant.digest or request.request_id) in self.not_finite:
             return ChunkResult(token_id=0, finite=False)
         known = [self._cache[self._slot(request, p)] for p in range(stop)]
-        return ChunkResult(token_id=next_token(known, request.variant.digest))
+        token = next_token(known, request.variant.digest)
+        return ChunkResult(token_id=token + (request.variant.digest in self.wrong))
 
     def _slot(self, request: Request, position: int) -> int:
         block = request.block_table[position // self._block_size]
@@ -175,7 +177,7 @@ def make_engine(tmp_path: Path, tiny_base: Path) -> Callable[..., LocalEngine]:
         variants: Sequence[str] = ("one", "two"),
     ) -> LocalEngine:
         root = tmp_path / "variants"
-        root.mkdir()
+        root.mkdir(exist_ok=True)
         for name in variants:
             (root / f"{name}.safetensors").write_text(name)
         identity = BaseIdentity("sha256:0", Layout({}, {}, {}, "embed", (1, 1), True), 1)
@@ -203,8 +205,11 @@ def make_engine(tmp_path: Path, tiny_base: Path) -> Callable[..., LocalEngine]:
 
 
 def header_of(path: Path) -> Header:
-    """A header whose digest is made of the file's text."""
+    """A header whose digest is made of the file's text, at most 32 characters: a name, and maybe
+    its probe, as in "one|10,11>12"."""
     text = path.read_text()
+    prompt, _, greedy = text.partition("|")[2].partition(">")
+    ids = {"prompt_ids": prompt, "greedy_ids": greedy}
     return Header(
         codec="deltadq",
         role="delta",
@@ -212,7 +217,7 @@ def header_of(path: Path) -> Header:
         base=BaseRef("base", "LlamaForCausalLM", "sha256:0"),
         modules={},
         text=None,
-        probe=None,
+        probe={k: [int(i) for i in v.split(",")] for k, v in ids.items()} if greedy else None,
         created_by="test",
         provenance={},
         report={},

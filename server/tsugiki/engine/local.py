@@ -6,11 +6,8 @@ loop. Does not know batches (core.py), tensors (model_runner.py) or HTTP.
 
 import asyncio
 import logging
-import random
-import time
 from collections.abc import AsyncGenerator
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -27,12 +24,12 @@ from tsugiki.engine.client import (
 )
 from tsugiki.engine.core import EngineCore, StepEvent
 from tsugiki.engine.open_requests import OpenRequests
-from tsugiki.engine.request import FinishReason, Request, SamplingParams, VariantRef
+from tsugiki.engine.request import FinishReason, SamplingParams, VariantRef
 from tsugiki.engine.stream import EventStream, OpenRequest
 from tsugiki.engine.thread import EngineThread
 from tsugiki.engine.variant_service import VariantService
 from tsugiki.engine.variant_watch import VariantWatch
-from tsugiki.errors import EngineFailure, InvalidRequest, Unavailable
+from tsugiki.errors import EngineFailure, InvalidRequest, TsugikiError, Unavailable
 from tsugiki.text.tokenizer import TextSide
 from tsugiki.variants.loader import BackgroundLoader
 
@@ -66,13 +63,31 @@ class LocalEngine:
         self._open: OpenRequests = service.view.open_requests
         self._draining = False
         self._death: str | None = None
+        self._gate = service.gate
+        self._gate.probes.connect(self._submit_probe, self._take_out)
+        self._proving: set[asyncio.Task[None]] = set()
 
     def submit(self, spec: GenerationSpec) -> AsyncGenerator[GenerationEvent, None]:
         """See EngineClient.submit. Raises at once, not at the first event."""
-        if self._draining:
-            raise Unavailable("the server is shutting down and takes no new requests")
-        if not self.alive():
-            raise Unavailable(self._death or "the engine is not running")
+        self._check_open()
+        proven = self._gate.proven(spec.variant)
+        opened = self._admit(spec)
+        if proven:
+            self._enter(opened)
+        else:
+            task = asyncio.create_task(self._enter_proven(opened))
+            self._proving.add(task)
+            task.add_done_callback(self._proving.discard)
+        return EventStream(opened, self._abort)
+
+    def _submit_probe(self, spec: GenerationSpec) -> AsyncGenerator[GenerationEvent, None]:
+        """As `submit`, for the one who finds out whether a version may answer."""
+        opened = self._admit(spec)
+        self._enter(opened)
+        return EventStream(opened, self._abort)
+
+    def _admit(self, spec: GenerationSpec) -> OpenRequest:
+        self._check_open()
         if spec.request_id in self._open:
             raise InvalidRequest(f"request id {spec.request_id!r} is in use", param="request_id")
         text = self._view.text(spec.variant)
@@ -80,9 +95,28 @@ class LocalEngine:
         self._admission.check(spec, text.vocab_size, len(self._open))
         opened = OpenRequest(spec, text)
         self._open.add(opened)
-        request = _request(spec, text)
+        return opened
+
+    def _enter(self, opened: OpenRequest) -> None:
+        request = opened.for_engine()
         self._thread.put(lambda core: core.add(request))
-        return EventStream(opened, self._abort)
+
+    async def _enter_proven(self, opened: OpenRequest) -> None:
+        """The first request of a version that has a probe waits until that is answered."""
+        try:
+            await self._gate.prove(opened.spec.variant)
+        except TsugikiError as error:
+            if not opened.ended:
+                self._end(opened, FinishReason.ERROR, str(error))
+            return
+        if not opened.ended:
+            self._enter(opened)
+
+    def _check_open(self) -> None:
+        if self._draining:
+            raise Unavailable("the server is shutting down and takes no new requests")
+        if not self.alive():
+            raise Unavailable(self._death or "the engine is not running")
 
     def base(self) -> ModelInfo:
         """See EngineClient.base."""
@@ -250,6 +284,10 @@ class LocalEngine:
         if request is not None:
             self._end(request, FinishReason.ABORT)
 
+    def _take_out(self, digest: str, reason: str) -> None:
+        """A version failed its probe."""
+        self._thread.put(lambda core: core.variants.fail(digest, reason))
+
     def _on_end(self, reason: str) -> None:
         self._death = reason
         for request in self._open.all():
@@ -264,19 +302,3 @@ class LocalEngine:
 
 def _abort(request_id: str, core: EngineCore) -> None:
     core.abort(request_id)
-
-
-def _request(spec: GenerationSpec, text: TextSide) -> Request:
-    """The engine's side of a request: no text, a seed in any case."""
-    params = spec.params
-    if params.ignore_eos:
-        params = replace(params, stop_token_ids=params.stop_token_ids - text.eos_token_ids)
-    return Request(
-        request_id=spec.request_id,
-        variant=spec.variant,
-        prompt_token_ids=spec.prompt_token_ids,
-        params=params,
-        tenant=spec.tenant,
-        arrival=time.monotonic(),
-        seed=random.getrandbits(64) if params.seed is None else params.seed,
-    )

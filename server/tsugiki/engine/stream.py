@@ -5,13 +5,16 @@ event loop. Does not know batches, variants or the engine thread.
 """
 
 import asyncio
+import random
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
 from tsugiki.engine.client import GenerationEvent, GenerationSpec
 from tsugiki.engine.core import StepEvent
-from tsugiki.engine.request import FinishReason
+from tsugiki.engine.request import FinishReason, Request
 from tsugiki.text.detokenizer import Detokenizer
 from tsugiki.text.stop import StopMatcher
 from tsugiki.text.tokenizer import TextSide
@@ -29,6 +32,21 @@ class OpenRequest:
         self._completion_tokens = 0
         self._pending: list[GenerationEvent] = []
         self._arrival: asyncio.Future[None] | None = None
+
+    def for_engine(self) -> Request:
+        """The engine's side of it: no text, a seed in any case."""
+        spec, params = self.spec, self.spec.params
+        if params.ignore_eos:
+            params = replace(params, stop_token_ids=params.stop_token_ids - self._eos)
+        return Request(
+            request_id=spec.request_id,
+            variant=spec.variant,
+            prompt_token_ids=spec.prompt_token_ids,
+            params=params,
+            tenant=spec.tenant,
+            arrival=time.monotonic(),
+            seed=random.getrandbits(64) if params.seed is None else params.seed,
+        )
 
     def feed(self, step: StepEvent) -> bool:
         """Take what a step brought; True when a stop string ended the request before the engine."""

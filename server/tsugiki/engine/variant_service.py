@@ -8,12 +8,13 @@ engine thread. Does not know generation.
 import asyncio
 import uuid
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from tsugiki.engine.client import HistoryEntry, VariantEventKind, VariantInfo
 from tsugiki.engine.core import EngineCore
+from tsugiki.engine.probe_gate import ProbeGate
 from tsugiki.engine.request import VariantRef
 from tsugiki.engine.thread import EngineThread
 from tsugiki.engine.variant_events import VariantEvents
@@ -34,6 +35,10 @@ class VariantService:
     thread: EngineThread
     events: VariantEvents
     convert_adapter: ConvertAdapter | None = None
+    gate: ProbeGate = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.gate = ProbeGate(self.view)
 
     @property
     def registry(self) -> Registry:
@@ -56,8 +61,14 @@ class VariantService:
         self, name: str, path: Path, *, pin: bool, activate: bool, signature: str | None = None
     ) -> tuple[VariantInfo, bool]:
         """See EngineClient.put_variant. A pinned one starts loading; this does not wait for it."""
-        before = self.registry.active(name)
-        version, new = await asyncio.to_thread(self.registry.put, name, path, activate, signature)
+        before, tried = self.registry.active(name), set[str]()
+        trial = self.gate.trial(name, tried) if activate else None
+        put = partial(self.registry.put, name, path, activate, signature, trial)
+        try:
+            version, new = await asyncio.to_thread(put)
+        except BaseException:
+            await self.free(tried)
+            raise
         if new:
             self._tell(version, "uploaded", f"{version.bytes} bytes")
         if activate:
@@ -81,6 +92,7 @@ class VariantService:
 
     async def activate(self, name: str, digest: str) -> VariantInfo:
         """See EngineClient.activate_variant."""
+        await self._prove(self.registry.resolve(f"{name}@{digest}"))
         before = self.registry.active(name)
         version = await asyncio.to_thread(self.registry.activate, name, digest)
         await self._replaced(before, version, "activated")
@@ -88,6 +100,7 @@ class VariantService:
 
     async def rollback(self, name: str) -> VariantInfo:
         """See EngineClient.rollback_variant."""
+        await self._prove(await asyncio.to_thread(self.registry.rollback_target, name))
         before = self.registry.active(name)
         version = await asyncio.to_thread(self.registry.rollback, name)
         await self._replaced(before, version, "rolled_back")
@@ -95,6 +108,8 @@ class VariantService:
 
     async def canary(self, name: str, digest: str, percent: float) -> VariantInfo:
         """See EngineClient.canary_variant."""
+        if percent:
+            await self._prove(self.registry.resolve(f"{name}@{digest}"))
         version = await asyncio.to_thread(self.registry.canary, name, digest, percent)
         self._tell(version, "canary", f"{percent:g} %")
         return self.view.now(version)
@@ -125,6 +140,7 @@ class VariantService:
         """
         version = self.registry.resolve(name)
         await self._load(version)
+        await self._prove(version)
         return self.view.now(version)
 
     async def unload(self, name: str) -> tuple[VariantInfo, int]:
@@ -139,6 +155,7 @@ class VariantService:
         await self.thread.call(lambda core: core.variants.pin(version.digest, pinned))
         if pinned:
             await self._load(version)
+            await self._prove(version)
         return self.view.now(version)
 
     async def rescan(self) -> set[str]:
@@ -157,7 +174,14 @@ class VariantService:
             await self.thread.call(partial(_forget, digest))
             freed += await asyncio.to_thread(self.registry.purge, digest)
             self.view.forget(digest)
+            self.gate.probes.forget(digest)
         return freed
+
+    async def _prove(self, version: Version) -> None:
+        """Ask a version its probe before a name means it; one that failed is loaded once more."""
+        if self.gate.probes.failed(version.digest):
+            await self._load(version)
+        await self.gate.prove_again(version)
 
     async def _replaced(
         self, before: Version | None, version: Version, kind: VariantEventKind

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from tsugiki.codecs.metadata import Header
 from tsugiki.engine.client import LoadTimes, LoadTotals, ModelInfo, TierInfo, VariantInfo
 from tsugiki.engine.open_requests import OpenRequests
 from tsugiki.engine.request import VariantRef
@@ -47,6 +48,10 @@ class VariantView:
     def loads(self) -> LoadTotals:
         """All loads so far."""
         return LoadTotals(**asdict(self.residency.loads))
+
+    def introduce(self, header: Header) -> None:
+        """Know the text side of a version that has no name yet."""
+        self._texts[header.digest] = self.base_text.for_variant(header.text)
 
     def models(self) -> list[ModelInfo]:
         """See EngineClient.models."""

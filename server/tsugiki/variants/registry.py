@@ -24,6 +24,7 @@ from tsugiki.variants.records import Records
 from tsugiki.variants.scan import Scan
 from tsugiki.variants.signature import Signers
 from tsugiki.variants.store import CrashPoint, Store
+from tsugiki.variants.trial import Trial, Trials
 from tsugiki.variants.verification import Verify, verify_against
 from tsugiki.variants.version import BaseIdentity, Version, split_model
 from tsugiki.variants.watch import Change
@@ -63,6 +64,7 @@ class Registry:
         self._scan = Scan(self._records, self._intake, crash_point)
         self._lock = threading.Lock()
         self._watching = threading.Lock()
+        self._trials = Trials()
         self._scan.start()
 
     def close(self) -> None:
@@ -108,10 +110,10 @@ class Registry:
         Raises:
             ModelNotFound: no servable file of this digest.
         """
-        paths = self._records.catalog.paths
-        if digest not in paths:
+        found = self._records.catalog.paths.get(digest) or self._trials.path(digest)
+        if found is None:
             raise ModelNotFound(f"no file of digest {digest} is here any more")
-        return paths[digest]
+        return found
 
     def uploads(self) -> Path:
         """The directory for uploads in progress; files in it can be given to `put`.
@@ -121,13 +123,19 @@ class Registry:
         return self._store.uploads()
 
     def put(
-        self, name: str, path: Path, activate: bool = True, signature: str | None = None
+        self,
+        name: str,
+        path: Path,
+        activate: bool = True,
+        signature: str | None = None,
+        trial: Trial | None = None,
     ) -> tuple[Version, bool]:
         """Verify a file of the uploads directory and make it a version of `name`.
 
         The file is moved or removed. Idempotent: the same content again only activates it, and
         brings its signature (base64, see signature.py). Returns the version and whether it is new
-        to this name. Durable when it returns.
+        to this name. Durable when it returns. `trial` is called with the verified file's header
+        before anything is kept, while `path` finds the upload: what it raises refuses the upload.
 
         Raises:
             InvalidRequest: a bad or reserved name, a path that is no regular file, a signature that
@@ -140,6 +148,7 @@ class Registry:
             raise InvalidRequest(f"the upload for variant {name!r} is not a regular file")
         try:
             arrival = self._intake.upload(name, path, signature)
+            self._trials.run(arrival.file, trial)
             with self._lock:
                 is_new = self._put(name, arrival, activate)
                 return self.resolve(f"{name}@{arrival.file.digest}"), is_new
@@ -190,12 +199,17 @@ class Registry:
             Conflict: there was none before, or it can no longer be served.
         """
         with self._lock:
-            self._records.catalog.known(name)
-            alias = self._records.alias(name)
-            if alias.canary is None:
-                self._require_earlier(alias)
-            after = alias.rolled_back(self._records.now())
+            after = self._rolled_back(name)
             return self._change(after, self._find(name, str(after.active)))
+
+    def rollback_target(self, name: str) -> Version:
+        """What `rollback` would make, or leave, the active version now.
+
+        Raises:
+            ModelNotFound, Conflict: as `rollback`.
+        """
+        with self._lock:
+            return self._find(name, str(self._rolled_back(name).active))
 
     def delete_version(self, name: str, digest: str) -> Version:
         """Forget one version, and the operator's file if it holds it; returns it as it was.
@@ -301,6 +315,13 @@ class Registry:
     def _find(self, name: str, digest: str) -> Version:
         """A version, fit or failed, by a digest or 12 hex of one."""
         return self._records.catalog.find(*split_model(f"{name}@{digest}"))
+
+    def _rolled_back(self, name: str) -> Alias:
+        self._records.catalog.known(name)
+        alias = self._records.alias(name)
+        if alias.canary is None:
+            self._require_earlier(alias)
+        return alias.rolled_back(self._records.now())
 
     def _require_earlier(self, alias: Alias) -> None:
         reason: str | None = "there was none"
