@@ -38,6 +38,8 @@ ROUTES = [
     ("GET", "/v1/variants/tuned"),
     ("DELETE", "/v1/variants/tuned"),
     ("POST", "/v1/variants/tuned/load"),
+    ("GET", "/v1/variants/tuned/history"),
+    ("GET", "/v1/variants/events"),
     ("POST", "/v1/load_lora_adapter"),
     ("POST", "/v1/unload_lora_adapter"),
     ("GET", "/no/such/route"),
@@ -45,8 +47,9 @@ ROUTES = [
 MANAGEMENT = [
     ("PUT", "/v1/variants/tuned"),
     ("DELETE", "/v1/variants/tuned"),
+    ("DELETE", "/v1/variants/tuned?digest=sha256:000000000000"),
     *(("POST", f"/v1/variants/tuned/{verb}") for verb in ("load", "unload", "pin", "unpin")),
-    ("POST", "/v1/variants/tuned/rollback"),
+    *(("POST", f"/v1/variants/tuned/{verb}") for verb in ("rollback", "activate", "canary")),
     ("POST", "/v1/load_lora_adapter"),
     ("POST", "/v1/unload_lora_adapter"),
 ]
@@ -79,10 +82,10 @@ def test_health_alone_needs_no_key(make_client: MakeClient) -> None:
 
 
 def manage(client: TestClient, headers: dict[str, str]) -> list[int]:
-    body = {"lora_name": "adapter", "lora_path": "/x"}
+    body = {"lora_name": "adapter", "lora_path": "/x", "digest": "sha256:" + "0" * 12, "percent": 5}
     return [
         client.request(
-            method, path, headers=headers, json=body if "lora" in path else None
+            method, path, headers=headers, json=body if method == "POST" else None
         ).status_code
         for method, path in MANAGEMENT
     ]
@@ -121,7 +124,8 @@ def test_a_limited_key_sees_and_reaches_only_its_variants(
             assert complete(client, LIMITED, name).status_code == 404
             seen = client.get(f"/v1/models/{name}", headers=bearer(LIMITED))
             assert seen.status_code == 404
-        assert client.get("/v1/variants/adapter", headers=bearer(LIMITED)).status_code == 404
+        for path in ("/v1/variants/adapter", "/v1/variants/adapter/history"):
+            assert client.get(path, headers=bearer(LIMITED)).status_code == 404
 
 
 def test_a_foreign_variant_looks_exactly_like_one_that_does_not_exist(

@@ -3,12 +3,16 @@
 Owns: the two limits (JSON bodies, uploads). Does not know what a body means.
 """
 
+import logging
+
 from fastapi import HTTPException
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tsugiki.api.errors import error_response
 from tsugiki.errors import PayloadTooLarge
+
+logger = logging.getLogger(__name__)
 
 
 class BodyLimitMiddleware:
@@ -28,6 +32,7 @@ class BodyLimitMiddleware:
         stated = Headers(scope=scope).get("content-length", "")
         if stated.isdigit() and int(stated) > limit:
             error = PayloadTooLarge(f"a body of {stated} bytes is over the limit of {limit}")
+            logger.warning("%s %s refused: %s", scope["method"], scope["path"], error)
             await error_response(error)(scope, receive, send)
             return
         await self._app(scope, _counting(receive, limit), send)

@@ -63,10 +63,7 @@ class PartialFiles:
         if known is None:
             return 0
         if known != claim:
-            raise Conflict(
-                f"upload {upload_id!r} is of {known.total} bytes for {known.name!r}; choose "
-                "another X-Upload-Id"
-            )
+            raise Conflict(f"upload {upload_id!r} is of something else; choose another X-Upload-Id")
         return _size(self._content(upload_id))
 
     def open(self, upload_id: str, claim: Claim) -> BinaryIO:

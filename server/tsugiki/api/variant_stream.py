@@ -45,7 +45,7 @@ async def variant_events(
     """Changes of the variants that the caller may see, from now on; after `Last-Event-ID` as far as
     they are remembered. One that falls behind what is remembered is cut off and may come back."""
     after = int(last_event_id) if last_event_id else None
-    return _Watched(_written(services.engine.events(after), access))
+    return WatchedStream(_written(services.engine.events(after), access))
 
 
 async def _written(
@@ -76,7 +76,7 @@ def _wire(event: VariantEvent) -> str:
     return f"id: {event.sequence}\nevent: {event.kind}\ndata: {payload}\n\n"
 
 
-class _Watched(sse.EventStream):
+class WatchedStream(sse.EventStream):
     """An event stream that ends when its client does not take what is written."""
 
     async def stream_response(self, send: Send) -> None:
