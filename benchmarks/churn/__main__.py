@@ -1,11 +1,12 @@
 """Does a server under churn ever answer wrongly, lose a request, leak, or make others wait?
 
-A real server with memory for about 20 of 200 variants, requests from 32 client tasks (Zipf over the
-variants, an open loop at a fixed rate), beside them uploads, replacements of a name by another
-version, rollbacks, staged activations, canaries, deletions, damaged and abandoned uploads, and
-clients that leave in mid-stream. Every answer is compared token by token with what its version says
-alone; which version that is, is read from the response and must be one that the name meant at the
-time. The server and this process, which runs all clients, share the machine's cores.
+A real server with memory for about 20 of 200 variants (and for 60 packed ones beside them) gets
+requests from 32 client tasks: Zipf over the variants, an open loop at a fixed rate. Meanwhile
+variants are uploaded, replaced by another version, rolled back, staged and activated, given
+canaries, deleted and uploaded again; some uploads are damaged or abandoned, and some clients leave
+in mid-stream. Every answer is compared token by token with what its version says alone; which
+version that is, is read from the response and must be one that the name meant at the time. The
+server and this process, which runs all clients, share the machine's cores.
 
 Rounds: a warm-up, one with changes, the same arrivals without changes, the first one again. The
 rate is to leave the server idle at times: at saturation the time to the first token is that of the
@@ -23,7 +24,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ import httpx
 from benchmarks.churn.answers import Known, chosen, distinct_share
 from benchmarks.churn.compare import growth, quantile, waits
 from benchmarks.churn.ledger import Ledger
+from benchmarks.churn.memory import value_of
 from benchmarks.churn.plan import Plan, Settings, by_popularity, make_plan
 from benchmarks.churn.round import Round, Target, run_round
 from benchmarks.churn.variants import default_folder
@@ -44,6 +46,18 @@ SPARE_SHARE = 0.1  # of the files: new versions and guests
 WARM_UP_SHARE = 0.2  # of a round's length
 HEADROOM = 1.02  # of the measured size of the variants that shall fit
 MOST_GROWTH, MOST_WAIT = 1.01, 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """Bytes of variants in each tier."""
+
+    device: int
+    host: int
+
+    def flags(self) -> list[str]:
+        """For `tsugiki serve`."""
+        return ["--variant-memory", str(self.device), "--host-variant-memory", str(self.host)]
 
 
 def main() -> int:
@@ -63,9 +77,9 @@ def main() -> int:
         served.mkdir()
         for stem in settings.names:
             shutil.copy(args.folder / "variants" / f"{stem}.safetensors", served)
-        budget = args.variant_memory or memory_for(base, served, settings, args)
-        rounds = run(base, served, settings, known, budget, args)
-    return report(rounds, settings, known, budget)
+        budgets = budgets_for(base, served, settings, args)
+        rounds = run(base, served, settings, known, budgets, args)
+    return report(rounds, settings, known, budgets)
 
 
 def arguments() -> argparse.Namespace:
@@ -78,7 +92,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=3.0, help="requests a second")
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--resident", type=int, default=20, help="variants that fit in memory")
-    parser.add_argument("--variant-memory", type=int, help="bytes, instead of --resident")
+    parser.add_argument("--host-resident", type=int, default=60, help="that stay packed beside")
     parser.add_argument("--every", type=float, default=3.0, help="seconds between changes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rounds", nargs="+", default=["warm-up", "churn", "calm", "churn"])
@@ -116,14 +130,21 @@ def serve_flags(args: argparse.Namespace) -> list[str]:
     return ["--dtype", args.dtype, "--max-model-len", "512"]
 
 
-def memory_for(base: Path, served: Path, settings: Settings, args: argparse.Namespace) -> int:
-    """Bytes that the most popular variants take, measured on a server with room for all."""
+def budgets_for(base: Path, served: Path, settings: Settings, args: argparse.Namespace) -> Budgets:
+    """Bytes for so many of the most popular variants, measured on a server with room for all."""
+    names = by_popularity(settings)[: args.resident]
     with running_server(base, served, args.folder / "sizing.log", serve_flags(args)) as url:
-        for name in by_popularity(settings)[: args.resident]:
+        for name in names:
             httpx.post(f"{url}/v1/variants/{name}/load", timeout=120.0).raise_for_status()
         metrics = httpx.get(f"{url}/metrics").text
-    line = next(x for x in metrics.splitlines() if x.startswith("tsugiki_resident_variant_bytes "))
-    return int(float(line.split()[1]) * HEADROOM)
+    held = {
+        tier: value_of(metrics, f'tsugiki_variant_tier_bytes{{tier="{tier}"}}')
+        for tier in ("device", "host")
+    }
+    return Budgets(
+        device=int(HEADROOM * held["device"]),
+        host=int(HEADROOM * held["host"] * args.host_resident / len(names)),
+    )
 
 
 def run(
@@ -131,14 +152,14 @@ def run(
     served: Path,
     settings: Settings,
     known: Known,
-    budget: int,
+    budgets: Budgets,
     args: argparse.Namespace,
 ) -> list[Round]:
     """All rounds on one server; those of an earlier, cut run are not repeated."""
     path = args.folder / "rounds.json"
-    key = json.dumps([asdict(settings), budget, args.rounds, args.dtype], sort_keys=True)
+    key = json.dumps([asdict(settings), asdict(budgets), args.rounds, args.dtype], sort_keys=True)
     done = [] if args.again else load(path, key)
-    flags = [*serve_flags(args), "--variant-memory", str(budget)]
+    flags = [*serve_flags(args), *budgets.flags()]
     log = args.folder / "server.log"
     with server_process(base, served, log, flags) as (url, pid):
         target = Target(url, pid, args.folder / "variants", known, args.clients)
@@ -202,7 +223,7 @@ def row(found: Round) -> str:
     )
 
 
-def report(rounds: Sequence[Round], settings: Settings, known: Known, budget: int) -> int:
+def report(rounds: Sequence[Round], settings: Settings, known: Known, budgets: Budgets) -> int:
     """Print what the rounds say together and save it; 1 when something is not as it must be."""
     print("\n" + HEAD + "\n" + "\n".join(map(row, rounds)))
     problems = [p for r in rounds for p in (*r.wrong, *r.lost, *r.operations["surprises"])]
@@ -220,7 +241,7 @@ def report(rounds: Sequence[Round], settings: Settings, known: Known, budget: in
             "spare_versions": len(settings.spares),
             "pairs_distinct": pairs,
             "told_apart_by_one_request": request,
-            "variant_memory": budget,
+            "budgets": asdict(budgets),
             "rate": settings.rate,
             "seconds": settings.seconds,
             "memory_growth": grown,

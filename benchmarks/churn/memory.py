@@ -39,10 +39,19 @@ async def settled_memory(pid: int) -> Memory:
 
 async def resident(http: httpx.AsyncClient) -> tuple[int, int]:
     """(variants in device memory, their bytes), by the server's own metrics."""
-    wanted = ("tsugiki_resident_variants", "tsugiki_resident_variant_bytes")
-    found = {}
-    for line in (await http.get("/metrics")).text.splitlines():
-        name, _, value = line.partition(" ")
-        if name in wanted:
-            found[name] = int(float(value))
-    return found[wanted[0]], found[wanted[1]]
+    metrics = (await http.get("/metrics")).text
+    variants = value_of(metrics, "tsugiki_resident_variants")
+    return int(variants), int(value_of(metrics, "tsugiki_resident_variant_bytes"))
+
+
+def value_of(metrics: str, series: str) -> float:
+    """One series of a /metrics text, its labels included in the name.
+
+    Raises:
+        KeyError: there is none.
+    """
+    for line in metrics.splitlines():
+        name, _, value = line.rpartition(" ")
+        if name == series:
+            return float(value)
+    raise KeyError(f"/metrics has no {series}")
