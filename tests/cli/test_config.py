@@ -1,6 +1,7 @@
 """Settings: where they come from, and what is refused."""
 
 import argparse
+import base64
 import hashlib
 import shlex
 from pathlib import Path
@@ -17,8 +18,10 @@ from tsugiki.config import (
 )
 from tsugiki.errors import ConfigError
 from tsugiki.keys import ApiKey
+from tsugiki.trusted_keys import TrustedKey
 
 DIGEST = hashlib.sha256(b"secret").hexdigest()
+PUBLIC = base64.b64encode(bytes(range(32))).decode()
 NEEDED = {"base": "demo", "variants": "v"}
 
 
@@ -107,6 +110,8 @@ def test_every_field_has_a_flag() -> None:
         ({"dtype": "int3"}, "--dtype: 'int3' is not one of"),
         ({"drain_seconds": "soon"}, "not a number"),
         ({"drain_seconds": -1}, "at least 0"),
+        ({"watch_seconds": -1}, "at least 0"),
+        ({"max_partial_uploads": -1}, "at least 0"),
         ({"host": "0.0.0.0"}, "--api-key-file, or --insecure"),
     ],
 )
@@ -135,6 +140,15 @@ def test_a_bad_environment_variable_is_named() -> None:
         (f"[[key]]\nid = 'a'\nsha256 = '{DIGEST}'\n" * 2, "same id"),
         (f"[[key]]\nid = 'a'\nsha256 = '{DIGEST}'\nvariants = 'v'", "list of names"),
         ("key = 3", "list of tables"),
+        ("trusted_key = 3", "list of tables"),
+        ("[[trusted_key]]\nid = 'a'", "has id and ed25519"),
+        ("[[trusted_key]]\nid = 'a'\ned25519 = 'short'", "32 raw bytes"),
+        (f"[[trusted_key]]\nid = 'a'\ned25519 = '{PUBLIC}'\n" * 2, "same id"),
+        (
+            f"[[trusted_key]]\nid = 'a'\ned25519 = '{PUBLIC}'\n"
+            f"[[trusted_key]]\nid = 'b'\ned25519 = '{PUBLIC}'\n",
+            "same ed25519",
+        ),
     ],
 )
 def test_a_bad_file_is_refused_with_the_reason(tmp_path: Path, content: str, message: str) -> None:
@@ -158,6 +172,13 @@ def test_keys_come_from_the_key_file_and_the_settings(tmp_path: Path) -> None:
     )
     config = load_config({**NEEDED, "config": settings, "api_key_file": str(keys)}, {})
     assert config.keys == (ApiKey("a", DIGEST), ApiKey("b", other, "admin", 2, ("x",)))
+
+
+def test_trusted_keys_come_from_the_settings(tmp_path: Path) -> None:
+    settings = tmp_path / "c.toml"
+    settings.write_text(f"[[trusted_key]]\nid = 'release'\ned25519 = '{PUBLIC}'\n")
+    config = load_config({**NEEDED, "config": settings}, {})
+    assert config.trusted_keys == (TrustedKey("release", PUBLIC),)
 
 
 def test_a_key_file_without_keys_is_refused(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from tests.api.live_server import LiveServer
 from tsugiki.api.app import create_app
 from tsugiki.cli import main
 from tsugiki.config import ServeConfig
+from tsugiki.engine.client import VariantEvent
 
 
 @pytest.fixture
@@ -54,6 +55,28 @@ def test_variants_from_push_to_removal(
     assert "disk, 0 resident bytes" in variants("unload", "fresh")
     assert "1,000 bytes freed" in variants("rm", "fresh")
     assert "fresh" not in engine.versions
+
+
+def test_versions_and_what_happened_to_them(
+    url: str, engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digest = engine.versions["tuned"].digest
+    engine.happened = [VariantEvent(7, 0.0, "tuned", digest, "evicted", "to host")]
+
+    def variants(*arguments: str) -> str:
+        assert main(["variants", "--url", url, *arguments]) == 0
+        return capsys.readouterr().out
+
+    for action in ("activate", "alias"):
+        assert variants(action, "tuned", digest) == f"tuned is {digest}\n"
+    assert variants("canary", "tuned", digest, "2.5").endswith("answers 2.5 % of the users\n")
+    assert "canary 2.5 %" in variants("ls")
+    assert variants("canary", "tuned", digest, "0").endswith("answers nobody\n")
+    assert variants("history", "tuned") == f"1970-01-01T00:00:01Z  upload        {digest}\n"
+    event = variants("events", "--after", "6")
+    assert event == f"7  1970-01-01T00:00:00Z  evicted       tuned@{digest[:19]}  to host\n"
+    assert main(["variants", "--url", url, "rm", "tuned", "--digest", digest]) == 1
+    assert "is the active version" in capsys.readouterr().err
 
 
 def test_a_refusal_of_the_server_is_one_line(url: str, capsys: pytest.CaptureFixture[str]) -> None:

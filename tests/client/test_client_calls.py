@@ -12,6 +12,7 @@ import pytest
 import tsugiki_client
 from tests.api.fake_engine import BASE, FakeEngine
 from tests.api.live_server import LiveServer
+from tsugiki.engine.client import VariantEvent
 from tsugiki.errors import Overloaded, WrongBase
 from tsugiki_client import AsyncClient, Client, TsugikiClientError
 
@@ -112,6 +113,27 @@ def test_residency_operations(live: LiveServer) -> None:
     assert conflict.status == 409
     with Client(live.url) as client:
         assert client.delete("tuned") == 1000
+
+
+def test_versions_are_activated_tried_and_looked_up(live: LiveServer, engine: FakeEngine) -> None:
+    digest = engine.versions["tuned"].digest
+    assert both(live.url, lambda client: client.activate("tuned", digest)).digest == digest
+    canary = both(live.url, lambda client: client.canary("tuned", digest, 5))
+    assert canary.canary_percent == 5
+    history = both(live.url, lambda client: client.history("tuned"))
+    assert [(entry.digest, entry.action) for entry in history] == [(digest, "upload")]
+    active = failure(live.url, lambda client: client.delete("tuned", digest))
+    assert isinstance(active, tsugiki_client.Conflict)
+
+
+def test_events_are_streamed_from_where_one_left_off(live: LiveServer, engine: FakeEngine) -> None:
+    engine.happened = [
+        VariantEvent(sequence, 1.5, "tuned", "sha256:0", "ready") for sequence in (1, 2, 3)
+    ]
+    seen = both(live.url, lambda client: client.events())
+    assert [event.sequence for event in seen] == [1, 2, 3]
+    rest = both(live.url, lambda client: client.events(after=2))
+    assert rest == [tsugiki_client.VariantEvent(3, 1.5, "tuned", "sha256:0", "ready")]
 
 
 def test_errors_are_rebuilt_from_their_code(

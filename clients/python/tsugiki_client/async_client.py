@@ -4,6 +4,7 @@ Owns: the connection. Does not know paths or bodies.
 """
 
 import asyncio
+from asyncio import sleep as pause
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -127,7 +128,7 @@ class AsyncClient:
             try:
                 step = await self.send(upload.call(), content=_off_loop(upload.content()))
             except TsugikiClientError as error:
-                await asyncio.sleep(upload.failed(error))
+                await pause(upload.failed(error))
             else:
                 if (pushed := upload.took(step)) is not None:
                     return pushed

@@ -3,10 +3,10 @@
 Owns: the connection. Does not know paths or bodies.
 """
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from time import sleep as pause
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -127,7 +127,7 @@ class Client:
             try:
                 step = self.send(upload.call(), content=upload.content())
             except TsugikiClientError as error:
-                time.sleep(upload.failed(error))
+                pause(upload.failed(error))
             else:
                 if (pushed := upload.took(step)) is not None:
                     return pushed
