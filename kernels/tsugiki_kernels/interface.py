@@ -131,6 +131,19 @@ class StagedLinears:
 
 
 @dataclass(frozen=True, slots=True)
+class ColumnDraw:
+    """The kept columns of a mask, as docs/format.md 5.2 defines them."""
+
+    seed: int  # 0 .. 2^64 - 1
+    identity: int  # of the module, 0 .. 2^64 - 1
+    tiles: int
+    columns: int  # <= 65536
+    group_size: int
+    kept: int  # of every whole group
+    kept_of_rest: int  # of the columns after the last whole group, where there are any
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionBatch:
     """Where the rows of a step stand in the paged KV cache.
 
@@ -165,6 +178,10 @@ class KernelBackend(Protocol):
         Everything they need but shared columns, and `others`, is copied into one extent from
         `allocate`, so nothing else need be kept. Called once per load, off the engine thread.
         """
+
+    def draw_columns(self, draw: ColumnDraw) -> Tensor | None:
+        """uint16 [tiles, kept], ascending in a tile; None: a backend that draws no faster than
+        whoever asks. Releases the GIL."""
 
     def apply(
         self, x: Tensor, out: Tensor, staged: Sequence[Staged], spans: Sequence[Span]

@@ -20,6 +20,7 @@ from tsugiki_kernels.interface import (
     AttentionBatch,
     Bias,
     CodedBias,
+    ColumnDraw,
     Delta,
     DenseDelta,
     LowRankDelta,
@@ -184,6 +185,9 @@ class ReferenceBackend:
         extent = Extent(chain(own, others), 0, allocate)
         staged = tuple(StagedParts(tuple(_moved(p, extent) for p in parts)) for parts in linears)
         return StagedLinears(staged, tuple(map(extent.moved, others)), extent.nbytes)
+
+    def draw_columns(self, draw: ColumnDraw) -> None:
+        """See KernelBackend.draw_columns: codecs/masks.py is the reference."""
 
     def apply(
         self, x: Tensor, out: Tensor, staged: Sequence[Staged], spans: Sequence[Span]

@@ -13,6 +13,7 @@ from tsugiki.codecs import CODECS
 from tsugiki.codecs.artifact import ArtifactSpec, BaseRef, write
 from tsugiki.codecs.base import ModuleStats, Packed
 from tsugiki_kernels.errors import BackendUnavailable
+from tsugiki_kernels.interface import KernelBackend
 from tsugiki_kernels.select import backend
 
 FINGERPRINT = "sha256:" + "ab" * 32
@@ -105,6 +106,15 @@ def small_file(
     path = tmp_path / "small.safetensors"
     write(path, spec(), small_modules)
     return path
+
+
+@pytest.fixture(scope="session")
+def cpu_kernels() -> KernelBackend:
+    """The compiled backend."""
+    try:
+        return backend("cpu", "cpu")
+    except BackendUnavailable as error:
+        pytest.skip(f"the CPU kernels are not to be had here: {error}")
 
 
 @pytest.fixture(params=["reference", "cpu"])

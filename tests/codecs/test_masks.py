@@ -14,11 +14,16 @@ from tsugiki.codecs.masks import (
     MaskCache,
     MaskLease,
     SharedMask,
+    drawn,
+    drawn_by,
     kept_columns,
     philox,
     tensor_id,
     words,
 )
+from tsugiki_kernels.errors import BadArgument
+from tsugiki_kernels.interface import ColumnDraw
+from tsugiki_kernels.reference import ReferenceBackend
 
 FULL = 0xFFFFFFFF
 
@@ -88,6 +93,44 @@ def test_the_smallest_words_of_every_group_are_kept(
     assert columns_of.shape == (m.tiles, m.kept)
     assert columns_of.dtype == np.uint16
     assert [row.tolist() for row in columns_of] == [slow_columns(m, t) for t in range(m.tiles)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    columns=st.integers(1, 300),
+    alpha=st.integers(1, 40),
+    group_size=st.integers(1, 300),
+    rows=st.integers(1, 80),
+    rows_per_mask=st.integers(1, 5),
+    seed=st.integers(0, 2**64 - 1),
+)
+def test_the_compiled_generator_draws_the_same_to_the_bit(
+    cpu_kernels, columns, alpha, group_size, rows, rows_per_mask, seed
+):
+    m = mask(
+        columns=columns,
+        alpha=min(alpha, columns),
+        group_size=min(group_size, columns),
+        rows=rows,
+        rows_per_mask=rows_per_mask,
+        seed=seed,
+    )
+    assert torch.equal(drawn_by(cpu_kernels)(m), drawn(m))
+
+
+@pytest.mark.parametrize("alpha", [1, 2, 65536])
+def test_the_compiled_generator_draws_the_widest_group(cpu_kernels, alpha):
+    m = mask(columns=65536, group_size=65536, alpha=alpha, rows=3, rows_per_mask=1)
+    assert torch.equal(drawn_by(cpu_kernels)(m), drawn(m))
+
+
+def test_without_a_compiled_generator_masks_are_drawn_here():
+    assert torch.equal(MaskCache(drawn_by(ReferenceBackend())).columns(mask()), drawn(mask()))
+
+
+def test_a_draw_that_would_keep_more_than_a_group_has_is_refused(cpu_kernels):
+    with pytest.raises(BadArgument, match="kept=17"):
+        cpu_kernels.draw_columns(ColumnDraw(0, 0, 3, 52, 16, kept=17, kept_of_rest=1))
 
 
 def test_chosen_tiles_are_the_tiles_of_the_whole_mask():

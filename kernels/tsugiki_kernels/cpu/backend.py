@@ -7,6 +7,7 @@ What the kernels do not speed up goes to the reference.
 import ctypes
 from array import array
 from collections.abc import Sequence
+from dataclasses import astuple
 from itertools import chain
 from pathlib import Path
 
@@ -15,11 +16,13 @@ from torch import Tensor
 
 from tsugiki_kernels.check import ACTIVATIONS, check_spans
 from tsugiki_kernels.cpu import attention, build, staging
+from tsugiki_kernels.cpu.records import Draw
 from tsugiki_kernels.cpu.staging import DTYPES, CpuStaged
 from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.interface import (
     Allocate,
     AttentionBatch,
+    ColumnDraw,
     DenseDelta,
     LowRankDelta,
     Placed,
@@ -77,6 +80,7 @@ class CpuBackend:
         }
 
         self._bias = self._function("tsugiki_bias", _BIAS)
+        self._draw = self._function("tsugiki_draw_columns", (ctypes.c_void_p,) * 2)
 
     def _function(self, name: str, arguments: Sequence[type]) -> "ctypes._NamedFuncPointer":
         function = getattr(self._library, name)
@@ -104,6 +108,22 @@ class CpuBackend:
             BadArgument: see staging.stage_all.
         """
         return staging.stage_all(linears, others, allocate)
+
+    def draw_columns(self, draw: ColumnDraw) -> Tensor:
+        """See KernelBackend.draw_columns.
+
+        Raises:
+            BadArgument: groups from which more is to be kept than they have, or too many columns.
+        """
+        groups, rest = divmod(draw.columns, draw.group_size)
+        kept_of_rest = draw.kept_of_rest if rest else 0
+        if not (
+            0 < draw.kept <= draw.group_size and kept_of_rest <= rest and draw.columns <= 65536
+        ):
+            raise BadArgument(f"draw: expected to keep some of each group, found {draw}")
+        out = torch.empty(draw.tiles, groups * draw.kept + kept_of_rest, dtype=torch.uint16)
+        self._draw(ctypes.byref(Draw(*astuple(draw))), out.data_ptr())
+        return out
 
     def apply(
         self, x: Tensor, out: Tensor, staged: Sequence[Staged], spans: Sequence[Span]

@@ -1,4 +1,4 @@
-"""The C structs that the kernels read, mirrored: one record for each part of a linear.
+"""The C structs that the kernels read, mirrored: above all one record for each part of a linear.
 
 Owns: fields and their order, as in src/*.h and src/*.cpp. Knows nothing of where tensors lie.
 """
@@ -17,6 +17,20 @@ class Bias(ctypes.Structure):
     """src/step.h: Bias."""
 
     _fields_: ClassVar[Fields] = (("values", _PTR), ("scale", _F32), ("bits", _I32))
+
+
+class Draw(ctypes.Structure):
+    """src/masks.cpp: ColumnDraw."""
+
+    _fields_: ClassVar[Fields] = (
+        ("seed", ctypes.c_uint64),
+        ("identity", ctypes.c_uint64),
+        ("tiles", _I64),
+        ("columns", _I64),
+        ("group_size", _I64),
+        ("kept", _I64),
+        ("kept_of_rest", _I64),
+    )
 
 
 class Part(ctypes.Structure):

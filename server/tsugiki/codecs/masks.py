@@ -10,6 +10,7 @@ Dropout"); one mask for a tile of `rows_per_mask` rows, where 1 is the paper.
 
 import hashlib
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 from weakref import WeakValueDictionary
@@ -18,6 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from tsugiki_kernels.interface import ColumnDraw, KernelBackend
 
 Words = NDArray[np.uint32]
 
@@ -148,6 +151,33 @@ class SharedMask:
         return self.columns.nbytes
 
 
+Draw = Callable[[Mask], Tensor]  # uint16 [tiles, kept]
+
+
+def drawn(mask: Mask) -> Tensor:
+    """The kept columns of all tiles, drawn here."""
+    return torch.from_numpy(kept_columns(mask))
+
+
+def drawn_by(kernels: KernelBackend) -> Draw:
+    """Kept columns drawn by a backend that can, equal to the bit; else here."""
+
+    def draw(mask: Mask) -> Tensor:
+        wanted = ColumnDraw(
+            seed=mask.seed,
+            identity=tensor_id(mask.name),
+            tiles=mask.tiles,
+            columns=mask.columns,
+            group_size=mask.group_size,
+            kept=mask.kept_in(mask.group_size),
+            kept_of_rest=mask.kept_in(mask.columns % mask.group_size),
+        )
+        found = kernels.draw_columns(wanted)
+        return drawn(mask) if found is None else found
+
+    return draw
+
+
 class Masks(Protocol):
     """Where the kept columns of a mask come from."""
 
@@ -162,7 +192,8 @@ class MaskCache:
     that want the same new mask at once may both draw it, and get the one that was stored first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, draw: Draw = drawn) -> None:
+        self._draw = draw
         self._held: WeakValueDictionary[Mask, SharedMask] = WeakValueDictionary()
         self._lock = threading.Lock()
 
@@ -172,9 +203,9 @@ class MaskCache:
             found = self._held.get(mask)
         if found is not None:
             return found
-        drawn = SharedMask(torch.from_numpy(kept_columns(mask)))
+        new = SharedMask(self._draw(mask))
         with self._lock:
-            return self._held.setdefault(mask, drawn)
+            return self._held.setdefault(mask, new)
 
     def columns(self, mask: Mask) -> Tensor:
         """See `Masks.columns`."""

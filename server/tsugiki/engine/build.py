@@ -12,7 +12,7 @@ import torch
 
 from tsugiki.codecs import artifact
 from tsugiki.codecs.base import ResidentVariant
-from tsugiki.codecs.masks import MaskCache
+from tsugiki.codecs.masks import MaskCache, drawn_by
 from tsugiki.codecs.metadata import Header
 from tsugiki.codecs.staging import stage_variant
 from tsugiki.config import ServeConfig
@@ -154,10 +154,11 @@ def _verify_text_too(verify: Verify, text: HfTextSide) -> Verify:
 
 
 def _stage(base: BaseModel) -> Callable[[artifact.Artifact], ResidentVariant]:
-    """Verified content -> resident form; runs on the loader's one thread, which owns the masks."""
-    masks = MaskCache()
+    """Verified content -> resident form, on whatever thread loads."""
+    kernels = base.decoder.kernels
+    masks = MaskCache(drawn_by(kernels))
     return lambda content: stage_variant(
-        content, base.layout, base.vector, base.dtype, base.decoder.kernels, masks
+        content, base.layout, base.vector, base.dtype, kernels, masks
     )
 
 

@@ -1,4 +1,4 @@
-// The resident form of a sparse quantized delta, mirrored by staging.py.
+// The resident form of a sparse quantized delta, mirrored by records.py.
 #pragma once
 
 #include "decode.h"
