@@ -1,61 +1,100 @@
 """kill -9 between any two steps of a change: afterwards it was done wholly, or not at all."""
 
+import base64
 import contextlib
+import json
 import os
 import signal
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from tests.variants.text_files import digest_of, open_registry, upload
-from tsugiki.errors import Conflict, ModelNotFound
+from tests.variants.text_files import digest_of, open_registry, place, upload
 from tsugiki.variants.registry import Registry
 
+SAVE = ["alias written", "alias in place"]
 STEPS = {
-    "put": ["upload synced", "blob in place", "alias written", "alias in place"],
-    "rollback": ["alias written", "alias in place"],
-    "activate": ["alias written", "alias in place"],
-    "delete": ["alias written", "alias in place", "file taken away", "record removed"],
-    "start": ["file taken away", "record removed"],
+    "put": ["upload synced", "blob in place", *SAVE],
+    "put signed": ["upload synced", "blob in place", *SAVE],
+    "rollback": SAVE,
+    "activate": SAVE,
+    "canary": SAVE,
+    "end of a canary": SAVE,
+    "delete": [*SAVE, "file taken away", "record removed"],
+    "delete version": SAVE,
+    "delete placed version": [*SAVE, "file taken away"],
+    "file added": ["upload synced", "blob in place", *SAVE],
+    "file replaced": ["upload synced", "blob in place", *SAVE],
+    "file removed": SAVE,
 }
 CHANGES: dict[str, Callable[[Registry], object]] = {
     "put": lambda registry: registry.put("bank", upload(registry, "two")),
+    "put signed": lambda registry: registry.put("bank", upload(registry, "one"), True, SIGNATURE),
     "rollback": lambda registry: registry.rollback("bank"),
     "activate": lambda registry: registry.activate("bank", digest_of("quiet")),
+    "canary": lambda registry: registry.canary("bank", digest_of("quiet"), 40),
+    "end of a canary": lambda registry: registry.rollback("neighbour"),
     "delete": lambda registry: registry.delete("bank"),
+    "delete version": lambda registry: registry.delete_version("bank", digest_of("quiet")),
+    "delete placed version": lambda registry: registry.delete_version("bank", digest_of("zero")),
+    "file added": lambda registry: placed(registry, "new", "new"),
+    "file replaced": lambda registry: placed(registry, "bank", "other"),
+    "file removed": lambda registry: unplaced(registry, "bank"),
 }
+ACTS_OF_THE_OPERATOR = [change for change in CHANGES if change.startswith("file")]
+AT_START = {"delete": ["file taken away", "record removed"], "file added": STEPS["file added"]}
+SIGNATURE = base64.b64encode(b"s" * 64).decode()
 
 
-def meaning(registry: Registry) -> dict[str, tuple[str | None, frozenset[str]]]:
-    """Every name with its active digest and all its digests; nothing in it may have failed."""
+def placed(registry: Registry, name: str, text: str) -> None:
+    """A file of the operator, and the two looks that take it in."""
+    place(registry.root, name, text)
+    registry.rescan()
+    registry.rescan()
+
+
+def unplaced(registry: Registry, name: str) -> None:
+    """A file of the operator removed, and the two looks that notice."""
+    (registry.root / f"{name}.safetensors").unlink(missing_ok=True)
+    registry.rescan()
+    registry.rescan()
+
+
+Meaning = dict[str, tuple[str | None, frozenset[str], dict[str, float], frozenset[str]]]
+
+
+def meaning(registry: Registry) -> Meaning:
+    """Every name with its active digest, all its digests, its canary and the history's actions;
+    nothing in it may have failed."""
     assert [v for v in registry.versions() if v.error] == []
     names = {v.name for v in registry.versions()}
     return {
         name: (
             active.digest if (active := registry.active(name)) else None,
             frozenset(v.digest for v in registry.versions() if v.name == name),
+            {v.digest: v.canary_percent for v in registry.versions() if v.name == name},
+            frozenset(f"{entry.action} {entry.digest}" for entry in registry.history(name)),
         )
         for name in names
     }
 
 
 def prepare(root: Path) -> Registry:
-    """A name with an operator's file and two uploads, and a neighbour that shares one of them."""
-    (root / "bank.safetensors").write_text("good zero")
+    """A name with an operator's file and two uploads, and a neighbour that shares one of them and
+    has a canary."""
+    place(root, "bank", "zero")
     registry = open_registry(root)
     registry.put("bank", upload(registry, "quiet"), activate=False)
     registry.put("bank", upload(registry, "one"))
     registry.put("neighbour", upload(registry, "one"))
+    registry.put("neighbour", upload(registry, "next"), activate=False)
+    registry.canary("neighbour", digest_of("next"), 30)
     return registry
 
 
 def killed_at(root: Path, step: str, change: Callable[[Registry], object]) -> None:
-    """Run `change` in a child process that is killed at `step`."""
+    """Run `change` in a child process that is killed at `step`, this start included."""
 
     def crash(done: str) -> None:
         if done == step:
@@ -85,15 +124,34 @@ def test_a_change_that_is_killed_was_done_wholly_or_not_at_all(
     undisturbed = prepare(other)
     CHANGES[change](undisturbed)
     assert after in (before, meaning(undisturbed))
+    if change in ACTS_OF_THE_OPERATOR:
+        assert after == meaning(undisturbed), "the file says what is meant"
     assert meaning(open_registry(root)) == after
     for version in open_registry(root).versions():
         assert version.path.read_text().startswith("good ")
     assert list((root / ".tsugiki/uploads").iterdir()) == []
     assert list(root.rglob("*.tmp")) == []
+    kept = {path.stem for path in (root / ".tsugiki/blobs").iterdir()}
+    assert kept == {v.digest.removeprefix("sha256:") for v in open_registry(root).versions()}
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-@pytest.mark.parametrize("step", STEPS["start"])
+def test_a_signature_is_stored_wholly_or_not_at_all(root: Path) -> None:
+    for step in STEPS["put signed"]:
+        prepare(root)
+        killed_at(root, step, CHANGES["put signed"])
+        signatures = [v.get("signature") for v in record(root, "bank")["versions"]]
+        assert set(signatures) <= {None, SIGNATURE}
+        assert (SIGNATURE in signatures) == (step == "alias in place")
+        open_registry(root).delete("bank")
+
+
+def record(root: Path, name: str) -> dict:  # type: ignore[type-arg]
+    return dict(json.loads((root / f".tsugiki/aliases/{name}.json").read_text()))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("step", AT_START["delete"])
 def test_a_start_that_is_killed_while_it_tidies_up_is_finished_by_the_next(
     root: Path, step: str
 ) -> None:
@@ -105,114 +163,21 @@ def test_a_start_that_is_killed_while_it_tidies_up_is_finished_by_the_next(
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_file_placed_after_a_killed_deletion_is_not_deleted(root: Path) -> None:
+@pytest.mark.parametrize("step", AT_START["file added"])
+def test_a_start_that_is_killed_while_it_takes_a_file_in_is_finished_by_the_next(
+    root: Path, step: str
+) -> None:
     prepare(root)
-    killed_at(root, "alias in place", CHANGES["delete"])
-    (root / "bank.safetensors").write_text("good new")
+    place(root, "new", "new")
+    killed_at(root, step, lambda registry: None)
+    assert open_registry(root).resolve("new").digest == digest_of("new")
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("change", ["delete", "delete placed version"])
+def test_a_file_placed_after_a_killed_deletion_is_not_deleted(root: Path, change: str) -> None:
+    prepare(root)
+    killed_at(root, "alias in place", CHANGES[change])
+    place(root, "bank", "new")
     assert open_registry(root).resolve("bank").digest == digest_of("new")
     assert open_registry(root).resolve("bank").digest == digest_of("new")
-
-
-class Crash(BaseException):
-    """Stands for the end of the process; nothing catches it."""
-
-
-NAMES = st.sampled_from(["a", "b"])
-TEXTS = st.sampled_from(["one", "two", "three"])
-Model = dict[str, tuple[list[str], set[str]]]  # name -> (activations, digests)
-
-
-class RegistryMachine(RuleBasedStateMachine):
-    """Changes in any order, each perhaps cut off at any step, with restarts between them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.directory = tempfile.TemporaryDirectory()
-        self.root = Path(self.directory.name)
-        self.crash_after: int | None = None
-        self.model: Model = {}
-        self.start()
-
-    def teardown(self) -> None:
-        self.directory.cleanup()
-
-    def start(self) -> None:
-        self.crash_after = None
-        self.registry = open_registry(self.root, crash_point=self.step)
-
-    def step(self, name: str) -> None:
-        if self.crash_after is not None:
-            self.crash_after -= 1
-            if self.crash_after < 0:
-                raise Crash(name)
-
-    def change(self, crash_after: int | None, act: Callable[[], object], after: Model) -> None:
-        """Apply a change; when it crashes, a restart must find the model before or after it."""
-        self.crash_after = crash_after
-        try:
-            act()
-            self.model = after
-        except Crash:
-            self.start()
-            if self.seen() == self.shown(after):
-                self.model = after
-        self.crash_after = None
-
-    def copy(self) -> Model:
-        return {name: (list(stack), set(digests)) for name, (stack, digests) in self.model.items()}
-
-    def shown(self, model: Model) -> dict[str, tuple[str | None, frozenset[str]]]:
-        return {n: (s[-1] if s else None, frozenset(d)) for n, (s, d) in model.items()}
-
-    def seen(self) -> dict[str, tuple[str | None, frozenset[str]]]:
-        return meaning(self.registry)
-
-    @rule(name=NAMES, text=TEXTS, activate=st.booleans(), crash=st.none() | st.integers(0, 4))
-    def put(self, name: str, text: str, activate: bool, crash: int | None) -> None:
-        after = self.copy()
-        stack, digests = after.setdefault(name, ([], set()))
-        digests.add(digest_of(text))
-        if activate and stack[-1:] != [digest_of(text)]:
-            stack.append(digest_of(text))
-        path = upload(self.registry, text)
-        self.change(crash, lambda: self.registry.put(name, path, activate), after)
-
-    @rule(name=NAMES, crash=st.none() | st.integers(0, 2))
-    def rollback(self, name: str, crash: int | None) -> None:
-        after = self.copy()
-        if name not in after:
-            with pytest.raises(ModelNotFound):
-                self.registry.rollback(name)
-        elif len(after[name][0]) < 2:
-            with pytest.raises(Conflict):
-                self.registry.rollback(name)
-        else:
-            after[name][0].pop()
-            self.change(crash, lambda: self.registry.rollback(name), after)
-
-    @rule(name=NAMES, crash=st.none() | st.integers(0, 4))
-    def delete(self, name: str, crash: int | None) -> None:
-        after = self.copy()
-        if after.pop(name, None) is None:
-            with pytest.raises(ModelNotFound):
-                self.registry.delete(name)
-        else:
-            self.change(crash, lambda: self.registry.delete(name), after)
-
-    @rule(text=TEXTS)
-    def purge(self, text: str) -> None:
-        self.registry.purge(digest_of(text))
-
-    @rule()
-    def restart(self) -> None:
-        self.start()
-
-    @invariant()
-    def every_name_means_what_was_acknowledged(self) -> None:
-        assert self.seen() == self.shown(self.model)
-        for version in self.registry.versions():
-            assert digest_of(version.path.read_text().removeprefix("good ")) == version.digest
-
-
-RegistryMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
-test_the_registry_keeps_its_word_in_any_order = RegistryMachine.TestCase

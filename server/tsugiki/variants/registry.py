@@ -54,6 +54,7 @@ class Registry:
         Raises:
             ConfigError: `exclusive`, and another server has the directory.
         """
+        self.root = root
         signers = Signers(trusted_keys)
         self._store = Store(root, crash_point)
         self._directory = self._store.lock() if exclusive else None
