@@ -64,7 +64,6 @@ class Intake:
             self._require_signature(header.digest, signature)
         except InvalidArtifact as error:
             reason = without_path(error, path)
-            logger.warning("upload for variant %r refused: %s", name, reason)
             raise type(error)(f"the file for variant {name!r} is refused: {reason}") from error
         self._store.sync(path)
         return Arrival(passed(path, header, int(time.time())), signature)
