@@ -3,12 +3,13 @@
 Owns: the order of construction. With sizing.py the only place of the engine that knows ServeConfig.
 """
 
-from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 
 import torch
+from torch import Tensor
 
 from tsugiki.codecs import artifact
 from tsugiki.codecs.base import ResidentVariant
@@ -34,8 +35,9 @@ from tsugiki.model.demo_base import resolve_base
 from tsugiki.model.kv_cache import allocate_kv_cache
 from tsugiki.model.loader import BaseModel, load_base
 from tsugiki.text.huggingface import HfTextSide, load_text_side
-from tsugiki.variants.arena import Arena
-from tsugiki.variants.loader import BackgroundLoader, load_files
+from tsugiki.variants.arena import Arena, page_rounded
+from tsugiki.variants.loader import BackgroundLoader, Load, load_files
+from tsugiki.variants.pace import Pace
 from tsugiki.variants.registry import Registry
 from tsugiki.variants.residency import Residency
 from tsugiki.variants.verification import Verify, verify_against
@@ -62,7 +64,8 @@ def create_engine(
     registry = _registry(config, base, text, base_info.id)
     events = VariantEvents(partial(names_of, registry))
     commands: Commands = SimpleQueue()
-    load = load_files(registry.path, _stage(base), Arena().allocate)
+    scheduler = _scheduler(config, sizes)
+    load = _load(base, registry, Pace(busy=lambda: bool(scheduler.running)))
     loader = BackgroundLoader(load, on_finished=lambda: commands.put(wake))
     residency = Residency(
         loader,
@@ -70,7 +73,7 @@ def create_engine(
         host_bytes=config.host_variant_memory,
         on_transition=events.transition,
     )
-    core = EngineCore(_scheduler(config, sizes), _runner(base, sizes), residency)
+    core = EngineCore(scheduler, _runner(base, sizes), residency)
     thread = EngineThread(core, commands)
     view = VariantView(base_info, text, registry, residency, OpenRequests())
     service = VariantService(view, thread, events, convert_adapter)
@@ -153,13 +156,31 @@ def _verify_text_too(verify: Verify, text: HfTextSide) -> Verify:
     return check
 
 
-def _stage(base: BaseModel) -> Callable[[artifact.Artifact], ResidentVariant]:
-    """Verified content -> resident form, on whatever thread loads."""
-    kernels = base.decoder.kernels
-    masks = MaskCache(drawn_by(kernels))
-    return lambda content: stage_variant(
-        content, base.layout, base.vector, base.dtype, kernels, masks
-    )
+def _load(base: BaseModel, registry: Registry, pace: Pace) -> Load:
+    """File -> verified content -> resident form, each in an extent of its own.
+
+    One loader thread runs it: a second one would only compete for the interpreter.
+    """
+    arena, masks = Arena(), MaskCache(drawn_by(base.decoder.kernels))
+
+    def allocate(nbytes: int) -> Tensor:
+        pace()
+        return arena.allocate(nbytes)
+
+    def stage(content: artifact.Artifact) -> ResidentVariant:
+        pace()
+        variant = stage_variant(
+            content,
+            base.layout,
+            base.vector,
+            base.dtype,
+            base.decoder.kernels,
+            masks,
+            allocate,
+        )
+        return replace(variant, nbytes=page_rounded(variant.nbytes))
+
+    return load_files(registry.path, stage, allocate)
 
 
 def _scheduler(config: ServeConfig, sizes: Sizes) -> Scheduler:
