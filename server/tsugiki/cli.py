@@ -32,6 +32,7 @@ COMMANDS = {
     "decompress": "write a variant file as an ordinary checkpoint",
     "inspect": "show what a variant file holds",
     "eval": "compare a variant with its fine-tune",
+    "repair": "train a variant file to answer like its fine-tune",
     "variants": "list, push, load and remove variants on a server",
     "chat": "talk to a model of a server",
     "kernels": "build kernels ahead of time",

@@ -74,7 +74,15 @@ def model_of(
     return model.eval()
 
 
+@torch.inference_mode()
 def answer_logits(model: Any, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
+    """See `logits_at_answers`; nothing is kept for gradients."""
+    return logits_at_answers(model, sequences, starts)
+
+
+def logits_at_answers(
+    model: Any, sequences: Sequence[Sequence[int]], starts: Sequence[int]
+) -> Tensor:
     """Logits that predict tokens start .. end of each sequence: float32 [sum of lengths, vocab].
 
     Only those positions reach the output projection, which for a small model is most of the work.
@@ -87,7 +95,6 @@ def answer_logits(model: Any, sequences: Sequence[Sequence[int]], starts: Sequen
         ids[row, : len(sequence)] = torch.tensor(sequence)
         mask[row, : len(sequence)] = 1
         wanted[row, start - 1 : len(sequence) - 1] = True
-    with torch.inference_mode():
-        hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
-        logits: Tensor = model.get_output_embeddings()(hidden.last_hidden_state[wanted])
+    hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+    logits: Tensor = model.get_output_embeddings()(hidden.last_hidden_state[wanted])
     return logits.float()

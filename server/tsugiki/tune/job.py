@@ -1,0 +1,79 @@
+"""`repair` from files to a file: opens variant, teacher and data, and writes the repaired variant.
+
+Owns: what the new file says of itself. Does not know: the loop (repair.py), the model (student.py).
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from tsugiki import __version__
+from tsugiki.codecs import CODECS, artifact
+from tsugiki.codecs.artifact import ArtifactSpec
+from tsugiki.codecs.metadata import Header
+from tsugiki.compress.dialogues import read_dialogues
+from tsugiki.compress.hf_model import load_fine_tune
+from tsugiki.compress.progress import Progress
+from tsugiki.compress.reconstruct import open_variant
+from tsugiki.compress.tokenizer_check import has_tokenizer, load_tokenizer
+from tsugiki.tune.repair import Repaired, RepairPlan, repair
+from tsugiki.tune.student import make_student
+
+# measured on the compressed change as it was, which is no longer what the file holds
+STALE = ("relative_error", "gain")
+
+
+@dataclass(frozen=True, slots=True)
+class RepairJob:
+    """One call of `tsugiki repair`."""
+
+    file: Path
+    base: str
+    teacher: Path  # the uncompressed fine-tune
+    data: Path
+    out: Path
+    cache_dir: Path
+    dtype: torch.dtype = torch.bfloat16
+    max_tokens: int = 512  # of one dialogue
+
+
+def run_repair(job: RepairJob, plan: RepairPlan, progress: Progress) -> tuple[Repaired, Header]:
+    """Train, and write the file whole or not at all.
+
+    Raises:
+        CorruptArtifact, InvalidArtifact, WrongBase: the variant file. InvalidRequest: the data.
+        UnsupportedModel: the teacher. Unsupported: nothing in the file can be trained in place.
+    """
+    progress.stage("loading the variant and its fine-tune")
+    found = artifact.read(job.file)
+    variant = open_variant(job.file, job.base, job.cache_dir)
+    path = variant.base.checkpoint.path
+    tokenizer = load_tokenizer(job.teacher if has_tokenizer(job.teacher) else path)
+    dialogues = list(read_dialogues(job.data, tokenizer, max_tokens=job.max_tokens))
+    student = make_student(variant, found.modules, job.dtype)
+    teacher = load_fine_tune(job.teacher, path, job.dtype)
+    result = repair(student, teacher, dialogues, plan, progress)
+    base = {name: variant.base.checkpoint.tensor(name) for name in student.norms}
+    modules = student.packed(found.modules, base)
+    return result, artifact.write(job.out, _spec(found.header, job, plan, result), modules)
+
+
+def _spec(header: Header, job: RepairJob, plan: RepairPlan, result: Repaired) -> ArtifactSpec:
+    """As the file was, without its probe, whose answer may be another now."""
+    repaired = {
+        **asdict(plan),
+        "data": job.data.name,
+        "from": header.digest,
+        "kl_before": round(result.kl_before, 6),
+        "kl_after": round(result.kl_after, 6),
+    }
+    return ArtifactSpec(
+        codec=header.codec,
+        base=header.base,
+        role=CODECS[header.codec].role,
+        text=header.text,
+        created_by=f"tsugiki {__version__}",
+        provenance={**header.provenance, "repaired": repaired},
+        report={key: value for key, value in header.report.items() if key not in STALE},
+    )

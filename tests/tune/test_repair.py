@@ -1,0 +1,209 @@
+"""A repaired variant is closer to its fine-tune, takes as many bytes, and is what was trained."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from tests.conftest import SENTENCES
+from tsugiki.codecs import artifact
+from tsugiki.commands import repair as command
+from tsugiki.compress.decompress import decompress
+from tsugiki.compress.dialogues import Dialogue
+from tsugiki.compress.hf_model import load_model, logits_at_answers
+from tsugiki.compress.job import CompressJob
+from tsugiki.compress.pipeline import compress
+from tsugiki.compress.progress import Progress
+from tsugiki.compress.reconstruct import open_variant
+from tsugiki.errors import InvalidRequest, Unsupported
+from tsugiki.tune.job import RepairJob, run_repair
+from tsugiki.tune.repair import RepairPlan, mean_kl, repair, schedule
+from tsugiki.tune.student import Student, make_student
+
+QUIET = Progress(quiet=True)
+PLAN = RepairPlan(steps=40, batch_tokens=256, seed=3)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty short dialogues."""
+    lines = [
+        {"prompt": SENTENCES[i % 5][: 8 + i], "answer": SENTENCES[(i + 1) % 5][: 10 + 2 * i]}
+        for i in range(20)
+    ]
+    path = tmp_path_factory.mktemp("data") / "train.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def variant(
+    tiny_base: Path, tiny_tuned: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A coarse variant file with a bias correction."""
+    out = tmp_path_factory.mktemp("variant") / "coarse.safetensors"
+    options = {"alpha": 4, "bits": 1, "group_size": 4}
+    compress(CompressJob("deltadq", tiny_base, tiny_tuned, out, options, calibration=data), QUIET)
+    return out
+
+
+def job(variant: Path, base: Path, tuned: Path, data: Path, out: Path) -> RepairJob:
+    return RepairJob(variant, str(base), tuned, data, out, out.parent, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def student(variant: Path, tiny_base: Path) -> Student:
+    found = artifact.read(variant)
+    opened = open_variant(variant, str(tiny_base), variant.parent)
+    return make_student(opened, found.modules, torch.float32)
+
+
+def dialogues() -> list[Dialogue]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        Dialogue(tuple(torch.randint(3, 390, (n,), generator=generator).tolist()), n // 2, True)
+        for n in (9, 14, 11, 20, 16, 12, 18, 10)
+    ]
+
+
+def logits(model: torch.nn.Module) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = model(torch.arange(3, 40)[None]).logits[0]
+    return found
+
+
+def test_the_student_starts_as_the_file_is(
+    student: Student, variant: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    decompress(
+        open_variant(variant, str(tiny_base), tmp_path), tmp_path / "out", torch.float32, QUIET
+    )
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    torch.testing.assert_close(logits(student.model), logits(plain), atol=1e-5, rtol=1e-5)
+
+
+def test_only_factors_biases_and_norms_are_trained(student: Student) -> None:
+    trained = {id(p) for _, group in student.groups() for p in group}
+    live = {id(p) for p in student.model.parameters() if p.requires_grad}
+    assert trained == live
+    assert len(student.norms) == 5
+
+
+def test_the_loss_is_the_divergence_at_the_answer_positions(
+    student: Student, tiny_tuned: Path
+) -> None:
+    teacher = load_model(tiny_tuned)
+    total = tokens = 0.0
+    for dialogue in dialogues():
+        ids = torch.tensor([dialogue.ids])
+        # the logits at position p predict token p + 1
+        rows = slice(dialogue.start - 1, len(dialogue.ids) - 1)
+        with torch.no_grad():
+            p = teacher(ids).logits[0, rows].double().log_softmax(-1)
+            q = student.model(ids).logits[0, rows].double().log_softmax(-1)
+        total += float((p.exp() * (p - q)).sum())
+        tokens += len(p)
+    found = mean_kl(student.model, teacher, dialogues())
+    assert found == pytest.approx(total / tokens, rel=1e-4)
+
+
+def test_gradients_are_those_of_a_dense_weight(variant: Path, tiny_base: Path) -> None:
+    opened = open_variant(variant, str(tiny_base), variant.parent)
+    fresh = make_student(opened, artifact.read(variant).modules, torch.float32)
+    name, linear = next(iter(fresh.linears.items()))
+    x = torch.randn(5, linear.weight.shape[1], generator=torch.Generator().manual_seed(0))
+    target = torch.randn(5, linear.weight.shape[0], generator=torch.Generator().manual_seed(1))
+    (linear(x) * target).sum().backward()
+    by_row = ((target.T.double() @ x.double()) * linear.change.double()).sum(dim=1)
+    size = linear.rows_per_factor
+    expected = torch.stack([by_row[i : i + size].sum() for i in range(0, len(by_row), size)])
+    assert linear.rho.grad is not None, name
+    torch.testing.assert_close(linear.rho.grad.double(), expected, rtol=1e-4, atol=1e-4)
+    assert linear.beta.grad is not None
+    torch.testing.assert_close(
+        linear.beta.grad.double(), (target.sum(0) * linear.unit).double(), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_a_repaired_file_is_closer_to_the_fine_tune_and_as_large(
+    variant: Path, tiny_base: Path, tiny_tuned: Path, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "repaired.safetensors"
+    result, header = run_repair(job(variant, tiny_base, tiny_tuned, data, out), PLAN, QUIET)
+    before = artifact.read_header(variant)
+    assert result.kl_after < 0.95 * result.kl_before
+    assert [(b.name, b.count) for b in header.tensors] == [
+        (b.name, b.count) for b in before.tensors
+    ]
+    assert header.provenance["repaired"]["from"] == before.digest
+    # what was trained is what was stored, up to the rounding of steps, biases and norms
+    opened = open_variant(out, str(tiny_base), tmp_path)
+    stored = make_student(opened, artifact.read(out).modules, torch.float32)
+    teacher = load_model(tiny_tuned)
+    first = open_variant(variant, str(tiny_base), tmp_path)
+    unrepaired = make_student(first, artifact.read(variant).modules, torch.float32)
+    assert mean_kl(stored.model, teacher, dialogues()) < mean_kl(
+        unrepaired.model, teacher, dialogues()
+    )
+
+
+def test_a_run_repeats_byte_for_byte(
+    variant: Path, tiny_base: Path, tiny_tuned: Path, data: Path, tmp_path: Path
+) -> None:
+    plan = RepairPlan(steps=3, batch_tokens=128)
+    files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for file in files:
+        run_repair(job(variant, tiny_base, tiny_tuned, data, file), plan, QUIET)
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_too_little_data_is_refused(student: Student, tiny_tuned: Path) -> None:
+    with pytest.raises(InvalidRequest, match="at least 8 dialogues, 3 are given"):
+        repair(student, load_model(tiny_tuned), dialogues()[:3], PLAN, QUIET)
+
+
+def test_a_codec_without_trainable_parts_is_refused_by_name(
+    tiny_base: Path, tiny_tuned: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "signs.safetensors"
+    compress(CompressJob("bitdelta", tiny_base, tiny_tuned, out), QUIET)
+    opened = open_variant(out, str(tiny_base), tmp_path)
+    with pytest.raises(Unsupported, match="codecs that can: deltadq"):
+        make_student(opened, artifact.read(out).modules, torch.float32)
+
+
+def test_the_schedule_warms_up_and_ends_at_zero() -> None:
+    assert schedule(0, 100) == pytest.approx(1 / 8)
+    assert schedule(8, 100) > 0.97
+    assert schedule(100, 100) == pytest.approx(0, abs=1e-12)
+
+
+def test_the_command_writes_the_file_and_says_what_it_brought(
+    variant: Path,
+    tiny_base: Path,
+    tiny_tuned: Path,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    out = tmp_path / "out.safetensors"
+    words = [str(variant), "--base", str(tiny_base), "--teacher", str(tiny_tuned)]
+    words += ["--data", str(data), "--out", str(out), "--steps", "2", "--dtype", "float32"]
+    assert command.run(parser.parse_args(words)) == 0
+    shown = capsys.readouterr().out
+    assert artifact.read(out).header.digest in shown
+    assert "KL to the fine-tune per answer token" in shown
+
+
+def test_padding_does_not_reach_the_logits(student: Student) -> None:
+    batch = dialogues()
+    together = logits_at_answers(student.model, [d.ids for d in batch], [d.start for d in batch])
+    alone = [logits_at_answers(student.model, [d.ids], [d.start]) for d in batch]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=1e-4)
