@@ -85,8 +85,8 @@ def serve(
         return create_engine(
             ServeConfig(
                 base=str(tiny_base),
-                variants=variants[0],
                 **{
+                    "variants": variants[0],
                     "served_model_name": "base",
                     "device": "cpu",
                     "dtype": "float32",
@@ -242,7 +242,7 @@ def test_sizes_that_cannot_be_are_refused_with_the_numbers(
 
 
 def test_the_longest_request_follows_from_model_and_memory(
-    serve: Callable[..., LocalEngine],
+    serve: Callable[..., LocalEngine], tmp_path: Path
 ) -> None:
-    assert serve().max_model_len() == 512
-    assert serve(kv_memory=8192 * 3).max_model_len() == 48
+    assert serve(variants=tmp_path / "one").max_model_len() == 512
+    assert serve(variants=tmp_path / "other", kv_memory=8192 * 3).max_model_len() == 48
