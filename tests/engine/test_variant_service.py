@@ -1,8 +1,10 @@
 """Versions of a running engine: who gets which, what is freed, what is told."""
 
 import asyncio
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -219,3 +221,31 @@ def test_the_watch_goes_on_after_a_failure(
 
     asyncio.run(scenario())
     assert caplog.text.count("cannot be watched") == 1
+
+
+def test_uploads_that_take_long_hold_up_neither_prompts_nor_a_rollback(
+    make_engine: EngineFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with running(make_engine()) as engine:
+            old = engine.resolve("one")
+            await upload(engine, "better")
+            verified = threading.Event()
+            registry, put = engine._service.registry, engine._service.registry.put
+
+            def slow_put(*arguments: Any) -> Any:
+                assert verified.wait(20)
+                return put(*arguments)
+
+            monkeypatch.setattr(registry, "put", slow_put)
+            uploads = [
+                asyncio.create_task(upload(engine, f"slow {i}", name=f"n{i}")) for i in range(40)
+            ]
+            async with asyncio.timeout(20):
+                assert (await engine.rollback_variant("one")).digest == old.digest
+                assert await asyncio.to_thread(lambda: "tokenised") == "tokenised"
+            assert not any(task.done() for task in uploads)
+            verified.set()
+            assert len({info.digest for info in await asyncio.gather(*uploads)}) == 40
+
+    asyncio.run(scenario())

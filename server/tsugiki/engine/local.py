@@ -25,6 +25,7 @@ from tsugiki.engine.client import (
 from tsugiki.engine.core import EngineCore, StepEvent
 from tsugiki.engine.open_requests import OpenRequests
 from tsugiki.engine.request import FinishReason, SamplingParams, VariantRef
+from tsugiki.engine.stats import engine_stats
 from tsugiki.engine.stream import EventStream, OpenRequest
 from tsugiki.engine.thread import EngineThread
 from tsugiki.engine.variant_service import VariantService
@@ -201,29 +202,8 @@ class LocalEngine:
         return self._service.events.after(after)
 
     def stats(self) -> EngineStats:
-        """See EngineClient.stats. Single integers are read while the engine thread runs."""
-        scheduler, counters = self._core.scheduler, self._core.counters
-        tiers = self._view.tiers()
-        device = next(tier for tier in tiers if tier.name == "device")
-        running, loading = len(scheduler.running), self._core.num_loading
-        return EngineStats(
-            waiting=max(0, len(scheduler) - running - loading),
-            running=running,
-            loading=loading,
-            kv_blocks_total=scheduler.blocks.num_blocks,
-            kv_blocks_free=scheduler.blocks.num_free,
-            steps=counters.steps,
-            preemptions=scheduler.num_preemptions,
-            last_batch_rows=counters.last_batch_rows,
-            resident_variants=device.variants,
-            resident_variant_bytes=device.bytes,
-            kernels=self._machine.kernels,
-            device=self._machine.device,
-            dtype=self._machine.dtype,
-            threads=self._machine.threads,
-            tiers=tiers,
-            loads=self._view.loads(),
-        )
+        """See EngineClient.stats."""
+        return engine_stats(self._core, self._view, self._machine)
 
     def alive(self) -> bool:
         """See EngineClient.alive."""
@@ -264,7 +244,7 @@ class LocalEngine:
         self._thread.put(None)
         await asyncio.to_thread(self._thread.join, JOIN_SECONDS)
         await asyncio.to_thread(self._loader.close)
-        await asyncio.to_thread(self._service.registry.close)
+        await asyncio.to_thread(self._service.close)
 
     def _deliver(self, events: list[StepEvent]) -> None:
         """All events of one step."""

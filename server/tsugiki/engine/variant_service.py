@@ -8,9 +8,11 @@ engine thread. Does not know generation.
 import asyncio
 import uuid
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from tsugiki.engine.client import HistoryEntry, VariantEventKind, VariantInfo
 from tsugiki.engine.core import EngineCore
@@ -24,6 +26,9 @@ from tsugiki.variants.loader import LoadOutcome
 from tsugiki.variants.registry import Registry
 from tsugiki.variants.version import Version
 
+T = TypeVar("T")
+WORKERS = 4
+UPLOADS_AT_A_TIME = 2  # that are verified; others wait with their file on disk
 ConvertAdapter = Callable[[Path, Path], None]  # PEFT directory, variant file to write
 
 
@@ -36,9 +41,15 @@ class VariantService:
     events: VariantEvents
     convert_adapter: ConvertAdapter | None = None
     gate: ProbeGate = field(init=False)
+    _workers: ThreadPoolExecutor = field(init=False)
+    _verifying: asyncio.Semaphore = field(init=False)
 
     def __post_init__(self) -> None:
         self.gate = ProbeGate(self.view)
+        # Their own: uploads that take long must not keep prompts from being tokenised, nor all of
+        # these from a rollback.
+        self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="tsugiki-variants")
+        self._verifying = asyncio.Semaphore(UPLOADS_AT_A_TIME)
 
     @property
     def registry(self) -> Registry:
@@ -65,7 +76,8 @@ class VariantService:
         trial = self.gate.trial(name, tried) if activate else None
         put = partial(self.registry.put, name, path, activate, signature, trial)
         try:
-            version, new = await asyncio.to_thread(put)
+            async with self._verifying:
+                version, new = await self._on_worker(put)
         except BaseException:
             await self.free(tried)
             raise
@@ -81,28 +93,28 @@ class VariantService:
         """See EngineClient.load_adapter."""
         if self.convert_adapter is None:
             raise Unsupported("this server cannot convert PEFT adapters; upload a variant file")
-        area = await asyncio.to_thread(self.registry.uploads)
+        area = await self._on_worker(self.registry.uploads)
         file = area / f"{uuid.uuid4().hex}.safetensors"
         try:
-            await asyncio.to_thread(self.convert_adapter, path, file)
+            await self._on_worker(self.convert_adapter, path, file)
             info, _ = await self.put(name, file, pin=False, activate=True)
         finally:
-            await asyncio.to_thread(partial(file.unlink, missing_ok=True))
+            await self._on_worker(partial(file.unlink, missing_ok=True))
         return info
 
     async def activate(self, name: str, digest: str) -> VariantInfo:
         """See EngineClient.activate_variant."""
         await self._prove(self.registry.resolve(f"{name}@{digest}"))
         before = self.registry.active(name)
-        version = await asyncio.to_thread(self.registry.activate, name, digest)
+        version = await self._on_worker(self.registry.activate, name, digest)
         await self._replaced(before, version, "activated")
         return self.view.now(version)
 
     async def rollback(self, name: str) -> VariantInfo:
         """See EngineClient.rollback_variant."""
-        await self._prove(await asyncio.to_thread(self.registry.rollback_target, name))
+        await self._prove(await self._on_worker(self.registry.rollback_target, name))
         before = self.registry.active(name)
-        version = await asyncio.to_thread(self.registry.rollback, name)
+        version = await self._on_worker(self.registry.rollback, name)
         await self._replaced(before, version, "rolled_back")
         return self.view.now(version)
 
@@ -110,25 +122,25 @@ class VariantService:
         """See EngineClient.canary_variant."""
         if percent:
             await self._prove(self.registry.resolve(f"{name}@{digest}"))
-        version = await asyncio.to_thread(self.registry.canary, name, digest, percent)
+        version = await self._on_worker(self.registry.canary, name, digest, percent)
         self._tell(version, "canary", f"{percent:g} %")
         return self.view.now(version)
 
     async def history(self, name: str) -> tuple[HistoryEntry, ...]:
         """See EngineClient.variant_history."""
-        entries = await asyncio.to_thread(self.registry.history, name)
+        entries = await self._on_worker(self.registry.history, name)
         return tuple(HistoryEntry(e.digest, e.at, e.action, e.percent) for e in entries)
 
     async def delete(self, name: str) -> int:
         """See EngineClient.delete_variant; bytes of memory and of files."""
-        deleted = await asyncio.to_thread(self.registry.delete, name)
+        deleted = await self._on_worker(self.registry.delete, name)
         for version in deleted:
             self._tell(version, "deleted")
         return await self.free(version.digest for version in deleted)
 
     async def delete_version(self, name: str, digest: str) -> int:
         """See EngineClient.delete_version."""
-        version = await asyncio.to_thread(self.registry.delete_version, name, digest)
+        version = await self._on_worker(self.registry.delete_version, name, digest)
         self._tell(version, "deleted")
         return await self.free([version.digest])
 
@@ -161,7 +173,7 @@ class VariantService:
     async def rescan(self) -> set[str]:
         """Take in what the operator did to the directory; the digests that no name has since."""
         before = self._digests()
-        for change in await asyncio.to_thread(self.registry.rescan):
+        for change in await self._on_worker(self.registry.rescan):
             kind = _FILE_KINDS[change.kind]
             self.events.publish(change.name, change.digest, kind, change.error)
         return before - self._digests()
@@ -172,10 +184,19 @@ class VariantService:
         for digest in set(digests) - self._digests() - {""}:
             freed += await self._unload(digest)
             await self.thread.call(partial(_forget, digest))
-            freed += await asyncio.to_thread(self.registry.purge, digest)
+            freed += await self._on_worker(self.registry.purge, digest)
             self.view.forget(digest)
             self.gate.probes.forget(digest)
         return freed
+
+    def close(self) -> None:
+        """Finish the changes in progress; no more come."""
+        self._workers.shutdown()
+        self.registry.close()
+
+    async def _on_worker(self, function: Callable[..., T], *arguments: object) -> T:
+        work = partial(function, *arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._workers, work)
 
     async def _prove(self, version: Version) -> None:
         """Ask a version its probe before a name means it; one that failed is loaded once more."""
