@@ -40,6 +40,7 @@ refusals = logging.getLogger("tsugiki.refusals")
 
 management = APIRouter(tags=["variants"], dependencies=[ManagementDep])
 
+OF_THE_FILE = (InvalidArtifact, ProbeFailed)
 RESERVED_NAMES = ("events",)  # GET /v1/variants/events is the stream
 
 
@@ -80,7 +81,7 @@ async def put_variant(
     With `X-Upload-Id` and `Content-Range: bytes START-END/TOTAL` the body is a part of it, and the
     answer 308 until the last part is here; `Content-Range: bytes */TOTAL` asks how far it is.
     """
-    with _counted(services.metrics):
+    with _counted(services.metrics, wish.name, record_of(request)):
         part = _part(wish)
         _refuse_name(wish.name, services)
         if wish.if_none_match == "*" and (part is None or part.start is not None):
@@ -121,14 +122,14 @@ async def _put(path: Path, wish: Wish, record: RequestRecord, services: Services
             activate=wish.activate,
             signature=wish.x_tsugiki_signature,
         )
-    except (InvalidArtifact, ProbeFailed) as error:
+    except OF_THE_FILE as error:
         refusals.warning(_refusal(error, wish.name, size, record))
         raise
     services.metrics.upload("created" if new else "unchanged")
     return info, new
 
 
-def _refusal(error: TsugikiError, name: str, size: int, record: RequestRecord) -> str:
+def _refusal(error: TsugikiError, name: str, size: int | None, record: RequestRecord) -> str:
     line = {
         "event": "upload refused",
         "id": record.id,
@@ -142,15 +143,19 @@ def _refusal(error: TsugikiError, name: str, size: int, record: RequestRecord) -
 
 
 @contextmanager
-def _counted(metrics: Metrics) -> Iterator[None]:
-    """Count how an upload that did not become a version ended, by the code of its error."""
+def _counted(metrics: Metrics, name: str, record: RequestRecord) -> Iterator[None]:
+    """Count how an upload that did not become a version ended, by the code of its error, and log
+    what `_put` has not."""
     try:
         yield
     except TsugikiError as error:
         metrics.upload(error.code)
+        if not isinstance(error, OF_THE_FILE):
+            refusals.warning(_refusal(error, name, None, record))
         raise
-    except HTTPException:  # the body limit's, see body_limit.py
+    except HTTPException as error:  # the body limit's, see body_limit.py
         metrics.upload(PayloadTooLarge.code)
+        refusals.warning(_refusal(PayloadTooLarge(error.detail), name, None, record))
         raise
     except ClientDisconnect:
         metrics.upload("interrupted")

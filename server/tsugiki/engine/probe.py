@@ -118,11 +118,13 @@ class Probes:
         self._passed.discard(digest)
         self._failed.pop(digest, None)
 
-    async def prove(self, ref: VariantRef, probe: Probe | None, *, again: bool = False) -> None:
+    async def prove(
+        self, ref: VariantRef, probe: Probe | None, *, again: bool = False, log: bool = True
+    ) -> None:
         """Return once this version has answered its probe: at once when it has none, or did before.
 
         Whoever asks while it is being asked gets the same answer. A failure is repeated without
-        asking, unless `again`.
+        asking, unless `again`; one line of the log tells of it, or, without `log`, the caller.
 
         Raises:
             ProbeFailed: naming the first position that differs, the token found and expected.
@@ -136,12 +138,12 @@ class Probes:
         if self.settled(digest, probe) or probe is None:
             return
         if digest not in self._running:
-            task = asyncio.create_task(self._ask(ref, digest, probe))
+            task = asyncio.create_task(self._ask(ref, digest, probe, log))
             self._running[digest] = task
             task.add_done_callback(_retrieve)
         await asyncio.shield(self._running[digest])
 
-    async def _ask(self, ref: VariantRef, digest: str, probe: Probe) -> None:
+    async def _ask(self, ref: VariantRef, digest: str, probe: Probe, log: bool) -> None:
         try:
             reason = await replay(self._submit, ref, probe)
         finally:
@@ -152,7 +154,8 @@ class Probes:
         told = f"variant {ref.name!r} ({digest}) fails its own probe: {reason}"
         self._failed[digest] = told
         self._take_out(digest, told)
-        logger.error("%s", told)
+        if log:
+            logger.error("%s", told)
         raise ProbeFailed(told)
 
 

@@ -59,7 +59,8 @@ class ProbeGate:
         async def ask(header: Header) -> None:
             tried.add(header.digest)
             self._view.introduce(header)
-            await self.probes.prove(VariantRef(name, header.digest), header.probe, again=True)
+            ref = VariantRef(name, header.digest)
+            await self.probes.prove(ref, header.probe, again=True, log=False)
 
         def trial(header: Header) -> None:
             if header.probe is not None and not self.probes.passed(header.digest):
