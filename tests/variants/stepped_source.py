@@ -1,12 +1,16 @@
 """A load source that moves only when a test tells it to."""
 
 from collections import Counter
+from collections.abc import Hashable, Mapping
+from typing import Any, cast
 
 from tsugiki.codecs.base import ResidentVariant
-from tsugiki.variants.loader import LoadOutcome, PackedVariant
+from tsugiki.variants.loader import LoadOutcome, LoadTimings, PackedVariant
+
+Shared = tuple[tuple[Hashable, int], ...]
 
 
-def resident(digest: str, nbytes: int) -> ResidentVariant:
+def resident(digest: str, nbytes: int, shared: Shared = ()) -> ResidentVariant:
     """A variant of which only the accounting matters."""
     return ResidentVariant(
         name=digest,
@@ -17,34 +21,43 @@ def resident(digest: str, nbytes: int) -> ResidentVariant:
         embedding=None,
         lm_head_rows=None,
         nbytes=nbytes,
+        shared=shared,
     )
 
 
 class SteppedSource:
-    """A load source that loads when told to: `sizes` gives bytes, a missing size is an error."""
+    """A load source that loads when told to: `sizes` gives bytes, a missing size is an error.
 
-    def __init__(self, sizes: dict[str, int]) -> None:
+    Packed content is as large as the variant; `shared` gives the parts that a variant shares.
+    """
+
+    def __init__(self, sizes: dict[str, int], shared: Mapping[str, Shared] | None = None) -> None:
         self.sizes = sizes
-        self.pending: list[str] = []
+        self.shared = shared or {}
+        self.pending: list[tuple[str, PackedVariant | None]] = []
         self.done: list[LoadOutcome] = []
         self.submitted: Counter[str] = Counter()
+        self.read: Counter[str] = Counter()  # submissions that found no packed content
 
     def submit(self, digest: str, packed: PackedVariant | None) -> None:
-        assert digest not in self.pending, "one load of a digest at a time"
-        self.pending.append(digest)
+        assert digest not in [known for known, _ in self.pending], "one load of a digest at a time"
+        self.pending.append((digest, packed))
         self.submitted[digest] += 1
+        self.read[digest] += packed is None
 
     def finished(self) -> list[LoadOutcome]:
         done, self.done = self.done, []
         return done
 
     def step(self, index: int = 0) -> None:
-        digest = self.pending.pop(index)
-        if digest in self.sizes:
-            variant = resident(digest, self.sizes[digest])
-            self.done.append(LoadOutcome(digest, variant, None, 5.0))
-        else:
+        digest, packed = self.pending.pop(index)
+        if digest not in self.sizes:
             self.done.append(LoadOutcome(digest, None, "no such file", 1.0))
+            return
+        variant = resident(digest, self.sizes[digest], self.shared.get(digest, ()))
+        timings = LoadTimings(1000.0, 2000.0, 3000.0) if packed is None else LoadTimings(stage=3000)
+        packed = packed or PackedVariant(cast(Any, digest), self.sizes[digest])
+        self.done.append(LoadOutcome(digest, variant, None, 5.0, timings, packed))
 
     def run(self) -> None:
         while self.pending:

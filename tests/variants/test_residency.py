@@ -1,11 +1,6 @@
-"""The laws of one memory tier, by example and as a state machine under a step-by-step loader."""
-
-from collections import Counter
+"""The laws of the device's tier by example, under a step-by-step loader."""
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from tests.variants.stepped_source import SteppedSource
 from tsugiki.errors import Conflict
@@ -85,6 +80,18 @@ def test_what_one_poll_delivers_does_not_evict_what_it_delivered() -> None:
     source.run()
     assert [o.digest for o in residency.poll()] == ["a"]
     assert [o.digest for o in residency.poll()] == ["b"]
+
+
+def test_what_is_kept_for_somebody_is_not_evicted_in_this_poll() -> None:
+    residency, source = tier(a=40, b=40, c=40)
+    load(residency, source, "a", "b")
+    residency.request("c")
+    source.run()
+    assert residency.poll(keep={"a", "b"}) == []
+    assert residency.without_room() == ["c"]
+    assert [o.digest for o in residency.poll(keep={"a"})] == ["c"]
+    assert residency.take_evicted() == ["b"]
+    assert residency.take_evicted() == []
 
 
 def test_a_variant_over_the_whole_budget_fails_with_the_remedy() -> None:
@@ -202,117 +209,3 @@ def test_forgetting_a_deleted_digest_leaves_no_record() -> None:
     residency.unload("a")
     residency.forget("a")
     assert "a" not in residency.snapshot()
-
-
-SMALL = st.sampled_from(["a", "b", "c"])
-DIGESTS = st.sampled_from(["a", "b", "c", "d", "huge", "broken"])
-
-
-class ResidencyMachine(RuleBasedStateMachine):
-    """Requests, references, pins, failures and loads in any order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.residency, self.source = tier(a=30, b=40, c=60, d=100, huge=101)
-        self.references: Counter[str] = Counter()
-        self.unanswered: set[str] = set()
-        self.delivered: set[str] = set()
-
-    @rule(digest=DIGESTS, retry=st.booleans())
-    def request(self, digest: str, retry: bool) -> None:
-        resident_now = self.residency.get(digest) is not None
-        self.residency.request(digest, retry=retry)
-        if not resident_now:
-            self.unanswered.add(digest)
-
-    @rule(digest=DIGESTS)
-    def retain(self, digest: str) -> None:
-        self.residency.retain(digest)
-        self.references[digest] += 1
-
-    @rule(digest=DIGESTS)
-    def release(self, digest: str) -> None:
-        if self.references[digest]:
-            self.residency.release(digest)
-            self.references[digest] -= 1
-
-    @rule(digest=DIGESTS, pinned=st.booleans())
-    def pin(self, digest: str, pinned: bool) -> None:
-        self.residency.pin(digest, pinned)
-
-    @rule(digest=DIGESTS, how=st.sampled_from(["unload", "fail", "forget"]))
-    def take_away(self, digest: str, how: str) -> None:
-        before = self.residency.resident_bytes
-        if how == "forget":
-            self.residency.forget(digest)
-        elif how == "fail":
-            self.residency.fail(digest, "misbehaved")
-            assert self.residency.get(digest) is None
-        elif self.references[digest]:
-            with pytest.raises(Conflict):
-                self.residency.unload(digest)
-        else:
-            freed = self.residency.unload(digest)
-            assert self.residency.resident_bytes == before - freed
-            assert self.residency.get(digest) is None
-
-    @rule(digests=st.lists(SMALL, min_size=1, max_size=3), hold=st.booleans())
-    def requests_arrive_and_their_variants_load(self, digests: list[str], hold: bool) -> None:
-        for digest in digests:
-            self.request(digest, retry=True)
-            if hold:
-                self.retain(digest)
-        self.source.run()
-        self.poll()
-
-    @rule(index=st.integers(0, 3))
-    def one_load_ends(self, index: int) -> None:
-        if index < len(self.source.pending):
-            self.source.step(index)
-
-    @rule()
-    def poll(self) -> None:
-        protected = {
-            digest
-            for digest, info in self.residency.snapshot().items()
-            if info.state == "ready" and (info.references or info.pinned)
-        }
-        outcomes = self.residency.poll()
-        for outcome in outcomes:
-            assert (outcome.variant is None) == (outcome.error is not None)
-            if outcome.variant is not None:
-                assert self.residency.get(outcome.digest) is outcome.variant
-            self.unanswered.discard(outcome.digest)
-        assert all(self.residency.get(digest) is not None for digest in protected)
-
-    @rule()
-    def quiet_time_answers_everybody(self) -> None:
-        """No deadlock: once nobody holds anything, every request is answered."""
-        for digest, count in self.references.items():
-            for _ in range(count):
-                self.residency.release(digest)
-        self.references.clear()
-        for _ in range(20):
-            self.source.run()
-            self.poll()
-        assert self.unanswered == set()
-        assert not any(i.state == "loading" for i in self.residency.snapshot().values())
-
-    @invariant()
-    def the_budget_holds_and_the_books_balance(self) -> None:
-        infos = self.residency.snapshot()
-        assert 0 <= self.residency.resident_bytes <= self.residency.budget_bytes
-        assert self.residency.resident_bytes == sum(i.resident_bytes for i in infos.values())
-
-    @invariant()
-    def the_snapshot_tells_the_references(self) -> None:
-        infos = self.residency.snapshot()
-        for digest, count in self.references.items():
-            assert self.residency.references(digest) == count
-            assert not count or infos[digest].references == count
-
-
-ResidencyMachine.TestCase.settings = settings(
-    max_examples=120, stateful_step_count=40, deadline=None
-)
-test_residency_keeps_its_laws_in_any_order = ResidencyMachine.TestCase

@@ -205,7 +205,9 @@ class Residency:
         if packed is None:
             return
         self._host.drop(digest)
-        victims = self._host.victims(packed, self._host.oldest_first())
+        # What is on the device is in use, whenever its packed content was last read.
+        candidates = sorted(self._host.oldest_first(), key=self._device.__contains__)
+        victims = self._host.victims(packed, candidates)
         if victims is None:
             return
         for victim in victims:
