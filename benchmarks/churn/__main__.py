@@ -23,29 +23,25 @@ import asyncio
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import httpx
 
-from benchmarks.churn.answers import Known, chosen, distinct_share
-from benchmarks.churn.compare import growth, quantile, waits
+from benchmarks.churn.known import Known, chosen, distinct_share, most_distinct
 from benchmarks.churn.ledger import Ledger
 from benchmarks.churn.memory import value_of
 from benchmarks.churn.plan import Plan, Settings, by_popularity, make_plan
+from benchmarks.churn.report import report, row
 from benchmarks.churn.round import Round, Target, run_round
 from benchmarks.churn.variants import default_folder
-from benchmarks.results import save
 from benchmarks.server import running_server, server_process
 from tsugiki.config import default_cache_dir
 from tsugiki.model.demo_base import resolve_base
 
-SPARE_SHARE = 0.1  # of the files: new versions and guests
-WARM_UP_SHARE = 0.2  # of a round's length
+LEAST_VARIANTS = 20  # variants below which the run means nothing
+WARM_UP_SHARE = 0.5  # of a round's length: until both tiers are full
 HEADROOM = 1.02  # of the measured size of the variants that shall fit
-MOST_GROWTH, MOST_WAIT = 1.01, 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +61,9 @@ def main() -> int:
     args = arguments()
     base = resolve_base(args.base, default_cache_dir())
     known = Known.load(args.folder / f"answers-{args.dtype}.json")
-    stems = sorted(known.digests)
-    if len(stems) < 3:
-        raise SystemExit(
-            f"{args.folder} holds no known answers; python -m benchmarks.churn.answers"
-        )
-    settings = settings_of(args, stems, known)
+    if len(known.digests) < LEAST_VARIANTS:
+        raise SystemExit(f"too few known answers in {args.folder}; run benchmarks.churn.answers")
+    settings = settings_of(args, known)
     print(described(settings, known, args), flush=True)
     with tempfile.TemporaryDirectory() as name:
         served = Path(name) / "variants"
@@ -79,7 +72,7 @@ def main() -> int:
             shutil.copy(args.folder / "variants" / f"{stem}.safetensors", served)
         budgets = budgets_for(base, served, settings, args)
         rounds = run(base, served, settings, known, budgets, args)
-    return report(rounds, settings, known, budgets)
+    return report(rounds, settings, known, asdict(budgets))
 
 
 def arguments() -> argparse.Namespace:
@@ -91,6 +84,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=5.0, help="of one round")
     parser.add_argument("--rate", type=float, default=3.0, help="requests a second")
     parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--variants", type=int, default=200, help="served from the start")
+    parser.add_argument("--spares", type=int, default=20, help="files for other versions of them")
     parser.add_argument("--resident", type=int, default=20, help="variants that fit in memory")
     parser.add_argument("--host-resident", type=int, default=60, help="that stay packed beside")
     parser.add_argument("--every", type=float, default=3.0, help="seconds between changes")
@@ -100,9 +95,12 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def settings_of(args: argparse.Namespace, stems: Sequence[str], known: Known) -> Settings:
-    """All files but the last tenth are served from the start."""
-    spare = max(1, round(len(stems) * SPARE_SHARE))
+def settings_of(args: argparse.Namespace, known: Known) -> Settings:
+    """The files whose known answers differ most from the others'; the last ones in name order are
+    spare versions, the rest is served from the start."""
+    wanted = args.variants + args.spares
+    stems = most_distinct(known.of(known.digests), wanted)
+    spare = round(len(stems) * args.spares / wanted)
     return Settings(
         names=tuple(stems[:-spare]),
         spares=tuple(stems[-spare:]),
@@ -200,74 +198,6 @@ def plan_of(kind: str, settings: Settings) -> Plan:
         return make_plan(replace(settings, seconds=WARM_UP_SHARE * settings.seconds))
     plan = make_plan(settings)
     return plan.calm() if kind == "calm" else plan
-
-
-HEAD = (
-    f"{'round':<8}{'answered':>9}{'404':>5}{'429':>5}{'left':>6}{'lost':>6}{'wrong':>7}"
-    f"{'changes':>9}{'hot TTFT p50':>14}{'p99 ms':>8}{'cold p50':>10}{'RSS MB':>9}{'anon MB':>9}"
-    f"{'fit':>5}{'late s':>8}"
-)
-
-
-def row(found: Round) -> str:
-    """One line of the table."""
-    hot, requests = list(found.ttft.values()) or [0.0], found.requests
-    cold = found.cold_ttft or [0.0]
-    return (
-        f"{found.kind:<8}{requests.get('answered', 0):>9}{requests.get('not-found', 0):>5}"
-        f"{requests.get('overloaded', 0):>5}{requests.get('left', 0):>6}{len(found.lost):>6}"
-        f"{len(found.wrong):>7}{sum(found.operations['done'].values()):>9}"
-        f"{1000 * quantile(hot, 0.5):>14.0f}{1000 * quantile(hot, 0.99):>8.0f}"
-        f"{1000 * quantile(cold, 0.5):>10.0f}{found.memory['rss'] / 1e6:>9.0f}"
-        f"{found.memory['anonymous'] / 1e6:>9.0f}{found.resident_variants:>5}{found.late:>8.1f}"
-    )
-
-
-def report(rounds: Sequence[Round], settings: Settings, known: Known, budgets: Budgets) -> int:
-    """Print what the rounds say together and save it; 1 when something is not as it must be."""
-    print("\n" + HEAD + "\n" + "\n".join(map(row, rounds)))
-    problems = [p for r in rounds for p in (*r.wrong, *r.lost, *r.operations["surprises"])]
-    for problem in problems[:20]:
-        print("  " + problem)
-    grown, waited = growth(rounds), waits(rounds)
-    print(f"operations: {rounds[-1].operations['done']}")
-    print(f"memory after the last churn round / the one before: {shown(grown)}")
-    print(f"TTFT p99 of hot variants, churn / calm: {shown(waited)}")
-    pairs, request = distinct_share(known.of((*settings.names, *settings.spares)))
-    save(
-        "churn",
-        {
-            "variants": len(settings.names),
-            "spare_versions": len(settings.spares),
-            "pairs_distinct": pairs,
-            "told_apart_by_one_request": request,
-            "budgets": asdict(budgets),
-            "rate": settings.rate,
-            "seconds": settings.seconds,
-            "memory_growth": grown,
-            "ttft_p99": waited,
-            "rounds": [brief(r) for r in rounds],
-        },
-    )
-    too_large = grown is not None and grown["rss"] > MOST_GROWTH
-    too_slow = waited is not None and waited["ratio"] > MOST_WAIT
-    return int(bool(problems) or too_large or too_slow)
-
-
-def brief(found: Round) -> dict[str, Any]:
-    """A round for the results: quantiles instead of every wait."""
-    content = asdict(found)
-    for name, values in (("ttft", list(found.ttft.values())), ("cold_ttft", found.cold_ttft)):
-        content[name] = {f"p{q:g}": quantile(values, q / 100) for q in (50, 95, 99) if values}
-    return content
-
-
-def shown(values: dict[str, Any] | None) -> str:
-    """A small table on one line."""
-    if values is None:
-        return "not measured (it needs two rounds of one server)"
-    texts = {k: f"{v:.4g}" if isinstance(v, float) else str(v) for k, v in values.items()}
-    return "  ".join(f"{key} {text}" for key, text in texts.items())
 
 
 if __name__ == "__main__":

@@ -15,13 +15,9 @@ Resumable: kept in one JSON file beside the variants, by digest.
 
 import argparse
 import asyncio
-import json
-import os
 import random
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import combinations
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +25,7 @@ import httpx
 import torch
 from transformers import AutoModelForCausalLM
 
+from benchmarks.churn.known import Known, Tokens, distinct_share, most_distinct
 from benchmarks.churn.variants import default_folder
 from benchmarks.oracle import decompress
 from benchmarks.server import running_server
@@ -50,75 +47,6 @@ QUESTIONS = (
 TOKENS = 12
 MARGIN = 0.5  # of the logits, between the best token and the next
 AT_ONCE = 4  # variants that propose answers in one batch
-ASKED_OF_EACH = 2  # questions of a variant in the run: those that tell it from most others
-
-Tokens = tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """Kept tokens of every prompt, by digest; which file has which digest."""
-
-    dtype: str
-    prompts: tuple[Tokens, ...]
-    digests: dict[str, str] = field(default_factory=dict)  # by stem of the file
-    kept: dict[str, tuple[Tokens, ...]] = field(default_factory=dict)  # by digest
-
-    def save(self, path: Path) -> None:
-        """Replace the file at once."""
-        temporary = path.with_suffix(".tmp")
-        content = {name: getattr(self, name) for name in ("dtype", "prompts", "digests", "kept")}
-        temporary.write_text(json.dumps(content))
-        os.replace(temporary, path)
-
-    @classmethod
-    def load(cls, path: Path) -> "Known":
-        """What was found so far; nothing without the file."""
-        if not path.exists():
-            return cls("", ())
-        content = json.loads(path.read_text())
-        kept = {digest: _nested(found) for digest, found in content["kept"].items()}
-        return cls(content["dtype"], _nested(content["prompts"]), content["digests"], kept)
-
-    def of(self, stems: Iterable[str]) -> dict[str, tuple[Tokens, ...]]:
-        """Kept tokens by stem."""
-        return {stem: self.kept[self.digests[stem]] for stem in stems}
-
-
-def _nested(lists: Iterable[Iterable[int]]) -> tuple[Tokens, ...]:
-    return tuple(tuple(tokens) for tokens in lists)
-
-
-def differ(a: Tokens, b: Tokens) -> bool:
-    """Whether two kept answers contradict each other; a longer one continues a shorter one."""
-    return any(x != y for x, y in zip(a, b, strict=False))
-
-
-def chosen(answers: Mapping[str, tuple[Tokens, ...]]) -> dict[str, tuple[int, ...]]:
-    """For each variant the questions that tell it from most of the others, best first."""
-
-    def told_apart(stem: str, question: int) -> int:
-        own = answers[stem][question]
-        return sum(differ(own, other[question]) for other in answers.values())
-
-    return {
-        stem: tuple(sorted(range(len(found)), key=lambda q: -told_apart(stem, q))[:ASKED_OF_EACH])
-        for stem, found in answers.items()
-    }
-
-
-def distinct_share(answers: Mapping[str, tuple[Tokens, ...]]) -> tuple[float, float]:
-    """(share of pairs whose known answers differ, share of other variants that one request to one
-    variant would tell apart), over the questions that are asked."""
-    questions = chosen(answers)
-    pairs = requests = found = 0
-    for a, b in combinations(answers, 2):
-        asked = {q: differ(answers[a][q], answers[b][q]) for q in {*questions[a], *questions[b]}}
-        pairs += any(asked.values())
-        requests += len(questions[a]) + len(questions[b])
-        found += sum(asked[q] for q in (*questions[a], *questions[b]))
-    count = len(answers) * (len(answers) - 1) // 2
-    return pairs / max(1, count), found / max(1, requests)
 
 
 async def prompts_of(
@@ -253,6 +181,7 @@ def main() -> int:
     parser.add_argument("--base", default="demo")
     parser.add_argument("--folder", type=Path, default=default_folder())
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--best", type=int, default=220, help="variants that a run will use")
     parser.add_argument("--check", type=int, default=5, help="variants held against transformers")
     args = parser.parse_args()
     base = resolve_base(args.base, default_cache_dir())
@@ -261,11 +190,11 @@ def main() -> int:
     flags = ["--dtype", args.dtype, "--max-model-len", "512"]
     with running_server(base, args.folder / "variants", args.folder / "answers.log", flags) as url:
         known = asyncio.run(collect(url, files, path, args.dtype))
-    pairs, request = distinct_share(known.of(file.stem for file in files))
-    print(
-        f"{len(files)} variants: {pairs:.1%} of the pairs have distinct known answers; one request"
-    )
-    print(f"tells its variant from {request:.1%} of the others")
+    answers = known.of(file.stem for file in files)
+    best = most_distinct(answers, args.best)
+    pairs, request = distinct_share(known.of(best))
+    print(f"the {len(best)} most distinct of {len(files)} variants: {pairs:.1%} of the pairs have")
+    print(f"distinct known answers, one request tells its variant from {request:.1%} of the others")
     sample = random.Random(0).sample(files, min(args.check, len(files)))
     same, total = check_against_transformers(base, sample, known)
     print(f"transformers, float32: {same} of {total} known answers identical")

@@ -11,8 +11,8 @@ from typing import Any
 
 import httpx
 
-from benchmarks.churn.answers import Known
 from benchmarks.churn.check import judge
+from benchmarks.churn.known import Known
 from benchmarks.churn.ledger import Ledger
 from benchmarks.churn.memory import resident, settled_memory
 from benchmarks.churn.operations import Churn, Report

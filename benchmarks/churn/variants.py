@@ -11,7 +11,7 @@ cost a server mask memory that is not shared.
 The fine-tunes are checkpoints in --fine-tunes; without it the shipped files are decompressed first,
 so that the checkout is enough. Resumable: a file that exists is not made again.
 
-    python -m benchmarks.churn.variants --count 220 --fine-tunes /work/ft
+    python -m benchmarks.churn.variants --count 244 --fine-tunes /work/ft
 """
 
 import argparse
@@ -182,7 +182,7 @@ def main() -> int:
     """Entry point: makes what is missing and prints each file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--base", default="demo")
-    parser.add_argument("--count", type=int, default=220)
+    parser.add_argument("--count", type=int, default=244)
     parser.add_argument("--fine-tunes", type=Path, help="directory of uncompressed fine-tunes")
     parser.add_argument("--shipped", type=Path, default=Path("examples/variants"))
     parser.add_argument("--folder", type=Path, default=default_folder())

@@ -2,9 +2,10 @@
 
 import pytest
 
-from benchmarks.churn.answers import chosen, distinct_share, sure_tokens
+from benchmarks.churn.answers import sure_tokens
 from benchmarks.churn.check import judge
 from benchmarks.churn.compare import growth, quantile, waits
+from benchmarks.churn.known import chosen, distinct_share, most_distinct
 from benchmarks.churn.ledger import Change, History
 from benchmarks.churn.plan import Arrival
 from benchmarks.churn.round import Round
@@ -66,6 +67,11 @@ def test_answers_are_distinct_when_they_contradict_and_not_when_one_is_longer() 
     answers = {"x": ((1, 2), (3,)), "y": ((1,), (4,)), "z": ((1, 2, 3), (4, 4))}
     assert distinct_share(answers)[0] == pytest.approx(2 / 3)
     assert chosen(answers)["x"][0] == 1
+
+
+def test_the_most_distinct_variants_are_those_that_contradict_most_others() -> None:
+    answers = {"x": ((1,),), "unsure": ((),), "y": ((2,),), "z": ((1, 2),)}
+    assert most_distinct(answers, 3) == ["x", "y", "z"]
 
 
 def test_quantiles_are_values_that_occurred() -> None:

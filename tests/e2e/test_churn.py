@@ -10,8 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks.churn.__main__ import with_routes_of
-from benchmarks.churn.answers import Known, chosen, collect, distinct_share
+from benchmarks.churn.answers import collect
 from benchmarks.churn.check import judge
+from benchmarks.churn.known import Known, chosen, distinct_share
 from benchmarks.churn.ledger import Ledger
 from benchmarks.churn.plan import Settings, make_plan
 from benchmarks.churn.round import Played, Target, connection, play
