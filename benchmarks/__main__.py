@@ -1,6 +1,7 @@
 """`python -m benchmarks`: every question that needs nothing but the checkout, one after the other.
 
-`benchmarks.quality` is not among them: it needs the uncompressed fine-tunes (examples/README.md).
+Not among them: `benchmarks.quality`, which needs the uncompressed fine-tunes (examples/README.md),
+and `benchmarks.churn`, which makes some hundred variants first and takes an hour.
 """
 
 import subprocess
