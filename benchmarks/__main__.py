@@ -7,7 +7,7 @@ and `benchmarks.churn`, which makes some hundred variants first and takes an hou
 import subprocess
 import sys
 
-MODULES = ("oracle", "kernels_cpu", "speed")
+MODULES = ("oracle", "kernels_cpu", "speed", "cold_start")
 
 
 def main() -> int:

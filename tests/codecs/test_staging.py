@@ -140,11 +140,17 @@ def test_a_bias_that_the_base_lacks_is_added(stage):
 
 
 @pytest.mark.parametrize("options", [{"mode": "replace"}, {"dtype": "int8"}, {"dtype": "float16"}])
-def test_vectors_are_held_whole_in_float32(stage, options):
+def test_vectors_are_held_whole_as_the_decoder_multiplies_with_them(stage, options):
     packed = change(NORM, "dense", **options)
-    variant = stage(packed, dtype=torch.bfloat16)
-    assert variant.vectors[NORM].dtype == torch.float32
-    assert torch.allclose(variant.vectors[NORM], moved(NORM), atol=2e-3)
+    exact = CODECS["dense"].effective(base_tensor(NORM), packed).weight
+    assert torch.allclose(exact, moved(NORM), atol=2e-3)
+    rounded = stage(packed, dtype=torch.bfloat16).vectors[NORM]
+    assert rounded.dtype == torch.bfloat16
+    assert torch.equal(rounded, exact.bfloat16())
+    plus_one = replace(TIED, vectors_in_float32=True)
+    whole = stage(packed, dtype=torch.bfloat16, layout=plus_one).vectors[NORM]
+    assert whole.dtype == torch.float32
+    assert torch.equal(whole, exact)
 
 
 def test_a_tied_embedding_changes_at_both_ends(stage):

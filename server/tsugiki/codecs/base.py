@@ -171,6 +171,7 @@ class Layout:
     bias_allowed: frozenset[str] = (
         frozenset()
     )  # linears whose output may gain a bias in a checkpoint
+    vectors_in_float32: bool = False  # the decoder computes with norm weights in float32 (Gemma)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +207,7 @@ class ResidentVariant:
     linears: Mapping[
         str, StagedLinear
     ]  # fused name -> contribution; absent: the base's output stands
-    vectors: Mapping[str, Tensor]  # norm name -> full weight, float32
+    vectors: Mapping[str, Tensor]  # norm name -> full weight, as the decoder multiplies with it
     embedding: EmbeddingDelta | None
     # [k, hidden], activation dtype: whole replaced or added rows of the output side (when tied, the
     # very tensor of `embedding.rows`); `linears["lm_head"]` holds packed changes of base rows

@@ -177,7 +177,9 @@ def _vectors(artifact: Artifact, target: _Target) -> list[str]:
 
 
 def _vector(name: str, packed: Packed, target: _Target) -> Tensor:
-    return CODECS[packed.codec].effective(target.base_vector(name), packed).weight
+    """The whole weight, in the dtype in which the decoder multiplies with it."""
+    weight = CODECS[packed.codec].effective(target.base_vector(name), packed).weight
+    return weight if target.layout.vectors_in_float32 else weight.to(target.dtype)
 
 
 def _bias(name: str, packed: Packed, target: _Target) -> Tensor:

@@ -85,4 +85,5 @@ def layout_of(architecture: Architecture) -> Layout:
         embedding_shape=embedding_shape,
         tied=architecture.tied,
         bias_allowed=allowed,
+        vectors_in_float32=architecture.norm_plus_one,
     )
