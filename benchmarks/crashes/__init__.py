@@ -1,0 +1,1 @@
+"""kill -9 at random moments: what was acknowledged is there, and nothing half-done is visible."""
