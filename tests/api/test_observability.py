@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.api.fake_engine import FakeEngine
 from tsugiki.api import metrics
+from tsugiki.api.responses import VariantVersions
+from tsugiki.engine.client import LoadTimes, LoadTotals, TierInfo
 
 
 def ask(client: TestClient, **fields: Any) -> Any:
@@ -62,6 +65,33 @@ def test_metrics_count_requests_and_tokens_by_variant(client: TestClient) -> Non
     assert found["tsugiki_build_info", "cpu,float32,reference"] == 1
 
 
+def test_metrics_tell_of_tiers_and_loads(client: TestClient, engine: FakeEngine) -> None:
+    host = TierInfo("host", 100, 30, 10, 2, 5, 6, 7)
+    device = TierInfo("device", 200, 40, 20, 3, 8, 9, 1)
+    loads = LoadTotals(4, 0.5, 1.5, 2.5)
+    counted = replace(engine.stats(), tiers=(host, device), loads=loads)
+    engine.stats = lambda: counted  # type: ignore[method-assign]
+    found = samples(client)
+    for tier in (host, device):
+        for name in ("budget_bytes", "bytes", "shared_bytes", "variants"):
+            assert found[f"tsugiki_variant_tier_{name}", tier.name] == getattr(tier, name)
+        for name in ("hits", "misses", "evictions"):
+            assert found[f"tsugiki_variant_tier_{name}_total", tier.name] == getattr(tier, name)
+    assert found["tsugiki_variant_loads_total", ""] == 4
+    for part in ("read", "verify", "stage"):
+        assert found["tsugiki_variant_load_seconds_total", part] == getattr(loads, part)
+    assert client.get("/health").json()["tiers"][0]["name"] == "host"
+
+
+def test_a_card_shows_the_parts_of_a_load(client: TestClient, engine: FakeEngine) -> None:
+    timed = replace(engine.versions["tuned"], load_ms=6.0, timings=LoadTimes(1.0, 2.0, 3.0))
+    engine.versions["tuned"] = replace(timed, signed_by="release")
+    card = client.get("/v1/variants/tuned").json()
+    VariantVersions.model_validate(card)
+    assert card["timings"] == {"read": 1.0, "verify": 2.0, "stage": 3.0}
+    assert card["signed_by"] == "release"
+
+
 def test_unknown_names_never_become_labels(client: TestClient) -> None:
     for number in range(20):
         ask(client, model=f"guess-{number}")
@@ -107,7 +137,11 @@ def test_the_description_names_every_route_of_the_contract(client: TestClient) -
         "/v1/variants",
         "/v1/variants/{name}",
         *(f"/v1/variants/{{name}}/{verb}" for verb in ("load", "unload", "pin", "unpin")),
-        "/v1/variants/{name}/rollback",
+        *(
+            f"/v1/variants/{{name}}/{verb}"
+            for verb in ("activate", "canary", "rollback", "history")
+        ),
+        "/v1/variants/events",
         "/v1/load_lora_adapter",
         "/v1/unload_lora_adapter",
     }

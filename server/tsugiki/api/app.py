@@ -33,6 +33,7 @@ from tsugiki.api.services import OpenUpload, Services
 from tsugiki.api.upload import open_exclusively
 from tsugiki.config import ServeConfig
 from tsugiki.engine.client import EngineClient
+from tsugiki.errors import Unsupported
 
 logger = logging.getLogger(__name__)
 
@@ -107,10 +108,13 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
 
 
 async def _sweep(files: PartialFiles) -> None:
-    """Unfinished uploads die in time, also where nobody uploads."""
+    """Unfinished uploads die in time, also where nobody uploads. (At start the registry sees to
+    it.)"""
     while True:
+        await asyncio.sleep(SWEEP_SECONDS)
         try:
             await asyncio.to_thread(files.sweep)
+        except Unsupported:
+            return  # a directory that cannot be written has no uploads
         except Exception:  # tried again
             logger.exception("old partial uploads were not removed")
-        await asyncio.sleep(SWEEP_SECONDS)
