@@ -11,7 +11,7 @@ cost a server mask memory that is not shared.
 The fine-tunes are checkpoints in --fine-tunes; without it the shipped files are decompressed first,
 so that the checkout is enough. Resumable: a file that exists is not made again.
 
-    python -m benchmarks.churn.variants --count 244 --fine-tunes /work/ft
+    python -m benchmarks.churn.variants --fine-tunes ft/arithmetic ft/banking77 ft/pirate
 """
 
 import argparse
@@ -154,15 +154,8 @@ def make(
             yield out
 
 
-def fine_tunes(base: Path, given: Path | None, shipped: Path, folder: Path) -> list[Path]:
-    """Checkpoints to mix: the subdirectories of `given` with weights, or the shipped variants
-    decompressed into `folder`."""
-    if given is not None:
-        return sorted(
-            directory
-            for directory in given.iterdir()
-            if (directory / "model.safetensors").is_file() and directory.name != "base"
-        )
+def decompressed(base: Path, shipped: Path, folder: Path) -> list[Path]:
+    """The checkpoints of the shipped variants, written into `folder` where they are missing."""
     found = []
     folder.mkdir(parents=True, exist_ok=True)
     for file in sorted(shipped.glob("*.safetensors")):
@@ -183,13 +176,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--base", default="demo")
     parser.add_argument("--count", type=int, default=244)
-    parser.add_argument("--fine-tunes", type=Path, help="directory of uncompressed fine-tunes")
+    parser.add_argument("--fine-tunes", type=Path, nargs="+", help="uncompressed checkpoints")
     parser.add_argument("--shipped", type=Path, default=Path("examples/variants"))
     parser.add_argument("--folder", type=Path, default=default_folder())
     parser.add_argument("--fresh-seeds", type=float, default=0.1, help="share with own mask seeds")
     args = parser.parse_args()
     path = resolve_base(args.base, default_cache_dir())
-    checkpoints = fine_tunes(path, args.fine_tunes, args.shipped, args.folder / "fine-tunes")
+    checkpoints = args.fine_tunes or decompressed(path, args.shipped, args.folder / "fine-tunes")
     wanted = mixtures(args.count, len(checkpoints), args.fresh_seeds)
     folder = args.folder / "variants"
     for file in make(open_base(path), checkpoints, folder, wanted, default_cache_dir()):
