@@ -1,6 +1,7 @@
 """How a server starts and ends."""
 
 import asyncio
+import gc
 import signal
 import socket
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from tests.api.fake_engine import FakeEngine
 from tsugiki.api.app import create_app
 from tsugiki.cli import main
-from tsugiki.commands.serve import DrainingServer, bind
+from tsugiki.commands.serve import DrainingServer, bind, keep_what_was_imported
 from tsugiki.config import ServeConfig
 from tsugiki.errors import ConfigError
 
@@ -103,3 +104,13 @@ def test_a_taken_port_is_refused_before_anything_is_loaded(
         flags = ["--base", "b", "--variants", str(tmp_path), "--port", str(port)]
         assert main(["serve", *flags]) == 1
     assert "choose another --host or --port" in capsys.readouterr().err
+
+
+def test_a_full_collection_leaves_alone_what_the_start_has_made() -> None:
+    before = gc.get_freeze_count()
+    keep_what_was_imported()
+    try:
+        assert gc.get_freeze_count() > before + 10_000
+        assert len(gc.get_objects()) < 10_000
+    finally:
+        gc.unfreeze()

@@ -6,6 +6,7 @@ Does not know routes or the engine's insides.
 
 import argparse
 import asyncio
+import gc
 import logging
 import socket
 import sys
@@ -46,8 +47,20 @@ def run(args: argparse.Namespace) -> int:
 
     engine = create_engine(config, convert_adapter=partial(convert_adapter, config))
     server = DrainingServer(create_app(engine, config), engine, config)
+    keep_what_was_imported()
     asyncio.run(server.serve(sockets=[listener]))
     return 0 if server.ended_well else 1
+
+
+def keep_what_was_imported() -> None:
+    """Take what the start has made out of the garbage collector's sight, for good.
+
+    A full collection holds the interpreter, and with it every stream. Over the quarter million
+    objects of the imported libraries it takes a tenth of a second; over what a server makes
+    afterwards, a tenth of that.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def convert_adapter(config: ServeConfig, adapter: Path, out: Path) -> None:
