@@ -23,6 +23,7 @@ from tsugiki.engine.request import Request, SamplingParams, VariantRef
 from tsugiki.engine.scheduler import Chunk, Limits, Scheduler
 from tsugiki.engine.thread import Commands, EngineThread, wake
 from tsugiki.engine.variant_events import VariantEvents
+from tsugiki.engine.variant_memory import VariantMemory
 from tsugiki.engine.variant_service import VariantService
 from tsugiki.engine.variant_view import VariantView, names_of
 from tsugiki.text.huggingface import load_text_side
@@ -43,6 +44,7 @@ class ScriptedRunner:
         self.not_finite: set[str] = set()
         self.wrong: set[str] = set()  # digests whose tokens are off by one
         self.batches: list[list[str]] = []
+        self.forgotten = 0
         self.gate = threading.Event()  # closed: steps wait
         self.gate.set()
         self.crash = False
@@ -63,7 +65,7 @@ class ScriptedRunner:
         return [self._result(chunk) for chunk in chunks]
 
     def forget(self) -> None:
-        pass
+        self.forgotten += 1
 
     def _result(self, chunk: Chunk) -> ChunkResult:
         request, stop = chunk.request, chunk.start + chunk.num_tokens
@@ -196,7 +198,7 @@ def make_engine(tmp_path: Path, tiny_base: Path) -> Callable[..., LocalEngine]:
         base = ModelInfo("base", None, None, None, 1, "ready", 0, limits.max_model_len)
         text = load_text_side(tiny_base)
         view = VariantView(base, text, registry, residency, OpenRequests())
-        service = VariantService(view, thread, events)
+        service = VariantService(view, VariantMemory(thread, view.open_requests), events)
         admission = Admission(limits.max_model_len, seqs + queue, FinishRate())
         machine = Machine("scripted", "cpu", "float32", 1)
         return LocalEngine(core, thread, service, admission, loader, machine)

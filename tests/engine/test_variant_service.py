@@ -249,3 +249,40 @@ def test_uploads_that_take_long_hold_up_neither_prompts_nor_a_rollback(
             assert len({info.digest for info in await asyncio.gather(*uploads)}) == 40
 
     asyncio.run(scenario())
+
+
+def test_a_version_that_comes_back_is_not_waited_for(make_engine: EngineFactory) -> None:
+    async def scenario() -> None:
+        async with running(make_engine()) as engine:
+            digest = (await upload(engine, "again", name="new")).digest
+            runner_of(engine).gate.clear()
+            stream = engine.submit(spec(variant=engine.resolve("new"), max_tokens=20))
+            deleting = asyncio.create_task(engine.delete_variant("new"))
+            await until(lambda: len(engine.models()) == 3)
+            assert not deleting.done()
+            await upload(engine, "again", name="new")
+            assert await deleting == 0
+            assert engine.resolve("new").digest == digest
+            runner_of(engine).gate.set()
+            assert (await collect(stream))[-1].finish_reason is FinishReason.LENGTH
+
+    asyncio.run(scenario())
+
+
+def test_a_request_that_was_resolved_before_a_deletion_is_a_404_after_it(
+    make_engine: EngineFactory,
+) -> None:
+    async def scenario() -> None:
+        async with running(make_engine()) as engine:
+            one = engine.resolve("one")
+            runner_of(engine).gate.clear()
+            stream = engine.submit(spec("open", one, max_tokens=20))
+            deleting = asyncio.create_task(engine.delete_variant("one"))
+            await until(lambda: len(engine.models()) == 2)
+            with pytest.raises(ModelNotFound):
+                engine.submit(spec("late", one))
+            runner_of(engine).gate.set()
+            assert (await collect(stream))[-1].finish_reason is FinishReason.LENGTH
+            assert await deleting > 0
+
+    asyncio.run(scenario())

@@ -28,6 +28,7 @@ from tsugiki.engine.scheduler import Limits, Scheduler
 from tsugiki.engine.sizing import Sizes, choose_sizes
 from tsugiki.engine.thread import Commands, EngineThread, wake
 from tsugiki.engine.variant_events import VariantEvents
+from tsugiki.engine.variant_memory import VariantMemory
 from tsugiki.engine.variant_service import ConvertAdapter, VariantService
 from tsugiki.engine.variant_view import VariantView, names_of
 from tsugiki.errors import ConfigError
@@ -76,7 +77,9 @@ def create_engine(
     core = EngineCore(scheduler, _runner(base, sizes), residency)
     thread = EngineThread(core, commands)
     view = VariantView(base_info, text, registry, residency, OpenRequests())
-    service = VariantService(view, thread, events, convert_adapter)
+    service = VariantService(
+        view, VariantMemory(thread, view.open_requests), events, convert_adapter
+    )
     most = config.max_num_seqs + config.max_queued_requests
     admission = Admission(sizes.max_model_len, most, FinishRate())
     return LocalEngine(

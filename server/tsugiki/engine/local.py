@@ -71,6 +71,7 @@ class LocalEngine:
     def submit(self, spec: GenerationSpec) -> AsyncGenerator[GenerationEvent, None]:
         """See EngineClient.submit. Raises at once, not at the first event."""
         self._check_open()
+        self._service.check_named(spec.variant)
         proven = self._gate.proven(spec.variant)
         opened = self._admit(spec)
         if proven:
@@ -92,7 +93,6 @@ class LocalEngine:
         if spec.request_id in self._open:
             raise InvalidRequest(f"request id {spec.request_id!r} is in use", param="request_id")
         text = self._view.text(spec.variant)
-        self._service.check_known(spec.variant)
         self._admission.check(spec, text.vocab_size, len(self._open))
         opened = OpenRequest(spec, text)
         self._open.add(opened)

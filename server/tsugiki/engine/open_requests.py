@@ -44,7 +44,7 @@ class OpenRequests:
         self._of_digest[request.spec.variant.digest] -= 1
         if not self._of_digest[request.spec.variant.digest]:
             del self._of_digest[request.spec.variant.digest]
-            self._wake()
+            self.wake()
 
     def of(self, digest: str) -> int:
         """How many use this variant."""
@@ -54,9 +54,9 @@ class OpenRequests:
         """Wait until nothing is open."""
         await self._wait(lambda: not self._requests)
 
-    async def none_of(self, digest: str) -> None:
-        """Wait until nothing uses this variant."""
-        await self._wait(lambda: not self.of(digest))
+    async def none_of(self, digest: str, unless: Callable[[], bool] = lambda: False) -> None:
+        """Wait until nothing uses this variant, or `unless` holds when somebody calls `wake`."""
+        await self._wait(lambda: not self.of(digest) or unless())
 
     async def _wait(self, condition: Callable[[], bool]) -> None:
         while not condition():
@@ -64,7 +64,8 @@ class OpenRequests:
             self._waiters.append((condition, future))
             await future
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Look again whether those who wait may go on."""
         waiters, self._waiters = self._waiters, []
         for condition, future in waiters:
             if not condition():

@@ -1,8 +1,8 @@
 """Changes to the variants of a running engine.
 
 Owns: the order of steps of each management call (what becomes visible when, what waits for whom),
-and telling of it. Lives on the event loop; files are touched on worker threads, memory on the
-engine thread. Does not know generation.
+and telling of it. Lives on the event loop; files are touched on worker threads, memory through
+variant_memory.py. Does not know generation.
 """
 
 import asyncio
@@ -15,14 +15,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from tsugiki.engine.client import HistoryEntry, VariantEventKind, VariantInfo
-from tsugiki.engine.core import EngineCore
 from tsugiki.engine.probe_gate import ProbeGate
 from tsugiki.engine.request import VariantRef
-from tsugiki.engine.thread import EngineThread
 from tsugiki.engine.variant_events import VariantEvents
+from tsugiki.engine.variant_memory import VariantMemory
 from tsugiki.engine.variant_view import VariantView
 from tsugiki.errors import Conflict, ModelNotFound, Unsupported
-from tsugiki.variants.loader import LoadOutcome
 from tsugiki.variants.registry import Registry
 from tsugiki.variants.version import Version
 
@@ -37,7 +35,7 @@ class VariantService:
     """What a client may do to variants."""
 
     view: VariantView
-    thread: EngineThread
+    memory: VariantMemory
     events: VariantEvents
     convert_adapter: ConvertAdapter | None = None
     gate: ProbeGate = field(init=False)
@@ -63,10 +61,13 @@ class VariantService:
         version = self.registry.resolve(model, user)
         return VariantRef(version.name, version.digest)
 
-    def check_known(self, variant: VariantRef) -> None:
-        """Raise ModelNotFound when this version was deleted since it was resolved."""
+    def check_named(self, variant: VariantRef) -> None:
+        """Raise ModelNotFound when this version was deleted since it was resolved.
+
+        Its file may be there still: it is purged once the requests that are open now have ended.
+        """
         if variant.digest is not None:
-            self.registry.path(variant.digest)
+            self.registry.resolve(f"{variant.name}@{variant.digest}")
 
     async def put(
         self, name: str, path: Path, *, pin: bool, activate: bool, signature: str | None = None
@@ -81,12 +82,13 @@ class VariantService:
         except BaseException:
             await self.free(tried)
             raise
+        self.view.open_requests.wake()  # whoever waits to free this very version need not
         if new:
             self._tell(version, "uploaded", f"{version.bytes} bytes")
         if activate:
             await self._replaced(before, version, "activated")
         if pin:
-            await self._pin_and_load(version.digest)
+            await self.memory.pin_and_load(version.digest)
         return self.view.now(version), new
 
     async def load_adapter(self, name: str, path: Path) -> VariantInfo:
@@ -158,13 +160,13 @@ class VariantService:
     async def unload(self, name: str) -> tuple[VariantInfo, int]:
         """See EngineClient.unload_variant."""
         version = self._active(name)
-        freed = await self._unload(version.digest)
+        freed = await self.memory.unload(version.digest)
         return self.view.now(version), freed
 
     async def pin(self, name: str, pinned: bool) -> VariantInfo:
         """See EngineClient.pin_variant. Pinning loads it too."""
         version = self.registry.resolve(name) if pinned else self._active(name)
-        await self.thread.call(lambda core: core.variants.pin(version.digest, pinned))
+        await self.memory.pin(version.digest, pinned)
         if pinned:
             await self._load(version)
             await self._prove(version)
@@ -181,9 +183,14 @@ class VariantService:
     async def free(self, digests: Iterable[str]) -> int:
         """Memory and files of versions that no name has any more, each once its requests end."""
         freed = 0
-        for digest in set(digests) - self._digests() - {""}:
-            freed += await self._unload(digest)
-            await self.thread.call(partial(_forget, digest))
+        for digest in set(digests) - {""}:
+            if self._named(digest):
+                continue
+            await self.view.open_requests.none_of(digest, unless=partial(self._named, digest))
+            if self._named(digest):
+                continue  # it was uploaded again meanwhile
+            freed += await self.memory.unload(digest)
+            await self.memory.forget(digest)
             freed += await self._on_worker(self.registry.purge, digest)
             self.view.forget(digest)
             self.gate.probes.forget(digest)
@@ -216,35 +223,23 @@ class VariantService:
                 self._tell(version, kind, "the canary ended")
             return
         self._tell(version, kind, f"instead of {before.digest}")
-        memory = self.view.residency.snapshot().get(before.digest)
-        if memory is None or not memory.pinned:
-            return
-        if not any(v.active and v.digest == before.digest for v in self.registry.versions()):
-            await self.thread.call(lambda core: core.variants.pin(before.digest, False))
-        await self._pin_and_load(version.digest)
+        await self._move_pins(version)
 
-    async def _pin_and_load(self, digest: str) -> None:
-        await self.thread.call(lambda core: core.variants.pin(digest, True))
-        self.thread.put(lambda core: core.load(digest, lambda outcome: None))
+    async def _move_pins(self, active: Version) -> None:
+        memory, versions = self.view.residency.snapshot(), self.registry.versions()
+        elsewhere = {v.digest for v in versions if v.active}
+        pinned = {v.digest for v in versions if v.name == active.name} & {
+            digest for digest, info in memory.items() if info.pinned
+        }
+        for digest in pinned - elsewhere:
+            await self.memory.pin(digest, False)
+        if pinned - {active.digest}:
+            await self.memory.pin_and_load(active.digest)
 
     async def _load(self, version: Version) -> None:
-        loop = asyncio.get_running_loop()
-        result: asyncio.Future[LoadOutcome] = loop.create_future()
-
-        def loaded(outcome: LoadOutcome) -> None:
-            loop.call_soon_threadsafe(_resolve, result, outcome)
-
-        outcome = await self.thread.answered(result, lambda core: core.load(version.digest, loaded))
+        outcome = await self.memory.load(version.digest)
         if outcome.variant is None:
             raise Conflict(f"variant {version.name!r} cannot be loaded: {outcome.error}")
-
-    async def _unload(self, digest: str) -> int:
-        while True:
-            await self.view.open_requests.none_of(digest)
-            try:
-                return await self.thread.call(lambda core: core.unload(digest))
-            except Conflict:
-                continue  # a request came in between: wait for that one too
 
     def _active(self, name: str) -> Version:
         """The active version, servable or not.
@@ -256,6 +251,9 @@ class VariantService:
         if version is None:
             raise ModelNotFound(f"there is no variant {name!r}; GET /v1/variants lists them")
         return version
+
+    def _named(self, digest: str) -> bool:
+        return digest in self._digests()
 
     def _digests(self) -> set[str]:
         return {version.digest for version in self.registry.versions() if version.digest}
@@ -270,12 +268,3 @@ _FILE_KINDS: dict[str, VariantEventKind] = {
     "removed": "file_removed",
     "failed": "file_failed",
 }
-
-
-def _forget(digest: str, core: EngineCore) -> None:
-    core.variants.forget(digest)
-
-
-def _resolve(result: "asyncio.Future[LoadOutcome]", outcome: LoadOutcome) -> None:
-    if not result.done():
-        result.set_result(outcome)
