@@ -57,7 +57,11 @@ class Server:
         with run.log.open("wb") as output:
             self.process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         self.http = httpx.Client(base_url=url, timeout=120.0)
-        wait_until_ready(self.process, url, run.log)
+        try:
+            wait_until_ready(self.process, url, run.log)
+        except BaseException:
+            self.kill()
+            raise
 
     def kill(self) -> None:
         """SIGKILL, unless it is dead already."""

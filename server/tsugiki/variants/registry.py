@@ -1,8 +1,8 @@
 """Which variants there are, and every change of them: upload, activation, canary, deletion.
 
 Owns the public operations on one directory and their lock: changes happen one at a time (worker
-threads call in), reads take an immutable catalog and never wait. Files are hashed and checked
-outside the lock. Every change is durable before it is visible, and visible when the call returns.
+threads call in), reads (reading.py) never wait. Files are hashed and checked outside the lock.
+Every change is durable before it is visible, and visible when the call returns.
 
 Versions stay until somebody deletes them: by `delete_version`, by `delete` of the name, or, for
 those that came as an operator's file, by removing that file.
@@ -16,10 +16,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from tsugiki.errors import Conflict, InvalidRequest, ModelNotFound
+from tsugiki.errors import Conflict, InvalidRequest
 from tsugiki.trusted_keys import TrustedKey
-from tsugiki.variants.alias import Alias, HistoryEntry, StoredVersion
+from tsugiki.variants.alias import Alias, StoredVersion
 from tsugiki.variants.intake import Arrival, Intake
+from tsugiki.variants.reading import Reading
 from tsugiki.variants.records import Records
 from tsugiki.variants.scan import Scan
 from tsugiki.variants.signature import Signers
@@ -30,7 +31,7 @@ from tsugiki.variants.version import BaseIdentity, Version, split_model
 from tsugiki.variants.watch import Change
 
 
-class Registry:
+class Registry(Reading):
     """The variants of one directory, for one base."""
 
     def __init__(
@@ -59,62 +60,18 @@ class Registry:
         self._store = Store(root, crash_point)
         self._directory = self._store.lock() if exclusive else None
         self._crash_point = crash_point
-        self._records = Records(self._store, signers)
+        super().__init__(Records(self._store, signers), Trials())
         check = verify or verify_against(identity)
         self._intake = Intake(self._store, check, signers, reserved)
         self._scan = Scan(self._records, self._intake, crash_point)
         self._lock = threading.Lock()
         self._watching = threading.Lock()
-        self._trials = Trials()
         self._scan.start()
 
     def close(self) -> None:
         """Let another server have the directory."""
         if self._directory is not None:
             self._directory.release()
-
-    def resolve(self, model: str, user: str | None = None) -> Version:
-        """The version that `name` or `name@sha256:<at least 12 hex>` means now, for this user.
-
-        While a canary runs, its share of the users gets that version under the bare name, always
-        the same users. Without a user it is the active one, as is a canary that cannot be served.
-
-        Raises:
-            ModelNotFound: no such name or version, or a name without an active version.
-            InvalidRequest: a digest prefix that several versions of the name share.
-            InvalidArtifact: the version is known but must not be served.
-        """
-        return self._records.catalog.resolve(model, user)
-
-    def versions(self) -> list[Version]:
-        """Every version of every name, by name, the active one first."""
-        return [v for versions in self._records.catalog.by_name.values() for v in versions]
-
-    def active(self, name: str) -> Version | None:
-        """The active version of a name, fit or failed; None when it has none."""
-        known = self._records.catalog.by_name.get(name, ())
-        return next((v for v in known if v.active), None)
-
-    def history(self, name: str) -> tuple[HistoryEntry, ...]:
-        """What happened to a name, oldest first, up to alias.HISTORY entries; empty for a name that
-        has no record: an operator's file that is not served.
-
-        Raises:
-            ModelNotFound: no such name.
-        """
-        self._records.catalog.known(name)
-        return self._records.alias(name).history
-
-    def path(self, digest: str) -> Path:
-        """The file of a digest, as long as `purge` has not removed it.
-
-        Raises:
-            ModelNotFound: no servable file of this digest.
-        """
-        found = self._records.catalog.paths.get(digest) or self._trials.path(digest)
-        if found is None:
-            raise ModelNotFound(f"no file of digest {digest} is here any more")
-        return found
 
     def uploads(self) -> Path:
         """The directory for uploads in progress; files in it can be given to `put`.
