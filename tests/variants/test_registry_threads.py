@@ -18,7 +18,7 @@ from tests.variants.text_files import (
     verify_text,
 )
 from tsugiki.codecs.metadata import Header
-from tsugiki.errors import ModelNotFound
+from tsugiki.errors import CorruptArtifact, ModelNotFound
 from tsugiki.variants.registry import Registry
 
 PATIENCE = 20.0
@@ -128,3 +128,29 @@ def test_a_name_deleted_while_its_new_file_is_verified_stays_deleted(root: Path)
     with pytest.raises(ModelNotFound):
         registry.resolve("bank")
     assert files_below(root / ".tsugiki/uploads") == set()
+
+
+def test_of_two_uploads_of_one_content_on_trial_one_may_end_before_the_other(root: Path) -> None:
+    registry = open_registry(root)
+    both, first_is_over = threading.Barrier(2), threading.Event()
+    found: list[Path] = []
+
+    def first(header: Header) -> None:
+        both.wait(PATIENCE)
+        raise CorruptArtifact("refused")
+
+    def second(header: Header) -> None:
+        both.wait(PATIENCE)
+        assert first_is_over.wait(PATIENCE)
+        found.append(registry.path(header.digest))
+
+    paths = [registry.uploads() / name for name in ("first", "second")]
+    for path in paths:
+        path.write_text("good same")
+    with ThreadPoolExecutor(2) as pool:
+        refused = pool.submit(registry.put, "bank", paths[0], trial=first)
+        kept = pool.submit(registry.put, "bank", paths[1], trial=second)
+        assert isinstance(refused.exception(PATIENCE), CorruptArtifact)
+        first_is_over.set()
+        assert kept.result(PATIENCE)[1] is True
+    assert found == [paths[1]]

@@ -3,6 +3,7 @@
 Owns: where their files lie meanwhile. Does not know what is asked of them.
 """
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,18 +17,24 @@ class Trials:
     """Files on trial, by digest. Safe to call from any thread."""
 
     def __init__(self) -> None:
-        self._paths: dict[str, Path] = {}
+        self._lock = threading.Lock()
+        self._paths: dict[str, list[Path]] = {}  # of one digest there may be several
 
     def path(self, digest: str) -> Path | None:
-        """The upload of this digest, while it is on trial."""
-        return self._paths.get(digest)
+        """An upload of this digest, while it is on trial."""
+        with self._lock:
+            return next(iter(self._paths.get(digest, ())), None)
 
     def run(self, file: CheckedFile, trial: Trial | None) -> None:
         """Hold the trial of a verified file. Raises whatever it raises."""
         if trial is None or file.header is None:
             return
-        self._paths[file.digest] = file.path
+        with self._lock:
+            self._paths.setdefault(file.digest, []).append(file.path)
         try:
             trial(file.header)
         finally:
-            self._paths.pop(file.digest, None)
+            with self._lock:
+                self._paths[file.digest].remove(file.path)
+                if not self._paths[file.digest]:
+                    del self._paths[file.digest]
