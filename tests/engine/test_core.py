@@ -173,6 +173,28 @@ def test_a_running_request_keeps_its_variant_and_lets_go_at_its_end(
     assert core.variants.get("a") is None
 
 
+def test_the_runner_forgets_when_a_variant_leaves_and_only_then(
+    make_core: CoreFactory, make_request: RequestFactory
+) -> None:
+    core = make_core(budget=20)  # room for two variants
+    run(core, make_request(digest="a"), make_request(digest="b"))
+    assert runner_of(core).forgotten == 0
+    run(core, make_request(digest="c"))
+    assert runner_of(core).forgotten == 1
+    assert core.unload("c") == 10
+    assert runner_of(core).forgotten == 2
+
+
+def test_each_new_request_is_a_hit_or_a_miss_of_the_device_once(
+    make_core: CoreFactory, make_request: RequestFactory
+) -> None:
+    core = make_core()
+    run(core, make_request(digest="a"), make_request(digest="a"), make_request())
+    run(core, make_request(digest="a"))
+    device = core.variants.stats()[1]
+    assert (device.hits, device.misses) == (1, 2)
+
+
 def test_more_variants_than_fit_are_all_served_in_the_end(
     make_core: CoreFactory, make_request: RequestFactory
 ) -> None:

@@ -5,6 +5,7 @@ tokens, alone or mixed, in chunks, after preemption, with variants that come and
 """
 
 import asyncio
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from tsugiki.codecs.base import ResidentVariant
 from tsugiki.compress.decompress import decompress
 from tsugiki.compress.job import CompressJob
 from tsugiki.compress.pipeline import compress
@@ -220,10 +222,20 @@ def test_variants_that_do_not_fit_together_take_turns(
     asks = everything()
     answer(roomy, asks)
     largest = max(info.resident_bytes for info in roomy.variants())
+    before = {id(variant) for variant in alive(ResidentVariant)}
     engine = serve(variant_memory=largest)
     for (model, prompt, _), event in zip(asks, answer(engine, asks), strict=True):
         assert list(event.token_ids) == expected[model][PROMPTS.index(list(prompt))]
     assert engine.stats().resident_variants == 1
+    assert engine.stats().tiers[1].evictions > 0
+    left = [variant for variant in alive(ResidentVariant) if id(variant) not in before]
+    assert len(left) == 1, "what was evicted is gone, not only off the books"
+
+
+def alive(kind: type) -> list[object]:
+    """The objects of a class that somebody still holds."""
+    gc.collect()
+    return [item for item in gc.get_objects() if type(item) is kind]
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,7 @@ class NormWeights:
         None when all of them have the base's norms. Only these variants' weights are kept.
         """
         if not any(variant.vectors for variant in variants):
+            self._variants = {}  # they are known by id, which only the last step's variants keep
             return None
         self._variants = {id(v): self._variants.get(id(v)) or self._of(v) for v in variants}
         own = [self._variants[id(v)] for v in variants]
