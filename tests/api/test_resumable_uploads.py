@@ -16,7 +16,7 @@ from tests.api.conftest import MakeClient
 from tests.api.fake_engine import FakeEngine
 from tests.api.live_server import LiveServer
 from tests.api.test_uploads import MIB, FullDisk, until, uploads
-from tsugiki.errors import CorruptArtifact
+from tsugiki.errors import CorruptArtifact, Unavailable
 
 CONTENT = b"0123456789"
 ID = "upload-1"
@@ -171,6 +171,16 @@ def test_a_refused_file_leaves_nothing_and_is_told_again(
     engine.variant_error = None
     assert put(client, "0-9/10", CONTENT).status_code == 201
     assert put(client, "*/10").status_code == 201
+
+
+def test_after_a_failure_of_the_moment_an_upload_begins_anew(
+    client: TestClient, engine: FakeEngine
+) -> None:
+    engine.variant_error = Unavailable("the engine is busy")
+    assert put(client, "0-9/10", CONTENT).status_code == 503
+    engine.variant_error = None
+    assert put(client, "*/10").json()["received"] == 0
+    assert put(client, "0-9/10", CONTENT).status_code == 201
 
 
 def test_if_none_match_refuses_chunks_for_an_existing_name(client: TestClient) -> None:

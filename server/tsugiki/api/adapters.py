@@ -13,7 +13,7 @@ from tsugiki.api.auth import AccessDep, ManagementDep, model_not_found
 from tsugiki.api.responses import Deleted, VariantCard, documented_errors
 from tsugiki.api.schemas import LoadAdapterBody, UnloadAdapterBody
 from tsugiki.api.services import ServicesDep
-from tsugiki.api.variants import variant_card
+from tsugiki.api.variants import refuse_taken_name, variant_card
 from tsugiki.errors import Conflict, InvalidRequest, Unsupported
 
 management = APIRouter(tags=["adapters"], dependencies=[ManagementDep])
@@ -30,10 +30,7 @@ async def load_lora_adapter(
     """Serve the PEFT directory `lora_path` as the variant `lora_name`."""
     path = await asyncio.to_thread(_allowed, body.lora_path, services.config.adapter_roots)
     access.require_sight(body.lora_name)
-    if body.lora_name == services.engine.base().id:
-        raise InvalidRequest(
-            f"{body.lora_name!r} is the base; choose another name", param="lora_name"
-        )
+    refuse_taken_name(body.lora_name, services.engine, "lora_name")
     info = await services.engine.load_adapter(body.lora_name, path)
     return JSONResponse(variant_card(info))
 

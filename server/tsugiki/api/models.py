@@ -37,7 +37,7 @@ def _find(engine: EngineClient, variant: VariantRef) -> ModelInfo:
     if variant.digest is None:
         return engine.base()
     for model in engine.models():
-        if model.id == variant.name and (model.parent is None or model.digest == variant.digest):
+        if model.id == variant.name and model.digest == variant.digest:
             return model
     for version in engine.variants():
         if version.name == variant.name and version.digest == variant.digest:

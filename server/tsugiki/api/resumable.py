@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 from tsugiki.api.body_writer import full_disk_refused, opened, write_body
 from tsugiki.api.content_range import ContentRange
 from tsugiki.api.partial_files import Claim, PartialFiles
-from tsugiki.errors import Conflict, InvalidRequest, WrongOffset
+from tsugiki.errors import Conflict, InvalidRequest, UserError, WrongOffset
 
 T = TypeVar("T")
 REMEMBERED = 64  # uploads whose end is told again to a client that missed it
@@ -93,7 +93,7 @@ class ResumableUploads(Generic[T]):
 
     def _end(self, chunk: Chunk, finish: Callable[[Path], Awaitable[T]]) -> _Ending[T]:
         task = asyncio.create_task(self._finish(chunk.upload_id, finish))
-        task.add_done_callback(_retrieve)
+        task.add_done_callback(partial(self._ended, chunk.upload_id))
         ending = self._endings[chunk.upload_id] = _Ending(chunk.claim, task)
         done = [key for key, known in self._endings.items() if known.result.done()]
         for upload_id in done[: max(0, len(self._endings) - REMEMBERED)]:
@@ -108,6 +108,12 @@ class ResumableUploads(Generic[T]):
             return await finish(whole)
         finally:
             await asyncio.to_thread(partial(whole.unlink, missing_ok=True))
+
+    def _ended(self, upload_id: str, task: "asyncio.Task[T]") -> None:
+        """Remember what is final. The file is gone in any case: after a failure of the moment its
+        client begins anew. A failure that nobody waited for has been logged by `finish`."""
+        if task.cancelled() or (task.exception() and not isinstance(task.exception(), UserError)):
+            self._endings.pop(upload_id, None)
 
     async def _alone(self, chunk: Chunk) -> int:
         """Append after the request before has stopped; bytes that are here then."""
@@ -145,9 +151,3 @@ async def _refuse_any(body: AsyncIterator[bytes]) -> None:
     async for content in body:
         if content:
             raise InvalidRequest("Content-Range: bytes */TOTAL asks, and has no body")
-
-
-def _retrieve(task: "asyncio.Task[T]") -> None:
-    """A failure that its client did not wait for has been logged by `finish`."""
-    if not task.cancelled():
-        task.exception()

@@ -26,7 +26,7 @@ from tsugiki.api.resumable import Chunk, Progress
 from tsugiki.api.schemas import UPLOAD_ID
 from tsugiki.api.services import Services, ServicesDep, Uploaded
 from tsugiki.api.upload import received
-from tsugiki.api.variants import NameDep, variant_card
+from tsugiki.api.variants import NameDep, refuse_taken_name, variant_card
 from tsugiki.errors import (
     Conflict,
     InvalidArtifact,
@@ -41,7 +41,6 @@ refusals = logging.getLogger("tsugiki.refusals")
 management = APIRouter(tags=["variants"], dependencies=[ManagementDep])
 
 OF_THE_FILE = (InvalidArtifact, ProbeFailed)
-RESERVED_NAMES = ("events",)  # GET /v1/variants/events is the stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +82,7 @@ async def put_variant(
     """
     with _counted(services.metrics, wish.name, record_of(request)):
         part = _part(wish)
-        _refuse_name(wish.name, services)
+        refuse_taken_name(wish.name, services.engine, "name")
         if wish.if_none_match == "*" and (part is None or part.start is not None):
             _refuse_existing(wish.name, services)
         if part is None:
@@ -171,13 +170,6 @@ def _part(wish: Wish) -> ContentRange | None:
             param="Content-Range" if wish.content_range is None else "X-Upload-Id",
         )
     return parse_content_range(wish.content_range)
-
-
-def _refuse_name(name: str, services: Services) -> None:
-    if name == services.engine.base().id:
-        raise InvalidRequest(f"{name!r} is the base; choose another name", param="name")
-    if name in RESERVED_NAMES:
-        raise InvalidRequest(f"{name!r} is a route of this server; choose another", param="name")
 
 
 def _refuse_existing(name: str, services: Services) -> None:

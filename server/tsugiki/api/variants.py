@@ -22,7 +22,9 @@ from tsugiki.api.responses import (
 from tsugiki.api.schemas import DIGEST, VARIANT_NAME, ActivateBody, CanaryBody
 from tsugiki.api.services import ServicesDep
 from tsugiki.engine.client import EngineClient, VariantInfo
+from tsugiki.errors import InvalidRequest
 
+ROUTES = ("events",)  # beside /v1/variants/{name}
 Operation = Callable[..., Awaitable[Response]]
 
 router = APIRouter(tags=["variants"])
@@ -138,6 +140,18 @@ async def rollback_variant(name: NameDep, services: ServicesDep) -> Response:
 
 def _visible(engine: EngineClient, access: Access) -> list[VariantInfo]:
     return [info for info in engine.variants() if access.sees(info.name)]
+
+
+def refuse_taken_name(name: str, engine: EngineClient, param: str) -> None:
+    """Refuse a new variant a name that means something else already.
+
+    Raises:
+        InvalidRequest: the base's id, or the last part of a route.
+    """
+    if name == engine.base().id:
+        raise InvalidRequest(f"{name!r} is the base; choose another name", param=param)
+    if name in ROUTES:
+        raise InvalidRequest(f"{name!r} is a route of this server; choose another", param=param)
 
 
 def variant_card(info: VariantInfo) -> dict[str, Any]:
