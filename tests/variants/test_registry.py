@@ -258,5 +258,5 @@ def test_a_full_disk_refuses_the_upload_and_keeps_nothing_of_it(
     with pytest.raises(error, match="full"):
         put(registry, "bank", "one")
     assert registry.versions() == []
-    assert open_registry(root).versions() == []
     assert files_below(root) == set()
+    assert open_registry(root).versions() == []

@@ -179,3 +179,15 @@ def test_a_directory_that_cannot_be_written_is_served_without_a_lock(
     registry = open_registry(root, exclusive=True)
     assert registry.resolve("bank").digest == digest_of("zero")
     assert files_below(root) == {"bank.safetensors"}
+
+
+def test_a_directory_that_is_not_there_is_made(root: Path) -> None:
+    registry = open_registry(root / "a" / "b")
+    put(registry, "bank", "one")
+    assert open_registry(root / "a" / "b").resolve("bank").digest == digest_of("one")
+
+
+def test_a_file_in_place_of_the_directory_is_refused_by_name(root: Path) -> None:
+    (root / "file").write_text("x")
+    with pytest.raises(ConfigError, match=r"--variants .*/file is no directory"):
+        open_registry(root / "file", exclusive=True)

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from tsugiki.errors import Conflict, InvalidRequest
+from tsugiki.errors import Conflict, InvalidRequest, StorageFull, Unsupported
 from tsugiki.trusted_keys import TrustedKey
 from tsugiki.variants.alias import Alias, StoredVersion
 from tsugiki.variants.intake import Arrival, Intake
@@ -53,11 +53,13 @@ class Registry(Reading):
         `verify` and `crash_point` are seams for tests.
 
         Raises:
-            ConfigError: `exclusive`, and another server has the directory.
+            ConfigError: `root` is no directory and cannot be made; or `exclusive`, and another
+                server has it.
         """
         self.root = root
         signers = Signers(trusted_keys)
         self._store = Store(root, crash_point)
+        self._store.open()
         self._directory = self._store.lock() if exclusive else None
         self._crash_point = crash_point
         super().__init__(Records(self._store, signers), Trials())
@@ -248,7 +250,12 @@ class Registry(Reading):
         records.keep(arrival.file)
         version = StoredVersion(digest, records.now(), "upload", arrival.signature)
         alias = alias.with_version(version, records.now())
-        records.save(alias.activated(digest, records.now()) if activate else alias)
+        try:
+            records.save(alias.activated(digest, records.now()) if activate else alias)
+        except (StorageFull, Unsupported):
+            if digest not in records.named():
+                records.drop(digest)
+            raise
         records.publish()
         return is_new
 

@@ -27,7 +27,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from tsugiki.errors import InvalidArtifact, StorageFull, Unsupported
+from tsugiki.errors import ConfigError, InvalidArtifact, StorageFull, Unsupported
 from tsugiki.variants.alias import Alias
 from tsugiki.variants.directory_lock import DirectoryLock
 from tsugiki.variants.version import NAME
@@ -54,6 +54,19 @@ class Store:
         self._blobs = self._state / "blobs"
         self._aliases = self._state / "aliases"
         self.uploads_path = self._state / "uploads"
+
+    def open(self) -> None:
+        """Make ROOT, if need be.
+
+        Raises:
+            ConfigError: it is no directory, or it cannot be made.
+        """
+        try:
+            _make_directory(self.root)
+        except OSError as error:
+            raise ConfigError(
+                f"--variants {self.root} is no directory and cannot be made: {error.strerror}"
+            ) from error
 
     def lock(self) -> DirectoryLock | None:
         """Take the directory for this process; None when it cannot be written anyway.
@@ -128,13 +141,17 @@ class Store:
         """Replace the record of one name: readers find the old one or the new one."""
         target = self._aliases / f"{alias.name}.json"
         temporary = target.with_suffix(".tmp")
-        with _disk_errors(self.root):
-            _make_directory(self._aliases)
-            temporary.write_text(_to_json(alias))
-            _sync(temporary)
-            self._crash_point("alias written")
-            self._move(temporary, target)
-            self._crash_point("alias in place")
+        try:
+            with _disk_errors(self.root):
+                _make_directory(self._aliases)
+                temporary.write_text(_to_json(alias))
+                _sync(temporary)
+                self._crash_point("alias written")
+                self._move(temporary, target)
+                self._crash_point("alias in place")
+        except Exception:
+            temporary.unlink(missing_ok=True)
+            raise
 
     def remove_alias(self, name: str) -> None:
         """Forget the record of a name."""

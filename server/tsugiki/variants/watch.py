@@ -47,8 +47,9 @@ def _stamp(entry: "os.DirEntry[str]") -> Stamp:
     try:
         status = entry.stat()
     except OSError:  # a dangling link, a circle of links, or removed since it was listed
-        return (0, 0, 0)
-    return (status.st_ino, status.st_size, status.st_mtime_ns)
+        return (0, 0, 0, 0)
+    # ctime too: it moves also when a copy gives the file its old mtime
+    return (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 class Watch:
