@@ -88,10 +88,10 @@ def copies(delta: Delta) -> Iterator[Delta]:
 
 def staged_copies(kernels: KernelBackend, delta: Delta) -> list[Staged]:
     """Enough staged copies to fill BYTES, and to give each variant its own."""
-    first = kernels.stage([Placed(0, delta)])
+    first = kernels.stage_all([[Placed(0, delta)]])
     count = max(-(-BYTES // first.nbytes), max(variants for _, variants in LOADS))
     more = (kernels.stage([Placed(0, copy)]) for copy in islice(copies(delta), count - 1))
-    return [first, *more]
+    return [*first.linears, *more]
 
 
 @dataclass(frozen=True)

@@ -116,10 +116,6 @@ class Placed:
 class Staged(Protocol):
     """One variant's deltas of one linear, all of one kind, ready for a backend (opaque)."""
 
-    @property
-    def nbytes(self) -> int:
-        """Its own resident bytes, whatever the kernel needs included; shared columns apart."""
-
 
 @dataclass(frozen=True, slots=True)
 class StagedLinears:
@@ -127,7 +123,7 @@ class StagedLinears:
 
     linears: tuple[Staged, ...]
     others: tuple[Tensor, ...]  # the other tensors, as they lie in the extent
-    nbytes: int  # of the extent
+    nbytes: int  # of the extent: whatever the kernels need but shared columns
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,11 +42,6 @@ class StagedParts:
 
     parts: tuple[Placed, ...]
 
-    @property
-    def nbytes(self) -> int:
-        """See Staged.nbytes."""
-        return sum(t.nbytes for placed in self.parts for t in own_tensors(placed.delta).values())
-
 
 def own_tensors(delta: Delta) -> dict[str, Tensor]:
     """A delta's tensors by the name of their field, but for columns, which deltas share."""

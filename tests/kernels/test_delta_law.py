@@ -157,4 +157,4 @@ def test_staged_bytes_cover_every_tensor_but_the_shared_columns(kernels: KernelB
     delta = sparse((64, 48), 1, kept=48, bias=32)
     assert isinstance(delta.bias, torch.Tensor)
     own = sum(t.nbytes for t in (delta.codes, delta.step, delta.bias))
-    assert own <= kernels.stage([Placed(0, delta)]).nbytes < own + 256
+    assert own <= kernels.stage_all([[Placed(0, delta)]]).nbytes < own + 256

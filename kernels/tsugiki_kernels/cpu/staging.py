@@ -61,7 +61,6 @@ class CpuStaged:
     inputs: int
     width: int  # outputs up to the end of the last part
     covered: int  # outputs that some part covers
-    nbytes: int
     has_bias: bool
     source: StagedParts | None  # for what the reference does: kinds without a kernel to rebuild
     kept_alive: tuple[Tensor, ...]  # the extent and shared columns
@@ -145,7 +144,6 @@ def _staged(parts: Sequence[Placed], extent: Extent, place: int) -> CpuStaged:
     found = [_record(placed, extent) for placed in parts]
     content = b"".join((ctypes.c_int64(len(found)), *found))
     extent.write(place, content)
-    own = sum(tensor.nbytes for placed in parts for tensor in _tensors(placed))
     columns = [p.delta.columns for p in parts if isinstance(p.delta, SparseDelta)]
     return CpuStaged(
         kind=type(first),
@@ -153,7 +151,6 @@ def _staged(parts: Sequence[Placed], extent: Extent, place: int) -> CpuStaged:
         inputs=first.shape[1],
         width=max(placed.offset + placed.delta.shape[0] for placed in parts),
         covered=sum(placed.delta.shape[0] for placed in parts),
-        nbytes=own + len(content),
         has_bias=any(placed.delta.bias is not None for placed in parts),
         source=_source(parts, extent),
         kept_alive=(extent.memory, *columns),

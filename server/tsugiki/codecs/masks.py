@@ -144,11 +144,7 @@ class SharedMask:
     """A mask in memory. Whoever holds this object keeps it there; compared by identity."""
 
     columns: Tensor  # uint16 [tiles, kept]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the columns."""
-        return self.columns.nbytes
+    nbytes: int
 
 
 Draw = Callable[[Mask], Tensor]  # uint16 [tiles, kept]
@@ -203,7 +199,8 @@ class MaskCache:
             found = self._held.get(mask)
         if found is not None:
             return found
-        new = SharedMask(self._draw(mask))
+        columns = self._draw(mask)
+        new = SharedMask(columns, columns.nbytes)
         with self._lock:
             return self._held.setdefault(mask, new)
 

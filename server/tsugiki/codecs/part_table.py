@@ -74,7 +74,8 @@ class StoredTensors(Mapping[str, Tensor]):
         blob, start, numel, dtype, shape = self._places[part]
         if not numel:
             return torch.empty(shape, dtype=dtype)
-        return self._blobs[blob][start : start + numel].view(shape)
+        flat = self._blobs[blob][start : start + numel]
+        return flat if len(shape) == 1 else flat.view(shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
