@@ -4,11 +4,13 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tsugiki.engine.core import EngineCore, StepEvent
 from tsugiki.engine.request import FinishReason, Request
+from tsugiki.errors import Conflict
 from tsugiki.variants.loader import LoadOutcome
 
 RequestFactory = Callable[..., Request]
@@ -183,6 +185,21 @@ def test_the_runner_forgets_when_a_variant_leaves_and_only_then(
     assert runner_of(core).forgotten == 1
     assert core.unload("c") == 10
     assert runner_of(core).forgotten == 2
+
+
+def test_a_variant_is_not_unloaded_under_a_request_that_waits_for_it(
+    make_core: CoreFactory, make_request: RequestFactory
+) -> None:
+    core = make_core()
+    source_of(core).held = True
+    waiting = make_request(digest="a")
+    core.add(waiting)
+    core.step()
+    with pytest.raises(Conflict, match="1 requests"):
+        core.unload("a")
+    source_of(core).held = False
+    assert last(run(core), waiting).finish_reason is FinishReason.LENGTH
+    assert core.unload("a") == 10
 
 
 def test_each_new_request_is_a_hit_or_a_miss_of_the_device_once(

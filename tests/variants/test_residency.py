@@ -193,6 +193,17 @@ def test_a_cancelled_load_that_is_wanted_again_is_delivered() -> None:
     assert source.submitted["a"] == 1
 
 
+def test_who_asks_after_an_unload_is_not_answered_with_the_cancellation() -> None:
+    residency, source = tier(a=40, b=40, c=40)
+    for digest in "abc":
+        residency.request(digest)
+    residency.unload("c")  # still queued: its answer is ready
+    residency.request("c")
+    source.run()
+    outcomes = residency.poll() + (source.run() or residency.poll())
+    assert {outcome.digest: outcome.error for outcome in outcomes}["c"] is None
+
+
 def test_a_snapshot_does_not_change_under_its_reader() -> None:
     residency, source = tier(a=40)
     before = residency.snapshot()

@@ -17,7 +17,7 @@ from tsugiki.engine.model_runner import ChunkResult, ModelRunner
 from tsugiki.engine.request import FinishReason, Request, TokenLogprobs
 from tsugiki.engine.scheduler import Chunk, Scheduler
 from tsugiki.engine.variant_turns import VariantTurns
-from tsugiki.errors import TsugikiError
+from tsugiki.errors import Conflict, TsugikiError
 from tsugiki.variants.loader import LoadOutcome
 from tsugiki.variants.residency import Residency
 
@@ -107,8 +107,10 @@ class EngineCore:
         """Drop an idle variant; returns the bytes freed.
 
         Raises:
-            Conflict: requests still use it.
+            Conflict: requests still use it, or wait for it.
         """
+        if count := len(self._requests_of(digest)):
+            raise Conflict(f"variant {digest} is used by {count} requests; wait until they end")
         freed = self.variants.unload(digest)
         self._runner.forget()
         return freed

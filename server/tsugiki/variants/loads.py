@@ -63,7 +63,11 @@ class LoadQueue:
         return self._under_way(digest) and digest not in self._cancelled
 
     def add(self, digest: str) -> None:
-        """Load a digest that is not in it; a cancelled load that is not over goes on instead."""
+        """Load a digest that is not in it; a cancelled load that is not over goes on instead.
+
+        The answer to a load that was cancelled before is the answer to this one.
+        """
+        self._answers = [answer for answer in self._answers if answer.digest != digest]
         if self._cancelled.pop(digest, None) is None:
             self._queued.append(digest)
 
