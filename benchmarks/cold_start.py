@@ -46,10 +46,12 @@ class Idle:
     base: BaseModel
     arena: Arena
 
-    def load(self, path: Path, masks: MaskCache) -> tuple[ResidentVariant, LoadTimings]:
+    def load(
+        self, path: Path, digest: str, masks: MaskCache
+    ) -> tuple[ResidentVariant, LoadTimings]:
         """What the server's loader does for one file."""
         base, kernels = self.base, self.base.decoder.kernels
-        packed, spent = read_packed(path, read_header(path).digest, self.arena.allocate)
+        packed, spent = read_packed(path, digest, self.arena.allocate)
         begin = time.perf_counter()
         variant = stage_variant(
             packed.content, base.layout, base.vector, base.dtype, kernels, masks,
@@ -61,15 +63,16 @@ class Idle:
     def rounds(self, path: Path, rounds: int) -> dict[str, Row]:
         """Each condition in turn within every round, so that noise meets all of them."""
         draw = drawn_by(self.base.decoder.kernels)
-        masks = MaskCache(draw)
-        holder, _ = self.load(path, masks)  # its masks stay as long as it does
+        digest, masks = read_header(path).digest, MaskCache(draw)
+        holder, _ = self.load(path, digest, masks)  # its masks stay as long as it does
         found: dict[str, list[Row]] = {}
         for _ in range(rounds):
-            found.setdefault("warm", []).append(row(self.load(path, masks)[1]))
-            found.setdefault("fresh seed", []).append(row(self.load(path, MaskCache(draw))[1]))
+            found.setdefault("warm", []).append(row(self.load(path, digest, masks)[1]))
+            fresh = self.load(path, digest, MaskCache(draw))[1]
+            found.setdefault("fresh seed", []).append(row(fresh))
             bare = dropped(path, lambda: path.read_bytes())
             drop_cache(path)
-            spent = self.load(path, masks)[1]
+            spent = self.load(path, digest, masks)[1]
             found.setdefault("dropped", []).append({**row(spent), "bare read": bare})
         del holder
         return {condition: summary(rows) for condition, rows in found.items()}

@@ -26,7 +26,7 @@ ACTIVATIONS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def check_tensor(
-    name: str, tensor: Tensor, dtypes: Sequence[torch.dtype], shape: Sequence[int]
+    name: str, tensor: Tensor, dtypes: Sequence[torch.dtype], shape: tuple[int, ...]
 ) -> None:
     """One of the dtypes, exactly this shape, contiguous.
 
@@ -36,7 +36,7 @@ def check_tensor(
     if tensor.dtype not in dtypes:
         expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise BadArgument(f"{name}: expected dtype {expected}, found {tensor.dtype}")
-    if tuple(tensor.shape) != tuple(shape):
+    if tensor.shape != shape:
         raise BadArgument(f"{name}: expected shape {tuple(shape)}, found {tuple(tensor.shape)}")
     if not tensor.is_contiguous():
         raise BadArgument(f"{name}: expected a contiguous tensor, found strides {tensor.stride()}")
@@ -48,12 +48,13 @@ def check_parts(parts: Sequence[Placed]) -> None:
     Raises:
         BadArgument: naming what was found.
     """
-    kinds = sorted({type(placed.delta).__name__ for placed in parts})
+    kinds = {type(placed.delta) for placed in parts}
     if len(kinds) != 1:
-        raise BadArgument(f"parts: expected deltas of one kind, found {kinds or 'none'}")
-    widths = sorted({placed.delta.shape[1] for placed in parts})
+        names = sorted(kind.__name__ for kind in kinds)
+        raise BadArgument(f"parts: expected deltas of one kind, found {names or 'none'}")
+    widths = {placed.delta.shape[1] for placed in parts}
     if len(widths) != 1:
-        raise BadArgument(f"parts: expected one input width, found {widths}")
+        raise BadArgument(f"parts: expected one input width, found {sorted(widths)}")
     taken = 0
     for placed in sorted(parts, key=lambda placed: placed.offset):
         if placed.offset < taken:
