@@ -58,6 +58,15 @@ def walk(tmp_path: Path) -> Walk:
     return Walk(tmp_path)
 
 
+@pytest.fixture
+def cache_dir(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A cache of this test alone, but for the compiled kernels."""
+    directory = tmp_path / "cache"
+    directory.mkdir()
+    (directory / "kernels").symlink_to(request.config.cache.mkdir("tsugiki_kernels"))
+    return directory
+
+
 Tune = Callable[..., Path]
 
 

@@ -16,8 +16,8 @@ from tsugiki.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TSUGIKI_CACHE", str(tmp_path / "cache"))
+def own_cache(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TSUGIKI_CACHE", str(cache_dir))
 
 
 def run(command: str, *arguments: object) -> int:
