@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,23 @@ def test_unfinished_uploads_are_limited_in_number_and_bytes(make_client: MakeCli
         assert codes == [308, 507, 308, 507]
         assert put(client, "4-9/10", CONTENT[4:], upload_id="upload-0").status_code == 201
         assert put(client, "0-3/5", b"0123", upload_id="upload-3").status_code == 308
+
+
+def test_uploads_that_rest_make_room_for_new_ones(make_client: MakeClient, tmp_path: Path) -> None:
+    with make_client(max_partial_uploads=2) as client:
+        for upload_id in ("upload-1", "upload-2"):
+            put(client, "0-3/10", CONTENT[:4], upload_id=upload_id)
+        an_hour_ago = time.time() - 3600
+        for path in uploads(tmp_path):
+            if path.name.startswith("upload-1"):
+                os.utime(path, (an_hour_ago, an_hour_ago))
+        codes = [
+            put(client, "0-3/10", CONTENT[:4], upload_id=f"upload-{i}").status_code for i in (3, 4)
+        ]
+        assert codes == [308, 507]
+        assert put(client, "4-9/10", CONTENT[4:], upload_id="upload-2").status_code == 201
+        restarted = put(client, "4-9/10", CONTENT[4:], upload_id="upload-1")
+        assert (restarted.status_code, "go on at 0" in restarted.text) == (409, True)
 
 
 def test_an_unfinished_upload_dies_after_a_day(client: TestClient, tmp_path: Path) -> None:

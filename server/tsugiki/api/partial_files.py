@@ -23,6 +23,7 @@ from tsugiki.errors import Conflict, StorageFull
 logger = logging.getLogger(__name__)
 
 LIFE_SECONDS = 24 * 3600.0  # since the last byte arrived
+IDLE_SECONDS = 300.0  # after which one makes room for a new one, when there are too many
 _RECORD = ".partial.json"
 
 
@@ -88,38 +89,57 @@ class PartialFiles:
             self._sweep()
 
     def _sweep(self) -> None:
-        area = self._area()
-        records = {path.name.removesuffix(_RECORD): path for path in area.glob(f"*{_RECORD}")}
-        for path in area.glob("*.partial"):
+        records = self._records()
+        for path in self._area().glob("*.partial"):
             if path.stem not in records:
                 path.unlink(missing_ok=True)
         for upload_id, record in records.items():
-            age = self._clock() - max(_modified(record), _modified(self._content(upload_id)))
-            if age > LIFE_SECONDS or self._claim(record) is None:
-                logger.info("partial upload %s is removed after %.0f s", upload_id, age)
-                self._content(upload_id).unlink(missing_ok=True)
-                record.unlink(missing_ok=True)
+            if self._age(upload_id) > LIFE_SECONDS or self._claim(record) is None:
+                self._drop(upload_id)
 
     def _create(self, upload_id: str, claim: Claim) -> None:
         self._sweep()
-        claims = [self._claim(path) for path in self._area().glob(f"*{_RECORD}")]
-        if len(claims) >= self._most:
-            raise StorageFull(
-                f"{len(claims)} uploads are unfinished, the most this server keeps; finish one, or "
-                "wait: they are dropped a day after their last byte"
-            )
-        reserved = sum(known.total for known in claims if known is not None)
-        if reserved + claim.total > self._most_bytes:
-            raise StorageFull(
-                f"unfinished uploads hold {reserved} of {self._most_bytes} bytes, too many for "
-                f"{claim.total} more; finish one, or raise --max-partial-bytes"
-            )
+        self._make_room(claim.total)
         temporary = self._area() / f"{upload_id}.tmp"
         temporary.write_text(json.dumps(asdict(claim)))
         _sync(temporary)
         os.replace(temporary, self._record(upload_id))
         self._content(upload_id).touch()
         _sync(self._area())
+
+    def _make_room(self, total: int) -> None:
+        """Drop those that rest the longest, as long as there are too many beside a new one."""
+        oldest_first = sorted(self._records(), key=self._age, reverse=True)
+        while (refusal := self._refusal(total)) is not None:
+            if not oldest_first or self._age(oldest_first[0]) < IDLE_SECONDS:
+                raise StorageFull(refusal)
+            self._drop(oldest_first.pop(0))
+
+    def _refusal(self, total: int) -> str | None:
+        """Why an upload of so many bytes cannot begin now."""
+        claims = [self._claim(record) for record in self._records().values()]
+        if len(claims) >= self._most:
+            return f"{len(claims)} uploads are in progress, the most this server takes; come later"
+        reserved = sum(known.total for known in claims if known is not None)
+        if reserved + total > self._most_bytes:
+            return (
+                f"uploads in progress have {reserved} of {self._most_bytes} bytes, too many for "
+                f"{total} more; come later, or raise --max-partial-bytes"
+            )
+        return None
+
+    def _drop(self, upload_id: str) -> None:
+        logger.info("partial upload %s is dropped after %.0f s", upload_id, self._age(upload_id))
+        self._content(upload_id).unlink(missing_ok=True)
+        self._record(upload_id).unlink(missing_ok=True)
+
+    def _age(self, upload_id: str) -> float:
+        """Seconds since anything of it arrived."""
+        newest = max(_modified(self._record(upload_id)), _modified(self._content(upload_id)))
+        return self._clock() - newest
+
+    def _records(self) -> dict[str, Path]:
+        return {p.name.removesuffix(_RECORD): p for p in self._area().glob(f"*{_RECORD}")}
 
     def _content(self, upload_id: str) -> Path:
         return self._area() / f"{upload_id}.partial"
