@@ -18,7 +18,7 @@ from tsugiki.variants.alias import OPERATORS_FILE, Alias, Stamp, StoredVersion
 from tsugiki.variants.intake import Arrival, Intake
 from tsugiki.variants.records import Records
 from tsugiki.variants.store import CrashPoint
-from tsugiki.variants.watch import Change, Watch, signature_name, stamps
+from tsugiki.variants.watch import Change, Watch, signature_name, stamp_of, stamps
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Scan:
             self._finish_deletion(alias)
         for alias in list(records.aliases.values()):
             self._prepare(alias)
-        found = self._stamps()
+        found = stamps(self._store.root)
         for name in self._watch.different(found):
             stamp = found.get(name)
             self.apply(name, stamp, self.arrival(name, stamp))
@@ -56,7 +56,7 @@ class Scan:
     def changed(self) -> dict[str, Stamp | None]:
         """Files that changed and have been still since the last look, with their present state;
         None: the file is gone. Opens no file."""
-        found = self._stamps()
+        found = stamps(self._store.root)
         return {name: found.get(name) for name in self._watch.changed(found)}
 
     def arrival(self, name: str, stamp: Stamp | None) -> Arrival | None:
@@ -66,7 +66,7 @@ class Scan:
     def apply(self, name: str, stamp: Stamp | None, arrival: Arrival | None) -> list[Change]:
         """Bring the record of a name up to date with its file, unless that changed since."""
         try:
-            if self._stamps().get(name) != stamp:
+            if self._stamp(name) != stamp:
                 return []
             if stamp is None or arrival is None:
                 changes = self._removed(name)
@@ -83,7 +83,7 @@ class Scan:
     def take_away(self, alias: Alias) -> None:
         """Remove the operator's file of a name or version that was deleted. A file with other
         content, placed since, stays and is found by the next look."""
-        stamp = self._stamps().get(alias.name)
+        stamp = self._stamp(alias.name)
         if stamp is not None and self._is_of(alias, stamp):
             path = self._store.placed_path(alias.name)
             self._store.remove(path.with_name(signature_name(path.name)))
@@ -94,12 +94,11 @@ class Scan:
     def _read_records(self) -> list[Alias]:
         """Fills the records; returns those of unfinished deletions."""
         deleted = []
-        found = self._stamps()
         for name, alias in self._store.aliases():
             if isinstance(alias, str):
                 logger.error("variant %r: %s", name, alias)
                 self._records.damaged[name] = alias
-                self._watch.settle(name, found.get(name))  # only another file mends it
+                self._watch.settle(name, self._stamp(name))  # only another file mends it
             elif alias.deleted:
                 deleted.append(alias)
             else:
@@ -107,7 +106,7 @@ class Scan:
         return deleted
 
     def _finish_deletion(self, alias: Alias) -> None:
-        stamp = self._stamps().get(alias.name)
+        stamp = self._stamp(alias.name)
         with _tidying():
             self.take_away(alias)
             self._store.remove_alias(alias.name)
@@ -184,8 +183,8 @@ class Scan:
             gone = [""]
         return [Change(name, "removed", digest) for digest in gone]
 
-    def _stamps(self) -> dict[str, Stamp]:
-        return stamps(self._store.root)
+    def _stamp(self, name: str) -> Stamp | None:
+        return stamp_of(self._store.placed_path(name))
 
 
 @contextmanager

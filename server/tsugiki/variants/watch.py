@@ -38,12 +38,20 @@ def stamps(root: Path) -> dict[str, Stamp]:
     }
 
 
+def stamp_of(path: Path) -> Stamp | None:
+    """The same of one file; None when there is none."""
+    if not os.path.lexists(path):
+        return None
+    sidecar = path.with_name(signature_name(path.name))
+    return _stamp(path) + (_stamp(sidecar) if os.path.lexists(sidecar) else ())
+
+
 def signature_name(file_name: str) -> str:
     """NAME.sig of NAME.safetensors."""
     return file_name.removesuffix(SUFFIX) + SIGNATURE_SUFFIX
 
 
-def _stamp(entry: "os.DirEntry[str]") -> Stamp:
+def _stamp(entry: "os.DirEntry[str] | Path") -> Stamp:
     try:
         status = entry.stat()
     except OSError:  # a dangling link, a circle of links, or removed since it was listed
