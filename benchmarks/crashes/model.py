@@ -84,26 +84,37 @@ def _changed(named: Named, operation: Operation) -> Named:
 
 
 def next_operation(
-    state: Mapping[str, Named], names: Sequence[str], digests: Sequence[str], rng: random.Random
+    state: Mapping[str, Named],
+    names: Sequence[str],
+    digests: Sequence[str],
+    rng: random.Random,
+    uploads: float = 0.5,
 ) -> Operation:
-    """An allowed operation; uploads are half of them, so that there is something to change."""
+    """An allowed operation; `uploads` of them add something that others can change."""
+    kinds: list[Kind] = ["activate", "canary", "rollback", "delete", "delete version"]
     while True:
-        kinds: list[Kind] = ["activate", "canary", "rollback", "delete", "delete version"]
-        kind: Kind = "put" if rng.random() < 0.5 else rng.choice(kinds)
-        name = rng.choice(names)
-        named = state.get(name, Named())
-        if kind == "put":
-            return Operation(kind, name, rng.choice(digests), activate=rng.random() < 0.7)
-        others = sorted(named.digests - {named.active})
-        if kind in ("activate", "delete version") and others:
-            return Operation(kind, name, rng.choice(others))
-        if kind == "canary" and named.canary and rng.random() < 0.3:
-            return Operation(kind, name, named.canary[0], 0.0)
-        if kind == "canary" and named.active and others:
-            return Operation(kind, name, rng.choice(others), rng.choice(PERCENTS))
-        rollback = kind == "rollback" and (named.canary or len(named.stack) > 1)
-        if rollback or (kind == "delete" and named.digests):
-            return Operation(kind, name)
+        kind: Kind = "put" if rng.random() < uploads else rng.choice(kinds)
+        for name in rng.sample(names, len(names)):
+            named = state.get(name, Named())
+            if kind == "put":
+                return Operation(kind, name, rng.choice(digests), activate=rng.random() < 0.7)
+            if operation := _allowed(kind, name, named, rng):
+                return operation
+
+
+def _allowed(kind: Kind, name: str, named: Named, rng: random.Random) -> Operation | None:
+    """An operation of this kind, if the name is in a state for it."""
+    others = sorted(named.digests - {named.active})
+    if kind == "canary" and named.canary and rng.random() < 0.3:
+        return Operation(kind, name, named.canary[0], 0.0)
+    if kind == "canary" and named.active and others:
+        return Operation(kind, name, rng.choice(others), rng.choice(PERCENTS))
+    if kind in ("activate", "delete version") and others:
+        return Operation(kind, name, rng.choice(others))
+    rollback = kind == "rollback" and (named.canary or len(named.stack) > 1)
+    if rollback or (kind == "delete" and named.digests):
+        return Operation(kind, name)
+    return None
 
 
 def shown(state: Mapping[str, Named]) -> dict[str, Any]:

@@ -26,7 +26,8 @@ SHIPPED = Path(__file__).parents[2] / "examples" / "variants"
 PROMPT = "My card has not arrived yet. 12 * 8 ="
 TOKENS = 12
 FLAGS = ["--max-model-len", "256", "--kv-memory", "64MiB"]
-FIRST_GUESS = 0.15  # seconds that a change may take, until one was seen
+FIRST_GUESS = 0.1  # seconds that a change takes, until one was seen
+BEFORE = 4  # changes that are acknowledged before the one that is killed
 
 
 @dataclass
@@ -38,7 +39,7 @@ class Run:
     log: Path
     files: Mapping[str, Path]  # by digest
     answers: dict[str, list[str]] = field(default_factory=dict)  # greedy tokens, by digest
-    seconds: dict[str, float] = field(default_factory=dict)  # longest change seen, by kind
+    seconds: dict[str, float] = field(default_factory=dict)  # of the last change seen, by kind
 
 
 class Server:
@@ -89,7 +90,11 @@ def run(folder: Path, base: str, kills: int, seed: int) -> list[Kill]:
     try:
         benchmark.answers.update((d, _answer(server.http, n, d)) for n, d in _versions(state))
         for number in range(kills):
-            operation = next_operation(state, names, list(files), rng)
+            for _ in range(BEFORE):
+                operation = next_operation(state, names, list(files), rng)
+                _acknowledged(benchmark, server, operation)
+                state = applied(state, operation)
+            operation = next_operation(state, names, list(files), rng, uploads=0.3)
             status = _killed_within(benchmark, server, operation, rng)
             server.kill()
             server = Server(benchmark)
@@ -120,28 +125,32 @@ def _judge(
             if answer != benchmark.answers[digest]:
                 faults.append(f"{name}@{digest} answers {answer}")
     step = "not acknowledged" if status is None else "acknowledged"
-    kill = Kill(operation.kind, step, int(status is not None), kept, faults)
+    acknowledged = BEFORE + (status is not None)
+    kill = Kill(operation.kind, step, acknowledged, kept, faults)
     return kill, after if kept else state
+
+
+def _acknowledged(benchmark: Run, server: Server, operation: Operation) -> None:
+    """A change that nothing disturbs; tells how long one takes."""
+    begin = time.monotonic()
+    _ask(server.http, operation, benchmark.files).raise_for_status()
+    benchmark.seconds[operation.kind] = time.monotonic() - begin
 
 
 def _killed_within(
     benchmark: Run, server: Server, operation: Operation, rng: random.Random
 ) -> int | None:
     """The status of the answer, or None when the server was dead before it answered."""
-    longest = benchmark.seconds.get(operation.kind, FIRST_GUESS)
-    timer = threading.Timer(rng.uniform(0, 1.1 * longest), server.process.kill)
-    begin = time.monotonic()
+    usual = benchmark.seconds.get(operation.kind, FIRST_GUESS)
+    timer = threading.Timer(rng.uniform(0, 1.2 * usual), server.process.kill)
     timer.start()
     try:
-        status = _ask(server.http, operation, benchmark.files).status_code
+        return _ask(server.http, operation, benchmark.files).status_code
     except httpx.TransportError:
         return None
     finally:
         timer.join()
         server.process.wait()
-    took = time.monotonic() - begin
-    benchmark.seconds[operation.kind] = max(took, benchmark.seconds.get(operation.kind, 0.0))
-    return status
 
 
 def _ask(http: httpx.Client, operation: Operation, files: Mapping[str, Path]) -> httpx.Response:
