@@ -106,8 +106,11 @@ class ServeConfig:
     variant_memory: int = setting(
         parse_size, "bytes of variants on the device", 2**30, metavar="BYTES"
     )
-    host_variant_memory: int = setting(
-        parse_size, "bytes of variants in host memory beside a GPU", 2**32, metavar="BYTES"
+    host_variant_memory: int | None = setting(
+        parse_size,
+        "bytes of verified variant files kept in host memory (default: 4GiB beside a GPU, else 0)",
+        None,
+        metavar="BYTES",
     )
     max_upload_bytes: int = setting(
         parse_size, "largest variant file taken by PUT", 2**32, metavar="BYTES"

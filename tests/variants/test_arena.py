@@ -64,7 +64,7 @@ def test_all_tensors_of_a_file_lie_in_one_extent_that_goes_with_them(tmp_path: P
     digest = write_variant(tmp_path / "a.safetensors")
     packed, timings = read_packed(tmp_path / "a.safetensors", digest, arena.allocate)
     assert len(arena) == 1
-    assert packed.nbytes == arena.nbytes
+    assert packed.nbytes > arena.nbytes, "the parsed header counts too"
     assert timings.read > 0
     assert timings.verify > 0
     kept = next(iter(packed.content.modules.values())).tensors

@@ -71,7 +71,7 @@ def create_engine(
     residency = Residency(
         loader,
         config.variant_memory,
-        host_bytes=config.host_variant_memory,
+        host_bytes=sizes.host_variant_bytes,
         on_transition=events.transition,
     )
     core = EngineCore(scheduler, _runner(base, sizes), residency)

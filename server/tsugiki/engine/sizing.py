@@ -1,6 +1,7 @@
-"""How much memory the KV cache gets, and how long a request may be.
+"""How much memory the KV cache and the host tier get, and how long a request may be.
 
-Owns: the defaults of --kv-memory and --max-model-len. Does not know requests or tensors.
+Owns: the defaults of --kv-memory, --host-variant-memory and --max-model-len. Does not know requests
+or tensors.
 """
 
 import os
@@ -15,6 +16,7 @@ from tsugiki.model.loader import BaseModel
 
 DEFAULT_MODEL_LEN = 8192
 DEFAULT_KV_BYTES = 2 * 2**30
+DEFAULT_HOST_BYTES = 4 * 2**30
 KV_SHARE = 0.25  # of the machine's memory, when that is less
 
 
@@ -25,6 +27,7 @@ class Sizes:
     num_blocks: int
     block_size: int
     max_model_len: int
+    host_variant_bytes: int
 
 
 def choose_sizes(config: ServeConfig, base: BaseModel) -> Sizes:
@@ -51,7 +54,10 @@ def choose_sizes(config: ServeConfig, base: BaseModel) -> Sizes:
             f"{fits} tokens; it needs {needed} bytes"
         )
     most_useful = config.max_num_seqs * -(-wanted // config.block_size)
-    return Sizes(min(blocks, most_useful), config.block_size, wanted)
+    host_bytes = config.host_variant_memory
+    if host_bytes is None:
+        host_bytes = default_host_bytes(base.device)
+    return Sizes(min(blocks, most_useful), config.block_size, wanted, host_bytes)
 
 
 def default_kv_bytes(device: torch.device) -> int:
@@ -61,3 +67,9 @@ def default_kv_bytes(device: torch.device) -> int:
         return int(KV_SHARE * free)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min(DEFAULT_KV_BYTES, int(KV_SHARE * memory))
+
+
+def default_host_bytes(device: torch.device) -> int:
+    """None on a CPU: packed content is not smaller than what is staged from it, so the same memory
+    is worth more as --variant-memory."""
+    return DEFAULT_HOST_BYTES if device.type == "cuda" else 0

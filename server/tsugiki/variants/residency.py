@@ -9,7 +9,8 @@ disk -> host: a file is read, its digest and its values verified, once; its pack
 host. host -> device: the content is staged into the form that the kernels read; that is a copy, so
 no byte belongs to both tiers and none is counted twice. The host tier is a cache behind the device
 (vLLM's max_cpu_loras): what the device evicts is `host` and needs only staging, as long as nothing
-used later took its room there. A host budget of 0 keeps no packed content.
+used later took its room there. With a host budget of 0 nothing packed outlives its staging; that
+is the default on a CPU, where the copies would lie in the same memory.
 """
 
 import time
