@@ -41,7 +41,6 @@ __all__ = [
     "read",
     "read_from",
     "read_header",
-    "verify",
     "write",
 ]
 
@@ -79,22 +78,6 @@ def read_header(path: str | Path) -> Header:
     """
     with open(path, "rb") as file:
         return _named(path, lambda: _opened(file).header)
-
-
-def verify(path: str | Path) -> Header:
-    """The header, after the digest of all bytes was checked in constant memory.
-
-    Raises:
-        CorruptArtifact, InvalidArtifact: as `read_header`; and a digest that does not match.
-    """
-
-    def check() -> Header:
-        opened = _opened(file)
-        _check_digest(opened, container.pieces(file, opened.table, into=None))
-        return opened.header
-
-    with open(path, "rb") as file:
-        return _named(path, check)
 
 
 def read(path: str | Path) -> Artifact:

@@ -208,18 +208,17 @@ def digest(metadata: str, blobs: Sequence[Blob], contents: Iterator[bytes | memo
     return "sha256:" + state.hexdigest()
 
 
-def pieces(file: BinaryIO, table: Table, into: memoryview | None) -> Iterator[memoryview]:
+def pieces(file: BinaryIO, table: Table, into: memoryview) -> Iterator[memoryview]:
     """The bytes of all blobs in name order, a chunk at a time; `into` keeps them in file order.
 
     What is kept is what was yielded: a file that changes underneath is found by the digest.
     """
-    scratch = memoryview(bytearray(CHUNK_BYTES if into is None else 0))
     for blob in sorted(table.blobs, key=lambda blob: blob.name):
         file.seek(table.data_start + blob.begin)
         for start in range(0, blob.nbytes, CHUNK_BYTES):
             size = min(CHUNK_BYTES, blob.nbytes - start)
             place = blob.begin + start
-            piece = scratch[:size] if into is None else into[place : place + size]
+            piece = into[place : place + size]
             if file.readinto(piece) != size:  # type: ignore[attr-defined]
                 raise CorruptArtifact("the file shrank while it was being read; copy it again")
             yield piece

@@ -72,7 +72,7 @@ class Header:
     created_by: str
     provenance: Mapping[str, Any]
     report: Mapping[str, Any]
-    digest: str  # "sha256:<64 hex>"; read_header does not verify it, read and verify do
+    digest: str  # "sha256:<64 hex>"; read_header does not verify it, read does
     file_bytes: int
     header_bytes: int  # length field and padding included
     padding: int
