@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.variants.text_files import digest_of, files_below, open_registry, picture, place, put
+from tests.variants.text_files import (
+    digest_of,
+    files_below,
+    open_registry,
+    picture,
+    place,
+    put,
+    upload,
+    verify_text,
+)
 from tsugiki.codecs.metadata import Header
 from tsugiki.errors import Conflict, InvalidArtifact, ModelNotFound, Unsupported
 from tsugiki.variants.registry import Registry
@@ -17,6 +26,16 @@ def looked(registry: Registry) -> list[tuple[str, str, str]]:
     """Two looks, as a still file needs; (name, kind, digest) of every change."""
     changes = [*registry.rescan(), *registry.rescan()]
     return [(change.name, change.kind, change.digest) for change in changes]
+
+
+def recording(opened: list[Path]) -> Callable[[Path], Header]:
+    """A verification that notes which files it opens."""
+
+    def verify(path: Path) -> Header:
+        opened.append(path)
+        return verify_text(path)
+
+    return verify
 
 
 def test_a_placed_file_is_served_from_a_copy_that_nobody_writes_over(root: Path) -> None:
@@ -49,31 +68,15 @@ def test_a_start_opens_no_file_that_is_known(root: Path) -> None:
     assert registry.resolve("bank").digest == digest_of("zero")
 
 
-def recording(opened: list[Path]) -> Callable[[Path], Header]:
-    from tests.variants.text_files import verify_text
-
-    def verify(path: Path) -> Header:
-        opened.append(path)
-        return verify_text(path)
-
-    return verify
-
-
 def test_content_both_placed_and_uploaded_is_one_version_that_outlives_the_file(root: Path) -> None:
     place(root, "bank", "one")
     registry = open_registry(root)
-    assert registry.put("bank", placed_upload(registry, "one"))[1] is False
+    assert registry.put("bank", upload(registry, "one"))[1] is False
     assert [v.digest for v in open_registry(root).versions()] == [digest_of("one")]
     (root / "bank.safetensors").unlink()
     assert looked(registry) == []
     assert registry.resolve("bank").digest == digest_of("one")
     assert open_registry(root).resolve("bank").digest == digest_of("one")
-
-
-def placed_upload(registry: Registry, text: str) -> Path:
-    path = registry.uploads() / "upload"
-    path.write_text(f"good {text}")
-    return path
 
 
 def test_a_bad_placed_file_is_listed_as_failed_and_never_served(root: Path) -> None:
@@ -257,9 +260,7 @@ def test_a_copy_that_stalls_half_way_is_failed_never_served_and_taken_when_it_is
 
 def test_a_file_that_changes_while_it_is_verified_waits_for_another_look(root: Path) -> None:
     def replacing(path: Path) -> Header:
-        from tests.variants.text_files import verify_text
-
-        header = verify_text(path)
+            header = verify_text(path)
         if header.digest == digest_of("one"):
             place(root, "bank", "two")
         return header
