@@ -260,7 +260,7 @@ def test_a_copy_that_stalls_half_way_is_failed_never_served_and_taken_when_it_is
 
 def test_a_file_that_changes_while_it_is_verified_waits_for_another_look(root: Path) -> None:
     def replacing(path: Path) -> Header:
-            header = verify_text(path)
+        header = verify_text(path)
         if header.digest == digest_of("one"):
             place(root, "bank", "two")
         return header

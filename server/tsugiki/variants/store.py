@@ -147,11 +147,14 @@ class Store:
                 temporary.write_text(_to_json(alias))
                 _sync(temporary)
                 self._crash_point("alias written")
-                self._move(temporary, target)
-                self._crash_point("alias in place")
+                os.replace(temporary, target)
         except Exception:
             temporary.unlink(missing_ok=True)
             raise
+        # A disk that fails here leaves the new record: whoever asked for it is not told that
+        # nothing was kept.
+        _sync(target.parent)
+        self._crash_point("alias in place")
 
     def remove_alias(self, name: str) -> None:
         """Forget the record of a name."""
