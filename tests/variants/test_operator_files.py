@@ -40,10 +40,12 @@ def recording(opened: list[Path]) -> Callable[[Path], Header]:
 
 def test_a_placed_file_is_served_from_a_copy_that_nobody_writes_over(root: Path) -> None:
     place(root, "bank", "zero")
+    (root / "bank.safetensors").chmod(0o600)
     registry = open_registry(root)
     version = registry.resolve("bank")
     place(root, "bank", "other")
     assert registry.path(version.digest).read_text() == "good zero"
+    assert registry.path(version.digest).stat().st_mode & 0o777 == 0o600
     assert (root / "bank.safetensors").read_text() == "good other"
 
 

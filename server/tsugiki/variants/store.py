@@ -109,7 +109,7 @@ class Store:
         copy = self.uploads() / f"{uuid.uuid4().hex}.copy"
         try:
             with _disk_errors(self.root):
-                shutil.copyfile(placed, copy)
+                shutil.copy(placed, copy)  # its mode too: what is private stays so
             self.sync(copy)
         except Exception:
             copy.unlink(missing_ok=True)
