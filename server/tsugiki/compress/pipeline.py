@@ -73,11 +73,10 @@ def compress(job: CompressJob, progress: Progress) -> Report:
     base = open_base(job.base)
     tokens = tokens_wanted(job, base)
     prompts = candidate_prompts(job, base, tokens)
-    placeholder = longest_probe(prompts, tokens, base.architecture.vocab_size - 1)
     if is_adapter(job.tuned):
         content = _adapter(job, base)
     else:
-        content = _full(job, base, placeholder, progress)
+        content = _full(job, base, longest_probe(prompts, tokens), progress)
     modules = {item.packed.name: item.packed for item in content.stored}
     spec = replace(_spec(job, base, content.text), report=_kept_report(content))
     if prompts:

@@ -24,6 +24,7 @@ from tsugiki.text.huggingface import load_text_side
 
 DEFAULT_TOKENS = 16
 CHEAP_BYTES = 4 * 1024**3  # of the base in float32, which is loaded whole; beyond it on request
+LARGEST_ID = 2**31 - 1  # of the format
 PROMPTS = 8  # tried, the shortest ones
 TEXTS = (  # without calibration
     "Hello! Who are you?",
@@ -76,12 +77,12 @@ def candidate_prompts(job: CompressJob, base: OpenedBase, tokens: int) -> Prompt
     return tuple(islice(sorted(fitting, key=len), PROMPTS))
 
 
-def longest_probe(prompts: Prompts, tokens: int, largest_id: int) -> dict[str, list[int]] | None:
+def longest_probe(prompts: Prompts, tokens: int) -> dict[str, list[int]] | None:
     """Stands for the probe while sizes are computed: none that is chosen is written longer."""
     if not prompts:
         return None
     widest = max(prompts, key=lambda ids: len(json.dumps(ids)))
-    return {"prompt_ids": list(widest), "greedy_ids": [largest_id] * tokens}
+    return {"prompt_ids": list(widest), "greedy_ids": [LARGEST_ID] * tokens}
 
 
 def choose_probe(
