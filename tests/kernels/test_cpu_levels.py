@@ -9,7 +9,7 @@ from tests.kernels.attention_cases import PagedCase
 from tests.kernels.deltas import KINDS, bias64, cast, dense64, expected64, random_bias
 from tsugiki_kernels.cpu.backend import CpuBackend
 from tsugiki_kernels.cpu.build import LEVELS, cpu_flags, supported_levels
-from tsugiki_kernels.interface import DenseDelta, Placed
+from tsugiki_kernels.interface import ColumnDraw, DenseDelta, Placed
 from tsugiki_kernels.reference import ReferenceBackend
 
 pytestmark = pytest.mark.compiler
@@ -82,6 +82,14 @@ def test_coded_biases_are_equal_to_the_bit(lesser: CpuBackend) -> None:
         found = lesser.bias(lesser.stage([Placed(0, DenseDelta((37, 8), None, bias))]), 37)
         assert found is not None
         assert torch.equal(found.double(), bias64(bias, 37))
+
+
+@pytest.mark.parametrize("kept", [1, 4, 16, 17, 60])
+def test_every_level_draws_the_same_columns(
+    lesser: CpuBackend, cpu_backend: CpuBackend, kept: int
+) -> None:
+    draw = ColumnDraw(2**64 - 1, 2**63 + 7, 37, 150, 60, kept=kept, kept_of_rest=min(kept, 30))
+    assert torch.equal(lesser.draw_columns(draw), cpu_backend.draw_columns(draw))
 
 
 def test_levels_are_ordered_and_the_last_runs_anywhere() -> None:

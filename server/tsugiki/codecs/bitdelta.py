@@ -16,14 +16,7 @@ from tsugiki.codecs.base import Dense, ModuleStats, Options, Packed, Part, Place
 from tsugiki.codecs.checks import check_finite, check_linear, check_parts
 from tsugiki.codecs.delta_codec import DeltaCodec
 from tsugiki.codecs.masks import Masks
-from tsugiki.codecs.options import (
-    LARGEST_FLOAT16,
-    LARGEST_FLOAT32,
-    bias_bits,
-    decimal,
-    number,
-    only,
-)
+from tsugiki.codecs.options import bias_bits, decimal, number, only, products_stay_finite
 from tsugiki.codecs.quantize import (
     difference,
     matching_gain,
@@ -99,7 +92,7 @@ class BitDelta(DeltaCodec):
 
     def sound_if_finite(self, options: Options) -> bool:
         """See `Codec.sound_if_finite`: no product of a scale and the gain can overflow."""
-        return abs(float(options["gain"])) * LARGEST_FLOAT16 < LARGEST_FLOAT32 / 2
+        return products_stay_finite(options["gain"])
 
     def effective(self, base: Tensor, packed: Packed) -> Dense:
         """See `Codec.effective`."""

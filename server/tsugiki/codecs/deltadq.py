@@ -30,14 +30,7 @@ from tsugiki.codecs.deltadq_layout import (
     unpack_codes,
 )
 from tsugiki.codecs.masks import Masks, kept_columns
-from tsugiki.codecs.options import (
-    LARGEST_FLOAT16,
-    LARGEST_FLOAT32,
-    choice,
-    decimal,
-    number,
-    only,
-)
+from tsugiki.codecs.options import choice, decimal, number, only, products_stay_finite
 from tsugiki.codecs.quantize import (
     difference,
     matching_gain,
@@ -129,9 +122,8 @@ class DeltaDQ(DeltaCodec):
 
     def sound_if_finite(self, options: Options) -> bool:
         """See `Codec.sound_if_finite`: no product of a step and a code can overflow."""
-        zero = float(options["zero"])
-        level: float = max(abs(zero), abs((1 << int(options["bits"])) - 1 - zero), 1.0)
-        return abs(float(options["gain"])) * LARGEST_FLOAT16 * level < LARGEST_FLOAT32 / 2
+        zero, top = float(options["zero"]), (1 << int(options["bits"])) - 1
+        return products_stay_finite(options["gain"], max(abs(zero), abs(top - zero)))
 
     def effective(self, base: Tensor, packed: Packed) -> Dense:
         """See `Codec.effective`."""

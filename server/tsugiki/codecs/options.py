@@ -41,6 +41,11 @@ def is_float32(value: float) -> bool:
     return abs(value) <= LARGEST_FLOAT32
 
 
+def products_stay_finite(gain: float, level: float = 1.0) -> bool:
+    """Whether float16 values times `gain`, and that times up to `level`, cannot leave float32."""
+    return abs(gain) * LARGEST_FLOAT16 * max(abs(level), 1.0) < LARGEST_FLOAT32 / 2
+
+
 def number(
     options: Mapping[str, Any], key: str, error: type[UserError] = InvalidArtifact
 ) -> np.float32:

@@ -60,8 +60,8 @@ void draw_words(const ColumnDraw& draw, int64_t first, Lanes* words) {
   }
 }
 
-// The `kept` columns of [begin, begin + size) with the smallest words, ascending, for each tile:
-// columns[i * TILES + l]. Insertion into a sorted list; equal words leave the lower column first.
+// The `kept` columns of [begin, begin + size) with the smallest words, in any order, for each tile l:
+// columns[i].of[l]. Insertion into a list sorted by word; of equal words the lower column wins.
 void keep_few(const Lanes* words, int64_t begin, int64_t size, int64_t kept, Lanes* columns) {
   Lanes least[FEW];
   for (int64_t i = 0; i < kept; ++i)
@@ -80,7 +80,7 @@ void keep_few(const Lanes* words, int64_t begin, int64_t size, int64_t kept, Lan
   }
 }
 
-// The same for any number.
+// The same for any number of them.
 void keep_many(const Lanes* words, int64_t begin, int64_t size, int64_t kept, Lanes* columns) {
   std::vector<uint64_t> keys(size);
   for (int l = 0; l < TILES; ++l) {
