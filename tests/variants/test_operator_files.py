@@ -109,6 +109,7 @@ def test_a_placed_thing_that_is_no_variant_is_failed(root: Path, kind: str) -> N
     registry = open_registry(root)
     (version,) = registry.versions()
     assert version.error is not None
+    assert str(root) not in version.error
     assert looked(registry) == []
 
 
@@ -293,6 +294,22 @@ def test_deleting_a_version_takes_the_operators_file_that_holds_it(root: Path) -
     assert registry.delete_version("bank", DIGEST).digest == DIGEST
     assert not (root / "bank.safetensors").exists()
     assert looked(registry) == []
+    assert picture(open_registry(root)) == picture(registry)
+
+
+def test_a_broken_file_that_comes_and_goes_takes_no_version_with_it(root: Path) -> None:
+    place(root, "bank", "zero")
+    registry = open_registry(root)
+    replaced(root)
+    looked(registry)
+    registry.activate("bank", DIGEST)
+    registry.delete_version("bank", digest_of("other"))
+    broken(root)
+    assert looked(registry) == [("bank", "failed", "")]
+    assert registry.resolve("bank").digest == DIGEST
+    removed(root)
+    assert looked(registry) == [("bank", "removed", "")]
+    assert registry.resolve("bank").digest == DIGEST
     assert picture(open_registry(root)) == picture(registry)
 
 

@@ -115,6 +115,7 @@ def test_a_signature_file_that_is_none_fails_its_variant(root: Path, content: by
     (root / "bank.sig").write_bytes(content)
     with pytest.raises(InvalidArtifact, match="64 bytes"):
         guarded(root).resolve("bank")
+    assert list((root / ".tsugiki").rglob("*.copy")) == []
 
 
 @pytest.mark.parametrize("key", ["", "zzz", base64.b64encode(b"x" * 31).decode(), "ü" * 44])

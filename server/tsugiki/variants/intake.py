@@ -74,8 +74,8 @@ class Intake:
         path = self._store.placed_path(name)
         try:
             self._check_place(name, path)
-            modified = int(path.stat().st_mtime)
-            return self._checked_copy(self._copied(path), self._sidecar(path), modified)
+            signature, modified = self._sidecar(path), int(path.stat().st_mtime)
+            return self._checked_copy(self._copied(path), signature, modified)
         except (UserError, OSError) as error:
             reason = without_path(error, path)
             logger.error("variant file %s is not served: %s", path.name, reason)

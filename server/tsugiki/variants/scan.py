@@ -165,7 +165,7 @@ class Scan:
         alias = self._records.aliases.get(name)
         if alias is not None and alias.placed:
             self._records.leave_in_place(name, alias.placed.digest)
-        elif alias is not None:
+        elif alias is not None and OPERATORS_FILE in alias.activations:
             self._records.save_if_writable(alias.without_placed(self._records.now()))
         self._records.unfit[name] = arrival.file
         return [Change(name, "failed", "", arrival.file.error)]
@@ -174,10 +174,12 @@ class Scan:
         records = self._records
         unfit = records.unfit.pop(name, None)
         alias = records.alias(name)
+        after = alias
         if alias.placed:
             records.leave_in_place(name, alias.placed.digest)
-        after = alias.without_placed(records.now())
-        records.save_if_writable(after)
+        if alias.placed or OPERATORS_FILE in alias.activations:
+            after = alias.without_placed(records.now())
+            records.save_if_writable(after)
         gone = [v.digest for v in alias.versions if after.version(v.digest) is None]
         if unfit is not None and not gone:
             gone = [""]

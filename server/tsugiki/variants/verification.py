@@ -81,6 +81,8 @@ def missing(reason: str) -> CheckedFile:
 
 def without_path(error: Exception, path: Path) -> str:
     """The message without the server's own path in front, which is nobody's business."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return str(error).removeprefix(f"{path}: ")
 
 
