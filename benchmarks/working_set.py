@@ -33,7 +33,7 @@ from tsugiki.codecs.artifact import ArtifactSpec
 RATIOS = (1, 2, 4, 8)
 PROMPT, NEW = 32, 16
 VOCABULARY = (100, 40000)  # random ordinary tokens
-HOSTS = {"host tier of 4 GiB": "4GiB", "no host tier": "0"}
+HOSTS = {"host tier of 4 GiB": "4GiB", "no host tier (the default on a CPU)": "0"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,10 +68,14 @@ def test_a_variant_is_fetched_before_anybody_asks_whether_it_is_there() -> None:
 
 
 def test_the_oldest_are_fetched_first_and_only_so_many_ahead() -> None:
-    scene = Scene(room=8, load_ahead=2)
+    scene = Scene(room=8, load_ahead=1)
     for digest in "cab":
         scene.now += 1
         scene.wait(digest)
+    scene.turns.advance()
+    assert set(scene.source.submitted) == {"c"}
+    scene.source.run()
+    scene.turns.advance()
     scene.turns.advance()
     assert set(scene.source.submitted) == {"c", "a"}
 
@@ -139,9 +143,9 @@ def test_a_variant_keeps_the_device_for_a_while_once_it_was_loaded(
     scene.end(first)
     scene.advance()
     scene.running(make_request, "b")
+    scene.turns.leave("b", "waits for b since 0.0")
     scene.advance(0.9)
     assert scene.turns.may_run("b"), "c has waited for long, but b came just now"
-    scene.turns.leave("b", "waits for b since 0.0")
     scene.advance(0.2)
     assert not scene.turns.may_run("b")
 

@@ -12,11 +12,11 @@ from tsugiki.errors import Conflict
 from tsugiki.variants.residency import Residency
 
 DEVICE, HOST = 100, 90
-SIZES = {"a": 20, "b": 30, "c": 50, "d": 90, "huge": 95}
+SIZES = {"a": 20, "b": 30, "c": 35, "d": 90, "huge": 95}
 SHARED: dict[str, Shared] = {
     "a": (("m", 10),),
     "b": (("m", 10), ("n", 5)),
-    "c": (("n", 5),),
+    "c": (("n", 5), ("o", 12)),
     "d": (("m", 10),),
     "huge": (("m", 10),),
 }

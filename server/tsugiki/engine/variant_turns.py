@@ -54,7 +54,7 @@ class VariantTurns:
 
     def wait(self, digest: str, who: str) -> None:
         """Somebody (a request, or whoever asked for a load) waits for a variant from now on."""
-        self._waiting[digest][who] = self._clock()
+        self._waiting[digest].setdefault(who, self._clock())
 
     def run(self, request: Request) -> None:
         """A request of a variant was given a seat."""
