@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.variants.stepped_source import resident
+from tests.variants.tiny_variant import write_variant
 from tsugiki.errors import CorruptArtifact
 from tsugiki.variants.loader import (
     BackgroundLoader,
@@ -14,6 +15,7 @@ from tsugiki.variants.loader import (
     LoadOutcome,
     LoadTimings,
     PackedVariant,
+    load_files,
 )
 from tsugiki.variants.residency import Residency
 
@@ -111,3 +113,17 @@ def test_no_thread_is_left_behind(tmp_path: Path) -> None:
     before = set(threading.enumerate())
     BackgroundLoader(load_small, threads=2).close()
     assert set(threading.enumerate()) <= before
+
+
+def test_packed_content_is_staged_without_touching_the_file_again(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    digest = write_variant(path)
+    load = load_files(lambda digest: path, lambda content: resident(content.header.digest, 10))
+    first = load(digest, None)
+    assert first.packed is not None
+    assert min(first.timings.read, first.timings.verify, first.timings.stage) > 0
+    path.unlink()
+    again = load(digest, first.packed)
+    assert again.variant.digest == digest
+    assert (again.timings.read, again.timings.verify) == (0.0, 0.0)
+    assert again.packed is first.packed
