@@ -202,6 +202,19 @@ def test_a_variant_is_not_unloaded_under_a_request_that_waits_for_it(
     assert core.unload("a") == 10
 
 
+def test_unloading_what_is_being_loaded_tells_whoever_asked_and_leaves_nothing(
+    make_core: CoreFactory,
+) -> None:
+    core = make_core()
+    outcomes: list[LoadOutcome] = []
+    core.load("a", outcomes.append)
+    core.unload("a")
+    for _ in range(3):
+        core.step()
+    assert [outcome.error for outcome in outcomes] == ["unloaded before it was ready"]
+    assert core.variants.snapshot()["a"].state == "disk"
+
+
 def test_each_new_request_is_a_hit_or_a_miss_of_the_device_once(
     make_core: CoreFactory, make_request: RequestFactory
 ) -> None:

@@ -150,7 +150,8 @@ class ResidencyMachine(RuleBasedStateMachine):
         assert device.shared_bytes == sum(nbytes for _, nbytes in parts)
         own = sum(SIZES[digest] for digest in on_device)
         assert device.bytes == own + device.shared_bytes <= DEVICE
-        assert 0 <= host.bytes <= HOST
+        on_host = self.residency._host.oldest_first()
+        assert host.bytes == sum(SIZES[digest] for digest in on_host) <= HOST
         assert device.variants == len(on_device)
 
     @invariant()

@@ -81,12 +81,11 @@ def test_unloading_frees_both_tiers_and_says_how_much() -> None:
 def test_what_fails_leaves_the_host_too() -> None:
     scene = Scene(40, 100, a=40, b=40)
     scene.load("a", "b")
-    scene.residency.fail("a", "non-finite logits")
-    assert scene.residency.stats()[0].variants == 1
-    del scene.source.sizes["b"]
-    scene.residency.unload("b")
-    (outcome,) = scene.load("b")
+    del scene.source.sizes["a"]
+    (outcome,) = scene.load("a")  # from host, and staging fails
     assert outcome.error == "no such file"
+    assert scene.residency.stats()[0].variants == 1
+    scene.residency.fail("b", "non-finite logits")
     assert scene.residency.stats()[0].variants == 0
 
 

@@ -112,6 +112,7 @@ class EngineCore:
         if count := len(self._requests_of(digest)):
             raise Conflict(f"variant {digest} is used by {count} requests; wait until they end")
         freed = self.variants.unload(digest)
+        self._turns.leave(digest, _LOAD)  # whoever asked for it is told that it was cancelled
         self._runner.forget()
         return freed
 
