@@ -40,7 +40,6 @@ from tsugiki.config import default_cache_dir
 from tsugiki.model.demo_base import resolve_base
 
 LEAST_VARIANTS = 20  # variants below which the run means nothing
-WARM_UP_SHARE = 0.5  # of a round's requests: until both tiers are full
 HEADROOM = 1.02  # of the measured size of the variants that shall fit
 
 
@@ -193,12 +192,11 @@ def with_routes_of(url: str, settings: Settings) -> Settings:
 
 
 def plan_of(kind: str, settings: Settings) -> Plan:
-    """The plan of a round of this kind. A warm-up sends as fast as its clients can, so that memory
-    has seen the largest batch before it is measured."""
-    if kind == "warm-up":
-        plan = make_plan(replace(settings, seconds=WARM_UP_SHARE * settings.seconds))
-        return replace(plan, arrivals=tuple(replace(a, at=0.0) for a in plan.arrivals))
+    """The plan of a round of this kind. A warm-up sends as fast as its clients can: the tiers are
+    full and memory has seen the largest batches before it is measured."""
     plan = make_plan(settings)
+    if kind == "warm-up":
+        return replace(plan, arrivals=tuple(replace(a, at=0.0) for a in plan.arrivals))
     return plan.calm() if kind == "calm" else plan
 
 
