@@ -95,7 +95,7 @@ def test_no_answer_is_wrong_or_lost_while_variants_come_and_go(
     assert {"put", "rollback", "delete", "put-broken", "put-abandoned"} <= set(played.report.done)
     assert any(outcome.end == "left" for outcome in played.outcomes)
     assert any(outcome.load_ms is not None for outcome in played.outcomes)
-    assert 1 <= played.resident[0] <= 2
+    assert played.resident[0] <= 2  # none, when the last change deleted both
     assert played.resident[1] <= FITS_TWO
     digests = {name: known.digests[name] for name in ledger.names if ledger.names[name].versions}
     assert {version["name"]: version["digest"] for version in listed} == digests
