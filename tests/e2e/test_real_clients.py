@@ -129,6 +129,7 @@ def test_schemathesis_finds_no_server_error(server: str, tmp_path: Path) -> None
         f"{server}/openapi.json",
         "--checks=not_a_server_error,response_schema_conformance",
         "--exclude-method=DELETE",
+        "--exclude-path=/v1/variants/events",  # a stream without end
         "--max-examples=8",
         "--seed=1",
         "--generation-deterministic",
