@@ -56,9 +56,8 @@ def job(variant: Path, base: Path, tuned: Path, data: Path, out: Path) -> Repair
 
 @pytest.fixture(scope="module")
 def student(variant: Path, tiny_base: Path) -> Student:
-    found = artifact.read(variant)
     opened = open_variant(variant, str(tiny_base), variant.parent)
-    return make_student(opened, found.modules, torch.float32)
+    return make_student(opened, torch.float32)
 
 
 def dialogues() -> list[Dialogue]:
@@ -112,7 +111,7 @@ def test_the_loss_is_the_divergence_at_the_answer_positions(
 
 def test_gradients_are_those_of_a_dense_weight(variant: Path, tiny_base: Path) -> None:
     opened = open_variant(variant, str(tiny_base), variant.parent)
-    fresh = make_student(opened, artifact.read(variant).modules, torch.float32)
+    fresh = make_student(opened, torch.float32)
     name, linear = next(iter(fresh.linears.items()))
     x = torch.randn(5, linear.weight.shape[1], generator=torch.Generator().manual_seed(0))
     target = torch.randn(5, linear.weight.shape[0], generator=torch.Generator().manual_seed(1))
@@ -141,10 +140,10 @@ def test_a_repaired_file_is_closer_to_the_fine_tune_and_as_large(
     assert header.provenance["repaired"]["from"] == before.digest
     # what was trained is what was stored, up to the rounding of steps, biases and norms
     opened = open_variant(out, str(tiny_base), tmp_path)
-    stored = make_student(opened, artifact.read(out).modules, torch.float32)
+    stored = make_student(opened, torch.float32)
     teacher = load_model(tiny_tuned)
     first = open_variant(variant, str(tiny_base), tmp_path)
-    unrepaired = make_student(first, artifact.read(variant).modules, torch.float32)
+    unrepaired = make_student(first, torch.float32)
     assert mean_kl(stored.model, teacher, dialogues()) < mean_kl(
         unrepaired.model, teacher, dialogues()
     )
@@ -172,7 +171,7 @@ def test_a_codec_without_trainable_parts_is_refused_by_name(
     compress(CompressJob("bitdelta", tiny_base, tiny_tuned, out), QUIET)
     opened = open_variant(out, str(tiny_base), tmp_path)
     with pytest.raises(Unsupported, match="codecs that can: deltadq"):
-        make_student(opened, artifact.read(out).modules, torch.float32)
+        make_student(opened, torch.float32)
 
 
 def test_the_schedule_warms_up_and_ends_at_zero() -> None:

@@ -8,13 +8,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from tsugiki.codecs.base import Packed
+from tsugiki.codecs.options import LARGEST_FLOAT16
 from tsugiki.codecs.quantize import pack_bias, stored_bias
-
-LARGEST_STEP = torch.finfo(torch.float16).max
 
 
 class Retune(Protocol):
@@ -41,7 +39,7 @@ class _DeltaDQ:
         return stored_bias(packed)
 
     def retuned(self, packed: Packed, factors: Tensor, bias: Tensor | None) -> Packed:
-        step = (packed.tensors["step"].float() * factors).clamp(-LARGEST_STEP, LARGEST_STEP)
+        step = (packed.tensors["step"].float() * factors).clamp(-LARGEST_FLOAT16, LARGEST_FLOAT16)
         tensors = {**packed.tensors, "step": step.half()}
         options = dict(packed.options)
         if bias is not None:

@@ -48,7 +48,7 @@ class Reconstruction:
         check_base(found.header, fingerprint, base.layout)
         self.base = base
         self.header = found.header
-        self._modules = found.modules
+        self.modules = found.modules
         self._vocabulary = vocab_size(found.header, base.layout)
         own_head = LM_HEAD in found.modules or LM_HEAD + ROWS in found.modules
         self.untied = base.layout.tied and own_head
@@ -81,11 +81,11 @@ class Reconstruction:
             yield _bias_name(name), bias
 
     def _effective(self, name: str, base: Tensor) -> Dense:
-        packed = self._modules.get(name)
+        packed = self.modules.get(name)
         return Dense(base) if packed is None else CODECS[packed.codec].effective(base, packed)
 
     def _with_rows(self, name: str, weight: Tensor) -> Tensor:
-        packed = self._modules.get(name + ROWS)
+        packed = self.modules.get(name + ROWS)
         if packed is None:
             return weight
         return CODECS[packed.codec].effective(weight, packed).weight
@@ -108,11 +108,11 @@ class Reconstruction:
         layout = self.base.layout
         return any(
             self._flag(weight) == flag and _bias_name(weight) not in layout.biases
-            for weight in (_weight_name(name) for name in self._modules if self._has_bias(name))
+            for weight in (_weight_name(name) for name in self.modules if self._has_bias(name))
         )
 
     def _has_bias(self, name: str) -> bool:
-        packed: Packed = self._modules[name]
+        packed: Packed = self.modules[name]
         return name.endswith(".bias") or "bias" in packed.tensors
 
     @staticmethod

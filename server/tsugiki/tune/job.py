@@ -46,17 +46,16 @@ def run_repair(job: RepairJob, plan: RepairPlan, progress: Progress) -> tuple[Re
         UnsupportedModel: the teacher. Unsupported: nothing in the file can be trained in place.
     """
     progress.stage("loading the variant and its fine-tune")
-    found = artifact.read(job.file)
     variant = open_variant(job.file, job.base, job.cache_dir)
     path = variant.base.checkpoint.path
     tokenizer = load_tokenizer(job.teacher if has_tokenizer(job.teacher) else path)
     dialogues = list(read_dialogues(job.data, tokenizer, max_tokens=job.max_tokens))
-    student = make_student(variant, found.modules, job.dtype)
+    student = make_student(variant, job.dtype)
     teacher = load_fine_tune(job.teacher, path, job.dtype)
     result = repair(student, teacher, dialogues, plan, progress)
     base = {name: variant.base.checkpoint.tensor(name) for name in student.norms}
-    modules = student.packed(found.modules, base)
-    return result, artifact.write(job.out, _spec(found.header, job, plan, result), modules)
+    modules = student.packed(variant.modules, base)
+    return result, artifact.write(job.out, _spec(variant.header, job, plan, result), modules)
 
 
 def _spec(header: Header, job: RepairJob, plan: RepairPlan, result: Repaired) -> ArtifactSpec:

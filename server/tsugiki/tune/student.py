@@ -86,9 +86,7 @@ class Student:
         return found
 
 
-def make_student(
-    variant: Reconstruction, modules: Mapping[str, Packed], dtype: torch.dtype
-) -> Student:
+def make_student(variant: Reconstruction, dtype: torch.dtype) -> Student:
     """A student in this dtype; norms and trained values are float32.
 
     Raises:
@@ -98,7 +96,7 @@ def make_student(
     model.requires_grad_(False)
     places = dict(model.named_modules())
     linears = {}
-    for name, packed in modules.items():
+    for name, packed in variant.modules.items():
         if packed.codec in RETUNABLE and isinstance(
             place := places.get(name.removesuffix(".weight")), nn.Linear
         ):
@@ -110,7 +108,7 @@ def make_student(
             f"no module of this file can be repaired in place; codecs that can: "
             f"{', '.join(RETUNABLE)}"
         )
-    return Student(model, linears, _trained_norms(places, modules))
+    return Student(model, linears, _trained_norms(places, variant.modules))
 
 
 def _trained_norms(
