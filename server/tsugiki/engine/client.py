@@ -110,6 +110,10 @@ class GenerationSpec:
     stop: tuple[str, ...] = ()
     include_stop: bool = False
     tenant: str = ""
+    weight: float = 1.0  # of the tenant
+    priority: int = 0  # lower goes first
+    timeout: float | None = None  # seconds from now; then it ends with FinishReason.TIMEOUT
+    cache_salt: str | None = None  # only requests of the same salt share cached prefixes
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +130,7 @@ class GenerationEvent:
     error: str | None = None  # with FinishReason.ERROR
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0  # of the prompt, taken from the prefix cache
     variant_load_ms: float | None = None  # this request waited for a cold variant
 
 
@@ -183,6 +188,8 @@ class EngineStats:
     threads: int
     tiers: tuple[TierInfo, ...] = ()
     loads: LoadTotals = LoadTotals()
+    prefix_cache_queries: int = 0  # prompt tokens looked up
+    prefix_cache_hits: int = 0  # and found
 
 
 class EngineClient(Protocol):

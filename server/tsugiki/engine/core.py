@@ -36,6 +36,7 @@ class StepEvent:
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     finish_reason: FinishReason | None = None
     error: str | None = None
+    cached_tokens: int = 0
     variant_load_ms: float | None = None
 
 
@@ -264,6 +265,7 @@ def _end(request: Request, reason: FinishReason, error: str | None = None) -> St
         request.request_id,
         finish_reason=reason,
         error=error,
+        cached_tokens=request.num_cached_tokens,
         variant_load_ms=request.variant_load_ms,
     )
 
@@ -280,5 +282,6 @@ def _event(request: Request, result: ChunkResult) -> StepEvent:
         logprobs=(result.logprobs,) if result.logprobs is not None and tokens else (),
         prompt_logprobs=prompt,
         finish_reason=request.finish_reason,
+        cached_tokens=request.num_cached_tokens,
         variant_load_ms=request.variant_load_ms,
     )

@@ -13,6 +13,7 @@ class FinishReason(StrEnum):
     STOP = "stop"
     LENGTH = "length"
     ABORT = "abort"
+    TIMEOUT = "timeout"  # its deadline passed; what was generated until then was sent
     ERROR = "error"
 
 
@@ -78,9 +79,14 @@ class Request:
     params: SamplingParams
     tenant: str
     arrival: float  # seconds, the engine's clock
+    weight: float = 1.0  # of its tenant: its share of the engine under contention
+    priority: int = 0  # lower goes first
+    deadline: float | None = None  # seconds, the engine's clock; then it ends with TIMEOUT
+    cache_salt: str | None = None  # only requests of the same salt share cached prefixes
     status: RequestStatus = RequestStatus.WAITING
     output_token_ids: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
+    num_cached_tokens: int = 0  # of the prompt, found in the prefix cache when it first ran
     block_table: list[int] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of prompt tokens 1, 2, ...
     finish_reason: FinishReason | None = None

@@ -35,7 +35,7 @@ class OpenRequest:
 
     def for_engine(self) -> Request:
         """The engine's side of it: no text, a seed in any case."""
-        spec, params = self.spec, self.spec.params
+        spec, params, now = self.spec, self.spec.params, time.monotonic()
         if params.ignore_eos:
             params = replace(params, stop_token_ids=params.stop_token_ids - self._eos)
         return Request(
@@ -44,7 +44,11 @@ class OpenRequest:
             prompt_token_ids=spec.prompt_token_ids,
             params=params,
             tenant=spec.tenant,
-            arrival=time.monotonic(),
+            arrival=now,
+            weight=spec.weight,
+            priority=spec.priority,
+            deadline=None if spec.timeout is None else now + spec.timeout,
+            cache_salt=spec.cache_salt,
             seed=random.getrandbits(64) if params.seed is None else params.seed,
         )
 
@@ -68,6 +72,7 @@ class OpenRequest:
                 error=step.error,
                 prompt_tokens=len(self.spec.prompt_token_ids),
                 completion_tokens=self._completion_tokens,
+                cached_tokens=step.cached_tokens,
                 variant_load_ms=step.variant_load_ms,
             )
         )
@@ -165,5 +170,6 @@ def _merged(events: Sequence[GenerationEvent]) -> GenerationEvent:
         error=last.error,
         prompt_tokens=last.prompt_tokens,
         completion_tokens=last.completion_tokens,
+        cached_tokens=last.cached_tokens,
         variant_load_ms=last.variant_load_ms,
     )
