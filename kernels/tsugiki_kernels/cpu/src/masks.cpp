@@ -5,13 +5,16 @@
 // side by side in the lanes of plain loops that the compiler vectorises.
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <vector>
 
 namespace tsugiki {
 
 constexpr int TILES = 16;
-constexpr int64_t FEW = 16;  // kept columns up to which inserting one by one beats selecting
+constexpr int64_t FEW = 3;    // kept columns up to which inserting one by one beats all else
+constexpr int64_t SOME = 48;  // candidates up to which comparing all with all beats selecting
+constexpr uint64_t ANY = uint64_t(1) << 32;  // a bound above every word
 
 struct Lanes {
   uint32_t of[TILES];
@@ -80,42 +83,102 @@ void keep_few(const Lanes* words, int64_t begin, int64_t size, int64_t kept, Lan
   }
 }
 
-// The same for any number of them.
-void keep_many(const Lanes* words, int64_t begin, int64_t size, int64_t kept, Lanes* columns) {
-  std::vector<uint64_t> keys(size);
-  for (int l = 0; l < TILES; ++l) {
-    for (int64_t i = 0; i < size; ++i)
-      keys[i] = uint64_t(words[begin + i].of[l]) << 32 | uint64_t(begin + i);
-    std::nth_element(keys.begin(), keys.begin() + kept - 1, keys.end());
-    for (int64_t i = 0; i < kept; ++i) columns[i].of[l] = uint32_t(keys[i]);
+// The columns of one group of one tile whose words are below a bound, ascending, with their words.
+class Candidates {
+ public:
+  explicit Candidates(int64_t most)
+      : words(most + TILES), columns(most + TILES), ranks(most + TILES) {}
+
+  // Returns how many there are.
+  int64_t gather(const Lanes* drawn, int lane, int64_t begin, int64_t size, uint64_t bound) {
+    count = 0;
+    for (int64_t c = begin; c < begin + size; ++c) {
+      const uint32_t word = drawn[c].of[lane];
+      words[count] = word, columns[count] = uint32_t(c);
+      count += word < bound;
+    }
+    return count;
   }
+
+  // Writes the `kept` columns with the smallest words, ascending; of equal words the lower column's.
+  void keep(int64_t kept, uint16_t* out) {
+    if (count <= SOME)
+      rank();
+    else
+      mark(kept);
+    for (int64_t i = 0, n = 0; n < kept; ++i) {
+      out[n] = uint16_t(columns[i]);
+      n += ranks[i] < kept;
+    }
+  }
+
+ private:
+  std::vector<uint32_t> words, columns, ranks;
+  std::vector<uint64_t> keys;
+  int64_t count = 0;
+
+  // ranks[i]: how many candidates come before i.
+  void rank() {
+    const int64_t padded = (count + TILES - 1) / TILES * TILES;
+    std::fill_n(ranks.begin(), padded, 0);
+    for (int64_t j = 0; j < count; ++j) {
+      const uint32_t word = words[j];
+      for (int64_t i = 0; i < padded; ++i)
+        ranks[i] += word < words[i] || (word == words[i] && j < i);
+    }
+  }
+
+  // ranks[i]: 0 for the `kept` first, `kept` for the others.
+  void mark(int64_t kept) {
+    keys.resize(count);
+    for (int64_t i = 0; i < count; ++i) keys[i] = uint64_t(words[i]) << 32 | uint64_t(i);
+    std::nth_element(keys.begin(), keys.begin() + kept - 1, keys.end());
+    const uint64_t last = keys[kept - 1];
+    for (int64_t i = 0; i < count; ++i)
+      ranks[i] = (uint64_t(words[i]) << 32 | uint64_t(i)) <= last ? 0 : uint32_t(kept);
+  }
+};
+
+// Words are uniform, so a bound with room for some more than are kept nearly always leaves enough.
+uint64_t first_bound(int64_t size, int64_t kept) {
+  const double wanted = double(kept) + 3.0 * std::sqrt(double(kept)) + 1.0;
+  return wanted < double(size) ? uint64_t(wanted / double(size) * 0x1p32) : ANY;
 }
 
 // Sixteen tiles from `first` on; those beyond the last are drawn and dropped.
 class TileDraw {
  public:
   explicit TileDraw(const ColumnDraw& draw)
-      : draw(draw), words((draw.columns + 3) / 4 * 4), columns(draw.kept_in_tile()) {}
+      : draw(draw), words((draw.columns + 3) / 4 * 4), few(FEW), found(draw.columns) {}
 
   void into(int64_t first, uint16_t* out) {
     draw_words(draw, first, words.data());
     int64_t at = 0;
     for (int64_t g = 0; g < draw.groups(); ++g, at += draw.kept)
-      keep(g * draw.group_size, draw.group_size, draw.kept, out, first, at);
+      keep(g * draw.group_size, draw.group_size, draw.kept, out + at, first);
     if (draw.rest())
-      keep(draw.groups() * draw.group_size, draw.rest(), draw.kept_of_rest, out, first, at);
+      keep(draw.groups() * draw.group_size, draw.rest(), draw.kept_of_rest, out + at, first);
   }
 
  private:
   const ColumnDraw& draw;
-  std::vector<Lanes> words, columns;
+  std::vector<Lanes> words, few;
+  Candidates found;
 
-  void keep(int64_t begin, int64_t size, int64_t kept, uint16_t* out, int64_t first, int64_t at) {
-    (kept <= FEW ? keep_few : keep_many)(words.data(), begin, size, kept, columns.data());
-    for (int64_t l = 0; l < TILES && first + l < draw.tiles; ++l) {
-      uint16_t* row = out + (first + l) * draw.kept_in_tile() + at;
-      for (int64_t i = 0; i < kept; ++i) row[i] = uint16_t(columns[i].of[l]);
-      std::sort(row, row + kept);
+  // The kept columns of one group, ascending; `out`: their place in the first row of all.
+  void keep(int64_t begin, int64_t size, int64_t kept, uint16_t* out, int64_t first) {
+    const uint64_t bound = first_bound(size, kept);
+    if (kept <= FEW) keep_few(words.data(), begin, size, kept, few.data());
+    for (int l = 0; l < TILES && first + l < draw.tiles; ++l) {
+      uint16_t* row = out + (first + l) * draw.kept_in_tile();
+      if (kept <= FEW) {
+        for (int64_t i = 0; i < kept; ++i) row[i] = uint16_t(few[i].of[l]);
+        std::sort(row, row + kept);
+        continue;
+      }
+      if (found.gather(words.data(), l, begin, size, bound) < kept)
+        found.gather(words.data(), l, begin, size, ANY);
+      found.keep(kept, row);
     }
   }
 };
