@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tsugiki_kernels.check import ACTIVATIONS, check_spans
 from tsugiki_kernels.cpu import attention, build, staging
-from tsugiki_kernels.cpu.records import Draw
+from tsugiki_kernels.cpu.records import AddBiases, Apply, Draw, Reconstruct
 from tsugiki_kernels.cpu.staging import DTYPES, CpuStaged
 from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.interface import (
@@ -34,16 +34,6 @@ from tsugiki_kernels.interface import (
     empty_extent,
 )
 from tsugiki_kernels.reference import ReferenceBackend
-
-_APPLY = (
-    *(ctypes.c_void_p,) * 2,  # linears, spans
-    ctypes.c_int64,  # variants
-    *(ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64),  # x, stride, inputs
-    *(ctypes.c_void_p, ctypes.c_int64),  # out, stride
-    *(ctypes.c_int32,) * 2,  # dtype, threads
-)
-_RECONSTRUCT = (*(ctypes.c_void_p,) * 3, ctypes.c_int64, *(ctypes.c_int32,) * 2)
-_BIAS = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)  # linear, bytes of a part, out
 
 
 class CpuBackend:
@@ -69,22 +59,22 @@ class CpuBackend:
         self.level = level.name
         self._reference = ReferenceBackend()
         self._apply = {
-            SparseDelta: self._function("tsugiki_sparse_apply", _APPLY),
-            SignDelta: self._function("tsugiki_sign_apply", _APPLY),
-            DenseDelta: self._function("tsugiki_dense_apply", _APPLY),
-            LowRankDelta: self._function("tsugiki_low_rank_apply", _APPLY),
+            SparseDelta: self._function("tsugiki_sparse_apply"),
+            SignDelta: self._function("tsugiki_sign_apply"),
+            DenseDelta: self._function("tsugiki_dense_apply"),
+            LowRankDelta: self._function("tsugiki_low_rank_apply"),
         }
         self._reconstruct = {
-            SparseDelta: self._function("tsugiki_sparse_reconstruct", _RECONSTRUCT),
-            SignDelta: self._function("tsugiki_sign_reconstruct", _RECONSTRUCT),
+            SparseDelta: self._function("tsugiki_sparse_reconstruct"),
+            SignDelta: self._function("tsugiki_sign_reconstruct"),
         }
 
-        self._bias = self._function("tsugiki_bias", _BIAS)
-        self._draw = self._function("tsugiki_draw_columns", (ctypes.c_void_p,) * 2)
+        self._bias = self._function("tsugiki_bias")
+        self._draw = self._function("tsugiki_draw_columns", pointers=2)
 
-    def _function(self, name: str, arguments: Sequence[type]) -> "ctypes._NamedFuncPointer":
+    def _function(self, name: str, pointers: int = 1) -> "ctypes._NamedFuncPointer":
         function = getattr(self._library, name)
-        function.argtypes = arguments
+        function.argtypes = (ctypes.c_void_p,) * pointers
         function.restype = None
         return function  # type: ignore[no-any-return]
 
@@ -140,10 +130,7 @@ class CpuBackend:
         _check_step(x, out, linears)
         addresses = array("Q", [linear.address for linear in linears])
         flat = array("q", chain.from_iterable(spans))
-        self._apply[linears[0].kind](
-            addresses.buffer_info()[0],
-            flat.buffer_info()[0],
-            len(linears),
+        call = Apply(
             x.data_ptr(),
             x.stride(0),
             x.shape[1],
@@ -151,7 +138,11 @@ class CpuBackend:
             out.stride(0),
             DTYPES[x.dtype],
             torch.get_num_threads(),
+            addresses.buffer_info()[0],
+            flat.buffer_info()[0],
+            len(linears),
         )
+        self._apply[linears[0].kind](ctypes.byref(call))
 
     def reconstruct(self, base: Tensor, staged: Staged, out: Tensor) -> None:
         """See KernelBackend.reconstruct.
@@ -165,7 +156,7 @@ class CpuBackend:
             return self._reference.reconstruct(base, linear.source, out)
         if linear.covered < base.shape[0]:
             out.copy_(base)
-        self._reconstruct[linear.kind](
+        call = Reconstruct(
             linear.address,
             base.data_ptr(),
             out.data_ptr(),
@@ -173,6 +164,7 @@ class CpuBackend:
             DTYPES[base.dtype],
             torch.get_num_threads(),
         )
+        self._reconstruct[linear.kind](ctypes.byref(call))
 
     def bias(self, staged: Staged, rows: int) -> Tensor | None:
         """See KernelBackend.bias.
@@ -186,7 +178,8 @@ class CpuBackend:
         if rows < linear.width:
             raise BadArgument(f"rows: expected at least {linear.width}, found {rows}")
         total = torch.zeros(rows)
-        self._bias(linear.address, ctypes.sizeof(staging.RECORDS[linear.kind]), total.data_ptr())
+        part_bytes = ctypes.sizeof(staging.RECORDS[linear.kind])
+        self._bias(ctypes.byref(AddBiases(linear.address, part_bytes, total.data_ptr())))
         return total
 
     def write_kv(self, k: Tensor, v: Tensor, cache: Tensor, where: AttentionBatch) -> None:

@@ -86,3 +86,39 @@ class LowRankPart(Part):
         ("a", _PTR),
         ("b", _PTR),
     )
+
+
+class Apply(ctypes.Structure):
+    """src/step.h: Apply. One call for all variants of a step."""
+
+    _fields_: ClassVar[Fields] = (
+        ("x", _PTR),
+        ("x_stride", _I64),
+        ("inputs", _I64),
+        ("out", _PTR),
+        ("out_stride", _I64),
+        ("dtype", _I32),
+        ("threads", _I32),
+        ("linears", _PTR),
+        ("spans", _PTR),
+        ("variants", _I64),
+    )
+
+
+class Reconstruct(ctypes.Structure):
+    """src/reconstruct.cpp: Reconstruct."""
+
+    _fields_: ClassVar[Fields] = (
+        ("linear", _PTR),
+        ("base", _PTR),
+        ("out", _PTR),
+        ("inputs", _I64),
+        ("dtype", _I32),
+        ("threads", _I32),
+    )
+
+
+class AddBiases(ctypes.Structure):
+    """src/dot.cpp: AddBiases."""
+
+    _fields_: ClassVar[Fields] = (("linear", _PTR), ("part_bytes", _I64), ("out", _PTR))

@@ -87,22 +87,22 @@ void add_biases(const char* parts, int64_t count, int64_t part_bytes, float* out
 
 using namespace tsugiki;
 
-extern "C" void tsugiki_bias(const void* linear, int64_t part_bytes, float* out) {
-  add_biases((const char*)linear + sizeof(int64_t), *(const int64_t*)linear, part_bytes, out);
+// Mirrored by records.py.
+struct AddBiases {
+  const void* linear;
+  int64_t part_bytes;
+  float* out;  // [fused out]
+};
+
+extern "C" void tsugiki_bias(const AddBiases* call) {
+  const char* linear = (const char*)call->linear;
+  add_biases(linear + sizeof(int64_t), *(const int64_t*)linear, call->part_bytes, call->out);
 }
 
-extern "C" void tsugiki_sign_apply(const void* const* linears, const int64_t* spans,
-                                   int64_t variants, const void* x, int64_t x_stride,
-                                   int64_t inputs, void* out, int64_t out_stride, int32_t dtype,
-                                   int32_t threads) {
-  const Step step{x, x_stride, inputs, out, out_stride, Dtype(dtype), threads};
-  apply(step, (const SignLinear* const*)linears, (const Span*)spans, variants);
+extern "C" void tsugiki_sign_apply(const Apply* call) {
+  apply(*call, (const SignLinear* const*)call->linears, call->spans, call->variants);
 }
 
-extern "C" void tsugiki_dense_apply(const void* const* linears, const int64_t* spans,
-                                    int64_t variants, const void* x, int64_t x_stride,
-                                    int64_t inputs, void* out, int64_t out_stride, int32_t dtype,
-                                    int32_t threads) {
-  const Step step{x, x_stride, inputs, out, out_stride, Dtype(dtype), threads};
-  apply(step, (const DenseLinear* const*)linears, (const Span*)spans, variants);
+extern "C" void tsugiki_dense_apply(const Apply* call) {
+  apply(*call, (const DenseLinear* const*)call->linears, call->spans, call->variants);
 }

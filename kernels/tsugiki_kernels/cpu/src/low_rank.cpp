@@ -141,14 +141,10 @@ void expand_all(const Step& step, const LowRankLinear* const* linears, const Spa
 
 using namespace tsugiki;
 
-extern "C" void tsugiki_low_rank_apply(const void* const* linears, const int64_t* spans,
-                                       int64_t variants, const void* x, int64_t x_stride,
-                                       int64_t inputs, void* out, int64_t out_stride,
-                                       int32_t dtype, int32_t threads) {
-  const Step step{x, x_stride, inputs, out, out_stride, Dtype(dtype), threads};
-  const auto* all = (const LowRankLinear* const*)linears;
-  const Rows rows(step, (const Span*)spans, variants);
-  const Middle middle(all, variants, rows);
-  shrink_all(step, all, variants, rows, middle);
-  expand_all(step, all, (const Span*)spans, variants, rows, middle);
+extern "C" void tsugiki_low_rank_apply(const Apply* call) {
+  const auto* all = (const LowRankLinear* const*)call->linears;
+  const Rows rows(*call, call->spans, call->variants);
+  const Middle middle(all, call->variants, rows);
+  shrink_all(*call, all, call->variants, rows, middle);
+  expand_all(*call, all, call->spans, call->variants, rows, middle);
 }

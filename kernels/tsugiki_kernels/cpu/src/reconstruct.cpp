@@ -100,27 +100,38 @@ inline void rebuild_signs(const SignTarget& target, int64_t row) {
   }
 }
 
+// Mirrored by records.py.
+struct Reconstruct {
+  const void* linear;
+  const void* base;  // [fused out, inputs]
+  void* out;
+  int64_t inputs;
+  Dtype dtype;
+  int32_t threads;
+
+  bool worth_forking(int64_t rows) const { return rows * inputs > 16 * FORK_FROM; }
+};
+
 }  // namespace tsugiki
 
 using namespace tsugiki;
 
-extern "C" void tsugiki_sparse_reconstruct(const void* linear, const void* base, void* out,
-                                           int64_t inputs, int32_t dtype, int32_t threads) {
-  const SparseLinear& whole = *(const SparseLinear*)linear;
+extern "C" void tsugiki_sparse_reconstruct(const Reconstruct* call) {
+  const SparseLinear& whole = *(const SparseLinear*)call->linear;
   for (int64_t p = 0; p < whole.count; ++p) {
     const SparsePart& part = whole.parts[p];
     const int64_t groups = (part.rows + LANES - 1) / LANES;
-    parallel_for(groups, threads, part.rows * inputs > 16 * FORK_FROM,
-                 [&](int64_t g) { rebuild(part, g, inputs, Dtype(dtype), base, out); });
+    parallel_for(groups, call->threads, call->worth_forking(part.rows), [&](int64_t g) {
+      rebuild(part, g, call->inputs, call->dtype, call->base, call->out);
+    });
   }
 }
 
-extern "C" void tsugiki_sign_reconstruct(const void* linear, const void* base, void* out,
-                                         int64_t inputs, int32_t dtype, int32_t threads) {
-  const SignLinear& whole = *(const SignLinear*)linear;
+extern "C" void tsugiki_sign_reconstruct(const Reconstruct* call) {
+  const SignLinear& whole = *(const SignLinear*)call->linear;
   for (int64_t p = 0; p < whole.count; ++p) {
-    const SignTarget target{whole.parts[p], inputs, Dtype(dtype), base, out};
-    parallel_for(target.part.rows, threads, target.part.rows * inputs > 16 * FORK_FROM,
+    const SignTarget target{whole.parts[p], call->inputs, call->dtype, call->base, call->out};
+    parallel_for(target.part.rows, call->threads, call->worth_forking(target.part.rows),
                  [&](int64_t row) { rebuild_signs(target, row); });
   }
 }

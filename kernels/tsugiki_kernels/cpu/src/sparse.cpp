@@ -226,10 +226,6 @@ void sparse_apply(const Step& step, const SparseLinear* const* linears, const Sp
 
 using namespace tsugiki;
 
-extern "C" void tsugiki_sparse_apply(const void* const* linears, const int64_t* spans,
-                                     int64_t variants, const void* x, int64_t x_stride,
-                                     int64_t inputs, void* out, int64_t out_stride, int32_t dtype,
-                                     int32_t threads) {
-  const Step step{x, x_stride, inputs, out, out_stride, Dtype(dtype), threads};
-  sparse_apply(step, (const SparseLinear* const*)linears, (const Span*)spans, variants);
+extern "C" void tsugiki_sparse_apply(const Apply* call) {
+  sparse_apply(*call, (const SparseLinear* const*)call->linears, call->spans, call->variants);
 }

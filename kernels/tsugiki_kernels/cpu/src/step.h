@@ -30,7 +30,7 @@ struct Part {
   Bias bias;
 };
 
-// One call: x [rows, inputs], out [rows, fused out]; strides in elements.
+// The activations of one call: x [rows, inputs], out [rows, fused out]; strides in elements.
 struct Step {
   const void* x;
   int64_t x_stride;
@@ -38,7 +38,15 @@ struct Step {
   void* out;
   int64_t out_stride;
   Dtype dtype;
-  int threads;
+  int32_t threads;
+};
+
+// One call for all variants of a step; linears[v] changes the rows of spans[v]. Mirrored by
+// records.py.
+struct Apply : Step {
+  const void* const* linears;
+  const Span* spans;
+  int64_t variants;
 };
 
 // Up to `width` tokens of one variant as float32, interleaved: value c of token t stands at
