@@ -35,6 +35,7 @@ COMMANDS = {
     "repair": "train a variant file to answer like its fine-tune",
     "variants": "list, push, load and remove variants on a server",
     "chat": "talk to a model of a server",
+    "bench": "put load on an OpenAI-compatible server and report",
     "kernels": "build kernels ahead of time",
 }
 
