@@ -59,16 +59,22 @@ def running_server(
 
 @contextmanager
 def server_process(
-    base: str | Path, variants: Path, log: Path, flags: Sequence[str] = ()
+    base: str | Path,
+    variants: Path,
+    log: Path,
+    flags: Sequence[str] = (),
+    program: Sequence[str] = ("tsugiki", "serve"),
 ) -> Iterator[tuple[str, int]]:
     """`tsugiki serve` in a process of its own, stopped with SIGTERM; yields its URL and its id.
+
+    `program` is another module with the same flags.
 
     Raises:
         ServerDidNotStart: see wait_until_ready.
         RuntimeError: it did not end with exit code 0 after SIGTERM.
     """
     port = free_port()
-    command = [sys.executable, "-m", "tsugiki", "serve", "--base", str(base)]
+    command = [sys.executable, "-m", *program, "--base", str(base)]
     command += ["--variants", str(variants), "--port", str(port), *flags]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)

@@ -42,10 +42,16 @@ def run(args: argparse.Namespace) -> int:
     configure_logging()
     listener = bind(config)
     # Only now, so that wrong settings fail at once: this imports torch.
-    from tsugiki.api.app import create_app
     from tsugiki.engine.build import create_engine
 
     engine = create_engine(config, convert_adapter=partial(convert_adapter, config))
+    return run_server(engine, config, listener)
+
+
+def run_server(engine: EngineClient, config: ServeConfig, listener: socket.socket) -> int:
+    """Serve an engine until a signal; 0 after a drain, 1 when the engine died."""
+    from tsugiki.api.app import create_app
+
     server = DrainingServer(create_app(engine, config), engine, config)
     keep_what_was_imported()
     asyncio.run(server.serve(sockets=[listener]))

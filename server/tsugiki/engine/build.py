@@ -3,6 +3,7 @@
 Owns: the order of construction. With sizing.py the only place of the engine that knows ServeConfig.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from tsugiki.engine.client import Machine, ModelInfo
 from tsugiki.engine.core import EngineCore
 from tsugiki.engine.kv_blocks import BlockManager
 from tsugiki.engine.local import LocalEngine
-from tsugiki.engine.model_runner import TorchModelRunner
+from tsugiki.engine.model_runner import ModelRunner, TorchModelRunner
 from tsugiki.engine.open_requests import OpenRequests
 from tsugiki.engine.scheduler import Limits, Scheduler
 from tsugiki.engine.sizing import Sizes, choose_sizes
@@ -48,10 +49,23 @@ from tsugiki_kernels.interface import KernelBackend
 from tsugiki_kernels.select import backend
 
 
+def torch_runner(base: BaseModel, sizes: Sizes) -> ModelRunner:
+    """The base's decoder over a KV cache of these sizes."""
+    cache = allocate_kv_cache(
+        base.architecture, sizes.num_blocks, sizes.block_size, base.dtype, base.device
+    )
+    return TorchModelRunner(base.decoder, cache)
+
+
 def create_engine(
-    config: ServeConfig, *, convert_adapter: ConvertAdapter | None = None
+    config: ServeConfig,
+    *,
+    convert_adapter: ConvertAdapter | None = None,
+    make_runner: Callable[[BaseModel, Sizes], ModelRunner] = torch_runner,
 ) -> LocalEngine:
     """The engine of these settings, everything loaded, not yet started.
+
+    `make_runner` computes its steps (benchmarks put one without arithmetic here).
 
     Raises:
         UnsupportedModel: the base cannot be served. ConfigError: settings that do not fit it.
@@ -74,7 +88,7 @@ def create_engine(
         host_bytes=sizes.host_variant_bytes,
         on_transition=events.transition,
     )
-    core = EngineCore(scheduler, _runner(base, sizes), residency)
+    core = EngineCore(scheduler, make_runner(base, sizes), residency)
     thread = EngineThread(core, commands)
     view = VariantView(base_info, text, registry, residency, OpenRequests())
     service = VariantService(
@@ -189,10 +203,3 @@ def _load(base: BaseModel, registry: Registry, pace: Pace) -> Load:
 def _scheduler(config: ServeConfig, sizes: Sizes) -> Scheduler:
     limits = Limits(config.max_num_seqs, config.max_num_batched_tokens, sizes.max_model_len)
     return Scheduler(BlockManager(sizes.num_blocks, sizes.block_size), limits)
-
-
-def _runner(base: BaseModel, sizes: Sizes) -> TorchModelRunner:
-    cache = allocate_kv_cache(
-        base.architecture, sizes.num_blocks, sizes.block_size, base.dtype, base.device
-    )
-    return TorchModelRunner(base.decoder, cache)
