@@ -141,6 +141,45 @@ def check_spans(x: Tensor, out: Tensor, staged: int, spans: Sequence[Span]) -> N
         )
     if len(spans) != staged:
         raise BadArgument(f"spans: expected one per staged value ({staged}), found {len(spans)}")
+    _check_within(spans, x.shape[0])
+
+
+def _check_within(spans: Sequence[Span], rows: int) -> None:
     for start, stop in spans:
-        if not 0 <= start <= stop <= x.shape[0]:
-            raise BadArgument(f"spans: ({start}, {stop}) is not within the {x.shape[0]} rows of x")
+        if not 0 <= start <= stop <= rows:
+            raise BadArgument(f"spans: ({start}, {stop}) is not within the {rows} rows of x")
+
+
+def check_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, spans: Sequence[Span]
+) -> None:
+    """The operands of a dense linear belong together and every span lies within their rows.
+
+    Raises:
+        BadArgument: naming the argument.
+    """
+    if weight.ndim != 2 or weight.dtype not in ACTIVATIONS:
+        raise BadArgument(
+            f"weight: expected [out, in] of float32, bfloat16 or float16, found {weight.dtype} "
+            f"{tuple(weight.shape)}"
+        )
+    outputs, inputs = weight.shape
+    rows = x.shape[0]
+    check_tensor("weight", weight, (weight.dtype,), (outputs, inputs))
+    _check_rows("x", x, (weight.dtype,), (rows, inputs))
+    _check_rows("out", out, (weight.dtype, torch.float32), (rows, outputs))
+    if bias is not None:
+        check_tensor("bias", bias, (weight.dtype, torch.float32), (outputs,))
+    _check_within(spans, rows)
+
+
+def _check_rows(
+    name: str, tensor: Tensor, dtypes: Sequence[torch.dtype], shape: tuple[int, int]
+) -> None:
+    if tensor.dtype not in dtypes or tensor.shape != shape:
+        raise BadArgument(
+            f"{name}: expected {dtypes[0]} {shape} beside this weight, found {tensor.dtype} "
+            f"{tuple(tensor.shape)}"
+        )
+    if tensor.stride(1) != 1:
+        raise BadArgument(f"{name}: expected unit stride in the last dimension")

@@ -15,12 +15,13 @@ on the weight, never on other rows, spans or chunk boundaries.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 Span = tuple[int, int]
+Activation = Literal["silu", "gelu", "gelu_pytorch_tanh"]
 Allocate = Callable[[int], Tensor]  # bytes -> uint8 [bytes] in host memory, aligned to 64
 
 
@@ -155,6 +156,39 @@ class AttentionBatch:
     block_size: int
 
 
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """How the next tokens of n rows of logits are chosen; every member is contiguous, [n]."""
+
+    rows: Tensor  # int64: which rows of the logits
+    temperature: Tensor  # float32; 0: the likeliest token, the first of equals
+    top_k: Tensor  # int64; 0: all
+    top_p: Tensor  # float32 in (0, 1]
+    min_p: Tensor  # float32 in [0, 1]
+    points: Tensor  # float64 in [0, 1 - 2^-32], the random numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """Log-probabilities of n tokens, and of the likeliest tokens beside each."""
+
+    logprobs: Tensor  # float32 [n]
+    ranks: Tensor  # int64 [n]; 1: none is likelier
+    top_logprobs: Tensor  # float32 [n, width], descending
+    top_ids: Tensor  # int64 [n, width]; the first of equals first
+
+
+class Program(Protocol):
+    """Recorded operations; see KernelBackend.record."""
+
+    def run(self) -> None:
+        """Carry all of them out, in order, on what their tensors hold now.
+
+        Raises:
+            BadArgument: an operation refused what it found, and those after it did not run.
+        """
+
+
 class KernelBackend(Protocol):
     """All operations; `name` is what /health shows."""
 
@@ -197,6 +231,59 @@ class KernelBackend(Protocol):
     def bias(self, staged: Staged, rows: int) -> Tensor | None:
         """The float32 [rows = fused out] bias of the staged parts, or None when they have none."""
 
+    def linear(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        out: Tensor,
+        spans: Sequence[Span] | None = None,
+    ) -> None:
+        """out[a:b] = x[a:b] @ weight^T + bias for each span (None: all rows).
+
+        x: [rows, in]; weight: [out, in], contiguous, as it is stored; out: [rows, out]; of one
+        dtype, but out may be float32; unit stride in the last dimension. bias: [out], contiguous,
+        of the dtype of x or float32. The bias is added before the one rounding. out may not
+        overlap x.
+        """
+
+    def rms_norm(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        index: Tensor | None,
+        eps: float,
+        out: Tensor,
+        add: Tensor | None = None,
+    ) -> None:
+        """out = x / sqrt(mean(x^2) + eps) * weight over the last dimension; x += add comes first.
+
+        x, out: [rows, dim] or [rows, heads, dim], the same dtype; out may be x. add: [rows, heads *
+        dim]; x keeps the sum. weight: [n, dim], a row of x takes weight[index[row]] (int64 [rows],
+        trusted; None: weight[0]). A weight of the dtype of x multiplies what was normalised and
+        rounded; a float32 weight beside 16-bit x multiplies before the one rounding (Gemma).
+        """
+
+    def rotate(self, x: Tensor, cos_sin: Tensor) -> None:
+        """Rotary positions in place: x[i] cos[i] + x[(i + dim / 2) % dim] sin[i].
+
+        x: [rows, heads, dim]; cos_sin: contiguous [2, rows, dim] of its dtype, the sine's first
+        half negated.
+        """
+
+    def gate(self, gate_up: Tensor, activation: Activation, out: Tensor) -> None:
+        """out = activation(first half of gate_up's columns) * second half; out: [rows, width]."""
+
+    def gather(self, x: Tensor, index: Tensor, out: Tensor) -> None:
+        """out = x[index]; x: [any, width], index: int64 [rows], out: contiguous [rows, width]."""
+
+    def record(self, body: Callable[["KernelBackend"], None]) -> Program:
+        """The operations that `body` asks of the backend it is given, to be run later, repeatedly.
+
+        `body` computes nothing itself: between its operations it may only look at shapes and take
+        views. The tensors it names must stay where they are; their contents are read at each run.
+        """
+
     def write_kv(self, k: Tensor, v: Tensor, cache: Tensor, where: AttentionBatch) -> None:
         """Store k, v [rows, kv_heads, head_dim] into cache[0], cache[1] at `where.slots`.
 
@@ -204,10 +291,30 @@ class KernelBackend(Protocol):
         """
 
     def paged_attention(
-        self, q: Tensor, cache: Tensor, where: AttentionBatch, scale: float, window: int | None
-    ) -> Tensor:
-        """softmax(scale * q K^T + causal mask) V for every row; returns [rows, heads, head_dim].
+        self,
+        q: Tensor,
+        cache: Tensor,
+        where: AttentionBatch,
+        scale: float,
+        window: int | None,
+        out: Tensor,
+    ) -> None:
+        """out = softmax(scale * q K^T + causal mask) V for every row.
 
-        q: [rows, heads, head_dim]; head h reads KV head h // (heads // kv_heads). With a window w a
-        row at position p sees positions p - w + 1 .. p. Softmax in float32.
+        q, out: [rows, heads, head_dim]; head h reads KV head h // (heads // kv_heads). With a
+        window w a row at position p sees positions p - w + 1 .. p. Softmax in float32.
         """
+
+    def sample(self, logits: Tensor, draws: Draws) -> Tensor:
+        """int64 [n]: the next token of each of `draws.rows`; -1: its largest logit is not finite.
+
+        logits: [rows, vocabulary], unit stride in the last dimension; -inf is never chosen. With
+        w = e^((logit - largest) / temperature): top_k keeps the k largest w, top_p of those the
+        smallest set with so much of their sum, min_p those w >= min_p; equal ones stay or go
+        together. Of what is kept, in the order of the vocabulary, the first token whose running
+        sum exceeds point * total (inverse transform sampling). A row's token depends on that row.
+        """
+
+    def logprobs(self, logits: Tensor, rows: Tensor, token_ids: Tensor, width: int) -> Logprobs:
+        """log softmax of logits[rows] (int64 [n]) at token_ids (int64 [n]) and at the `width`
+        likeliest tokens."""

@@ -5,17 +5,21 @@ against it. Arithmetic is float32 with one rounding into `out`. Sums are torch's
 equal across row layouts to float32 rounding, not bit by bit as in the compiled backends.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from itertools import chain
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from tsugiki_kernels.check import check_parts, check_spans
+from tsugiki_kernels import sampling
+from tsugiki_kernels.check import check_linear, check_parts, check_spans
 from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.extent import Extent
 from tsugiki_kernels.interface import (
+    Activation,
     Allocate,
     AttentionBatch,
     Bias,
@@ -23,6 +27,9 @@ from tsugiki_kernels.interface import (
     ColumnDraw,
     Delta,
     DenseDelta,
+    Draws,
+    KernelBackend,
+    Logprobs,
     LowRankDelta,
     Placed,
     SignDelta,
@@ -33,6 +40,11 @@ from tsugiki_kernels.interface import (
     empty_extent,
 )
 
+ACTIVATION_FUNCTIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+}
 ROWS_AT_ONCE = 64  # bounds the gathered copy of x: [rows, tiles, kept] float32
 
 
@@ -149,6 +161,13 @@ def _sparse_product(x: Tensor, delta: SparseDelta) -> Tensor:
     return tile_sums.flatten(1)[:, : delta.shape[0]] * row_steps(delta)
 
 
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """A program whose every run does again what was asked."""
+
+    run: Callable[[], None]
+
+
 class ReferenceBackend:
     """All operations in plain torch."""
 
@@ -219,6 +238,58 @@ class ReferenceBackend:
                 total[placed.offset : placed.offset + len(bias)] += bias
         return total
 
+    def linear(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        out: Tensor,
+        spans: Sequence[Span] | None = None,
+    ) -> None:
+        """See KernelBackend.linear."""
+        spans = [(0, len(x))] if spans is None else spans
+        check_linear(x, weight, bias, out, spans)
+        for start, stop in spans:
+            product = F.linear(x[start:stop].float(), weight.float())
+            out[start:stop] = product if bias is None else product + bias.float()
+
+    def rms_norm(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        index: Tensor | None,
+        eps: float,
+        out: Tensor,
+        add: Tensor | None = None,
+    ) -> None:
+        """See KernelBackend.rms_norm."""
+        if add is not None:
+            x += add.view(x.shape)
+        rows = weight[0] if index is None else weight[index]
+        if x.ndim == 3 and index is not None:
+            rows = rows.unsqueeze(1)
+        kept = x if weight.dtype == x.dtype else x.float()
+        out.copy_(F.rms_norm(kept, (x.shape[-1],), None, eps) * rows)
+
+    def rotate(self, x: Tensor, cos_sin: Tensor) -> None:
+        """See KernelBackend.rotate."""
+        cos, sin = cos_sin.float().unsqueeze(2)
+        rotated = torch.roll(x.float(), x.shape[-1] // 2, dims=-1)
+        x.copy_(x.float() * cos + rotated * sin)
+
+    def gate(self, gate_up: Tensor, activation: Activation, out: Tensor) -> None:
+        """See KernelBackend.gate."""
+        gate, up = gate_up.float().chunk(2, dim=-1)
+        out.copy_(ACTIVATION_FUNCTIONS[activation](gate) * up)
+
+    def gather(self, x: Tensor, index: Tensor, out: Tensor) -> None:
+        """See KernelBackend.gather."""
+        torch.index_select(x, 0, index, out=out)
+
+    def record(self, body: Callable[[KernelBackend], None]) -> "Repeated":
+        """See KernelBackend.record."""
+        return Repeated(partial(body, self))
+
     def write_kv(self, k: Tensor, v: Tensor, cache: Tensor, where: AttentionBatch) -> None:
         """See KernelBackend.write_kv."""
         block, place = where.slots // where.block_size, where.slots % where.block_size
@@ -226,17 +297,29 @@ class ReferenceBackend:
         cache[1, block, :, place] = v
 
     def paged_attention(
-        self, q: Tensor, cache: Tensor, where: AttentionBatch, scale: float, window: int | None
-    ) -> Tensor:
+        self,
+        q: Tensor,
+        cache: Tensor,
+        where: AttentionBatch,
+        scale: float,
+        window: int | None,
+        out: Tensor,
+    ) -> None:
         """See KernelBackend.paged_attention."""
-        out = torch.empty_like(q)
         starts = where.query_start.tolist()
         for s, context in enumerate(where.context.tolist()):
             rows = slice(starts[s], starts[s + 1])
             blocks = where.block_tables[s, : -(-context // where.block_size)].long()
             k, v = (side[blocks].transpose(1, 2).flatten(0, 1)[:context] for side in cache)
             out[rows] = _attend(q[rows], k, v, scale, window).to(q.dtype)
-        return out
+
+    def sample(self, logits: Tensor, draws: Draws) -> Tensor:
+        """See KernelBackend.sample."""
+        return sampling.sample(logits, draws)
+
+    def logprobs(self, logits: Tensor, rows: Tensor, token_ids: Tensor, width: int) -> Logprobs:
+        """See KernelBackend.logprobs."""
+        return sampling.logprobs(logits, rows, token_ids, width)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:

@@ -73,4 +73,6 @@ class PagedCase:
     def attend(self, kernels: KernelBackend, spans: Sequence[Span], window: int | None) -> Tensor:
         """Attention of the named rows over a cache in which everything is written."""
         q = torch.cat([self.q[s][start:stop] for s, (start, stop) in enumerate(spans)])
-        return kernels.paged_attention(q, self.cache(), self.batch(spans), self.scale, window)
+        out = torch.full_like(q, float("nan"))
+        kernels.paged_attention(q, self.cache(), self.batch(spans), self.scale, window, out)
+        return out

@@ -74,7 +74,8 @@ def test_attention_reads_rows_of_a_fused_projection(kernels: KernelBackend) -> N
     fused[:, :64] = case.q[0].flatten(1)
     view = fused[:, :64].unflatten(1, (4, 16))
     batch = case.batch([(0, 20)])
-    found = kernels.paged_attention(view, case.cache(), batch, case.scale, None)
+    found = torch.empty(20, 64).unflatten(1, (4, 16))
+    kernels.paged_attention(view, case.cache(), batch, case.scale, None, found)
     assert torch.equal(found, case.attend(kernels, [(0, 20)], None))
 
 
@@ -111,23 +112,28 @@ def test_attention_refuses_places_outside_the_cache_and_wrong_dtypes(
     case = PagedCase([20], 2, 1, 16, torch.float32)
     batch = replace(case.batch([(11, 20)]), **change)
     with pytest.raises(BadArgument, match=named):
-        cpu_backend.paged_attention(case.q[0][11:], case.cache(), batch, 1.0, None)
+        q = case.q[0][11:]
+        cpu_backend.paged_attention(q, case.cache(), batch, 1.0, None, torch.empty_like(q))
 
 
 @pytest.mark.compiler
 def test_attention_refuses_wrong_queries_and_windows(cpu_backend: CpuBackend) -> None:
     case = PagedCase([20], 2, 2, 16, torch.float32)
     batch, cache, q = case.batch([(0, 20)]), case.cache(), case.q[0]
+
+    def attend(q: Tensor, window: int | None) -> None:
+        cpu_backend.paged_attention(q, cache, batch, 1.0, window, torch.empty_like(q))
+
     with pytest.raises(BadArgument, match=r"q: expected torch\.float32"):
-        cpu_backend.paged_attention(q.half(), cache, batch, 1.0, None)
+        attend(q.half(), window=None)
     with pytest.raises(BadArgument, match="q: expected shape"):
-        cpu_backend.paged_attention(q[:, :, :8], cache, batch, 1.0, None)
+        attend(q[:, :, :8], window=None)
     with pytest.raises(BadArgument, match="q: expected unit stride"):
-        cpu_backend.paged_attention(q.mT.contiguous().mT, cache, batch, 1.0, None)
+        attend(q.mT.contiguous().mT, window=None)
     with pytest.raises(BadArgument, match="KV heads"):
-        cpu_backend.paged_attention(q[:, :1], cache, batch, 1.0, None)
+        attend(q[:, :1], window=None)
     with pytest.raises(BadArgument, match="window"):
-        cpu_backend.paged_attention(q, cache, batch, 1.0, 0)
+        attend(q, window=0)
 
 
 @pytest.mark.compiler

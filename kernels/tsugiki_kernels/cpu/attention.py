@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tsugiki_kernels.check import ACTIVATIONS
+from tsugiki_kernels.cpu.program import Operation
 from tsugiki_kernels.cpu.staging import DTYPES
 from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.interface import AttentionBatch
@@ -26,6 +27,8 @@ class Attention(ctypes.Structure):
         ("cache", _PTR),
         ("side", _I64),
         ("out", _PTR),
+        ("out_row_stride", _I64),
+        ("out_head_stride", _I64),
         ("query_start", _PTR),
         ("context", _PTR),
         ("block_tables", _PTR),
@@ -65,9 +68,7 @@ class KeyValueRows(ctypes.Structure):
     )
 
 
-def write_kv(
-    library: ctypes.CDLL, k: Tensor, v: Tensor, cache: Tensor, where: AttentionBatch
-) -> None:
+def write_kv(k: Tensor, v: Tensor, cache: Tensor, where: AttentionBatch) -> Operation:
     """See KernelBackend.write_kv.
 
     Raises:
@@ -94,18 +95,12 @@ def write_kv(
         where.block_size,
         DTYPES[cache.dtype],
     )
-    if library.tsugiki_write_kv(ctypes.byref(call)):
-        raise BadArgument(f"slots: beyond the cache of {cache.shape[1]} blocks")
+    return Operation("tsugiki_write_kv", call, f"slots: beyond the {cache.shape[1]} cache blocks")
 
 
 def paged_attention(
-    library: ctypes.CDLL,
-    q: Tensor,
-    cache: Tensor,
-    where: AttentionBatch,
-    scale: float,
-    window: int | None,
-) -> Tensor:
+    q: Tensor, cache: Tensor, where: AttentionBatch, scale: float, window: int | None, out: Tensor
+) -> Operation:
     """See KernelBackend.paged_attention.
 
     Raises:
@@ -113,19 +108,20 @@ def paged_attention(
     """
     _check_cache(cache, where.block_size)
     _check_rows("q", q, cache, (q.shape[0], q.shape[1], cache.shape[4]))
+    _check_rows("out", out, cache, q.shape)
     if q.shape[1] % cache.shape[2]:
         raise BadArgument(f"q: {q.shape[1]} heads do not divide over {cache.shape[2]} KV heads")
     if window is not None and window < 1:
         raise BadArgument(f"window: expected at least 1 or None, found {window}")
     for name in ("query_start", "context", "block_tables"):
         _check_index(name, getattr(where, name), torch.int32)
-    out = torch.empty(q.shape, dtype=q.dtype)
     call = Attention(
         q.data_ptr(),
         *q.stride()[:2],
         cache.data_ptr(),
         cache.stride(0),
         out.data_ptr(),
+        *out.stride()[:2],
         where.query_start.data_ptr(),
         where.context.data_ptr(),
         where.block_tables.data_ptr(),
@@ -140,12 +136,12 @@ def paged_attention(
         torch.get_num_threads(),
         scale,
     )
-    if library.tsugiki_paged_attention(ctypes.byref(call)):
-        raise BadArgument(
-            f"query_start, context, block_tables: beyond the cache of {cache.shape[1]} blocks, "
-            f"or more rows than context"
-        )
-    return out
+    return Operation(
+        "tsugiki_paged_attention",
+        call,
+        f"query_start, context, block_tables: beyond the {cache.shape[1]} cache blocks, or more "
+        f"rows than context",
+    )
 
 
 def _check_cache(cache: Tensor, block_size: int) -> None:

@@ -6,7 +6,8 @@ What the kernels do not speed up goes to the reference.
 
 import ctypes
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import astuple
 from itertools import chain
 from pathlib import Path
@@ -15,15 +16,20 @@ import torch
 from torch import Tensor
 
 from tsugiki_kernels.check import ACTIVATIONS, check_spans
-from tsugiki_kernels.cpu import attention, build, staging
+from tsugiki_kernels.cpu import attention, build, elementwise, linear, sampling, staging
+from tsugiki_kernels.cpu.program import Operation, Program, Step, run
 from tsugiki_kernels.cpu.records import AddBiases, Apply, Draw, Reconstruct
 from tsugiki_kernels.cpu.staging import DTYPES, CpuStaged
 from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.interface import (
+    Activation,
     Allocate,
     AttentionBatch,
     ColumnDraw,
     DenseDelta,
+    Draws,
+    KernelBackend,
+    Logprobs,
     LowRankDelta,
     Placed,
     SignDelta,
@@ -34,6 +40,17 @@ from tsugiki_kernels.interface import (
     empty_extent,
 )
 from tsugiki_kernels.reference import ReferenceBackend
+
+_APPLY = {
+    SparseDelta: "tsugiki_sparse_apply",
+    SignDelta: "tsugiki_sign_apply",
+    DenseDelta: "tsugiki_dense_apply",
+    LowRankDelta: "tsugiki_low_rank_apply",
+}
+_RECONSTRUCT = {
+    SparseDelta: "tsugiki_sparse_reconstruct",
+    SignDelta: "tsugiki_sign_reconstruct",
+}
 
 
 class CpuBackend:
@@ -58,25 +75,26 @@ class CpuBackend:
         self._library, level = build.load_library(cache_dir, find_compiler, prebuilt, processor)
         self.level = level.name
         self._reference = ReferenceBackend()
-        self._apply = {
-            SparseDelta: self._function("tsugiki_sparse_apply"),
-            SignDelta: self._function("tsugiki_sign_apply"),
-            DenseDelta: self._function("tsugiki_dense_apply"),
-            LowRankDelta: self._function("tsugiki_low_rank_apply"),
-        }
-        self._reconstruct = {
-            SparseDelta: self._function("tsugiki_sparse_reconstruct"),
-            SignDelta: self._function("tsugiki_sign_reconstruct"),
-        }
+        self._recorded: list[Step] | None = None  # None: operations are carried out at once
 
-        self._bias = self._function("tsugiki_bias")
-        self._draw = self._function("tsugiki_draw_columns", pointers=2)
+    def record(self, body: Callable[[KernelBackend], None]) -> Program:
+        """See KernelBackend.record."""
+        recorder = copy(self)
+        recorder._recorded = steps = []
+        body(recorder)
+        return Program(self._library, steps)
 
-    def _function(self, name: str, pointers: int = 1) -> "ctypes._NamedFuncPointer":
-        function = getattr(self._library, name)
-        function.argtypes = (ctypes.c_void_p,) * pointers
-        function.restype = None
-        return function  # type: ignore[no-any-return]
+    def _do(self, operation: Operation) -> None:
+        if self._recorded is None:
+            run(self._library, operation)
+        else:
+            self._recorded.append(operation)
+
+    def _do_in_torch(self, call: Callable[[], object]) -> None:
+        if self._recorded is None:
+            call()
+        else:
+            self._recorded.append(call)
 
     def stage(self, parts: Sequence[Placed]) -> Staged:
         """See KernelBackend.stage.
@@ -112,7 +130,9 @@ class CpuBackend:
         ):
             raise BadArgument(f"draw: expected to keep some of each group, found {draw}")
         out = torch.empty(draw.tiles, groups * draw.kept + kept_of_rest, dtype=torch.uint16)
-        self._draw(ctypes.byref(Draw(*astuple(draw))), out.data_ptr())
+        self._library.tsugiki_draw_columns(
+            ctypes.byref(Draw(*astuple(draw))), ctypes.c_void_p(out.data_ptr())
+        )
         return out
 
     def apply(
@@ -142,7 +162,7 @@ class CpuBackend:
             flat.buffer_info()[0],
             len(linears),
         )
-        self._apply[linears[0].kind](ctypes.byref(call))
+        self._do(Operation(_APPLY[linears[0].kind], call, kept=(linears, addresses, flat)))
 
     def reconstruct(self, base: Tensor, staged: Staged, out: Tensor) -> None:
         """See KernelBackend.reconstruct.
@@ -153,9 +173,10 @@ class CpuBackend:
         linear = own(staged)
         _check_reconstruct(base, out, linear)
         if linear.source is not None:
-            return self._reference.reconstruct(base, linear.source, out)
+            source = linear.source
+            return self._do_in_torch(lambda: self._reference.reconstruct(base, source, out))
         if linear.covered < base.shape[0]:
-            out.copy_(base)
+            self._do_in_torch(lambda: out.copy_(base))
         call = Reconstruct(
             linear.address,
             base.data_ptr(),
@@ -164,7 +185,7 @@ class CpuBackend:
             DTYPES[base.dtype],
             torch.get_num_threads(),
         )
-        self._reconstruct[linear.kind](ctypes.byref(call))
+        self._do(Operation(_RECONSTRUCT[linear.kind], call, kept=(linear,)))
 
     def bias(self, staged: Staged, rows: int) -> Tensor | None:
         """See KernelBackend.bias.
@@ -179,8 +200,64 @@ class CpuBackend:
             raise BadArgument(f"rows: expected at least {linear.width}, found {rows}")
         total = torch.zeros(rows)
         part_bytes = ctypes.sizeof(staging.RECORDS[linear.kind])
-        self._bias(ctypes.byref(AddBiases(linear.address, part_bytes, total.data_ptr())))
+        call = AddBiases(linear.address, part_bytes, total.data_ptr())
+        run(self._library, Operation("tsugiki_bias", call))
         return total
+
+    def linear(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        out: Tensor,
+        spans: Sequence[Span] | None = None,
+    ) -> None:
+        """See KernelBackend.linear.
+
+        Raises:
+            BadArgument: naming the argument that breaks the contract.
+        """
+        self._do(linear.linear(x, weight, bias, out, spans))
+
+    def rms_norm(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        index: Tensor | None,
+        eps: float,
+        out: Tensor,
+        add: Tensor | None = None,
+    ) -> None:
+        """See KernelBackend.rms_norm.
+
+        Raises:
+            BadArgument: naming the argument that breaks the contract.
+        """
+        self._do(elementwise.rms_norm(x, weight, index, eps, out, add))
+
+    def rotate(self, x: Tensor, cos_sin: Tensor) -> None:
+        """See KernelBackend.rotate.
+
+        Raises:
+            BadArgument: naming the argument that breaks the contract.
+        """
+        self._do(elementwise.rotate(x, cos_sin))
+
+    def gate(self, gate_up: Tensor, activation: Activation, out: Tensor) -> None:
+        """See KernelBackend.gate.
+
+        Raises:
+            BadArgument: naming the argument that breaks the contract.
+        """
+        self._do(elementwise.gate(gate_up, activation, out))
+
+    def gather(self, x: Tensor, index: Tensor, out: Tensor) -> None:
+        """See KernelBackend.gather.
+
+        Raises:
+            BadArgument: naming the argument that breaks the contract.
+        """
+        self._do(elementwise.gather(x, index, out))
 
     def write_kv(self, k: Tensor, v: Tensor, cache: Tensor, where: AttentionBatch) -> None:
         """See KernelBackend.write_kv.
@@ -188,17 +265,39 @@ class CpuBackend:
         Raises:
             BadArgument: naming the argument that breaks the contract.
         """
-        attention.write_kv(self._library, k, v, cache, where)
+        self._do(attention.write_kv(k, v, cache, where))
 
     def paged_attention(
-        self, q: Tensor, cache: Tensor, where: AttentionBatch, scale: float, window: int | None
-    ) -> Tensor:
+        self,
+        q: Tensor,
+        cache: Tensor,
+        where: AttentionBatch,
+        scale: float,
+        window: int | None,
+        out: Tensor,
+    ) -> None:
         """See KernelBackend.paged_attention.
 
         Raises:
             BadArgument: naming the argument that breaks the contract.
         """
-        return attention.paged_attention(self._library, q, cache, where, scale, window)
+        self._do(attention.paged_attention(q, cache, where, scale, window, out))
+
+    def sample(self, logits: Tensor, draws: Draws) -> Tensor:
+        """See KernelBackend.sample.
+
+        Raises:
+            BadArgument: naming the argument that breaks the contract.
+        """
+        return sampling.sample(self._library, logits, draws)
+
+    def logprobs(self, logits: Tensor, rows: Tensor, token_ids: Tensor, width: int) -> Logprobs:
+        """See KernelBackend.logprobs.
+
+        Raises:
+            BadArgument: naming the argument that breaks the contract.
+        """
+        return sampling.logprobs(self._library, logits, rows, token_ids, width)
 
 
 def own(staged: Staged) -> CpuStaged:

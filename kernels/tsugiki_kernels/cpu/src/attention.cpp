@@ -42,7 +42,8 @@ void store_rows(const Attention& a, const QueryTile& task, const Workspace& w) {
     for (int64_t h = 0; h < heads; ++h) {
       const int64_t index = (row - task.first_row) * heads + h;
       const Floats inverse = splat(1.0f / sum(load(w.lanes + index * LANES)));
-      const int64_t to = (row * a.heads + task.kv_head * heads + h) * a.dim;
+      const int64_t to =
+          row * a.out_row_stride + (task.kv_head * heads + h) * a.out_head_stride;
       for (int64_t d = 0; d < a.dim; d += LANES)
         store_up_to(Dtype(a.dtype), a.out, to + d, load(w.sums + index * w.width + d) * inverse,
                     a.dim - d);

@@ -10,7 +10,8 @@ struct Attention {
   int64_t q_row_stride, q_head_stride;
   const void* cache;            // [2, blocks, kv_heads, block_size, dim], contiguous
   int64_t side;                 // elements from the keys to the values
-  void* out;                    // [rows, heads, dim], contiguous
+  void* out;                    // [rows, heads, dim], unit stride in dim
+  int64_t out_row_stride, out_head_stride;
   const int32_t* query_start;   // [sequences + 1]
   const int32_t* context;       // [sequences]
   const int32_t* block_tables;  // [sequences, table_stride]

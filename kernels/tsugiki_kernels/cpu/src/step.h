@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "decode.h"
+#include "team.h"
 
 namespace tsugiki {
 
@@ -63,16 +64,6 @@ constexpr int WIDEST = 8;
 // Work below this many 16-lane multiply-adds (about 25 us) is not worth waking other threads: that
 // took 6 us on two idle cores and 10 to 20 us beside other processes.
 constexpr int64_t FORK_FROM = 48000;
-
-template <class Body>
-inline void parallel_for(int64_t tasks, int threads, bool fork, Body body) {
-  if (!fork || threads == 1 || tasks < 2) {
-    for (int64_t i = 0; i < tasks; ++i) body(i);
-    return;
-  }
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-  for (int64_t i = 0; i < tasks; ++i) body(i);
-}
 
 inline int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 

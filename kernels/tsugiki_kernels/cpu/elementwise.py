@@ -1,0 +1,222 @@
+"""Calls into src/elementwise.cpp: argument checks and the C structs of one call.
+
+Owns: the mirror of its structs. Knows nothing of the arithmetic.
+"""
+
+import ctypes
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tsugiki_kernels.check import ACTIVATIONS
+from tsugiki_kernels.cpu.program import Operation
+from tsugiki_kernels.cpu.records import Fields
+from tsugiki_kernels.cpu.staging import DTYPES
+from tsugiki_kernels.errors import BadArgument
+from tsugiki_kernels.interface import Activation
+
+_I64, _I32, _F32, _PTR = ctypes.c_int64, ctypes.c_int32, ctypes.c_float, ctypes.c_void_p
+
+_ACTIVATIONS: dict[Activation, int] = {"silu": 0, "gelu": 1, "gelu_pytorch_tanh": 2}
+
+
+class Norm(ctypes.Structure):
+    """src/elementwise.cpp: Norm."""
+
+    _fields_: ClassVar[Fields] = (
+        ("x", _PTR),
+        ("x_row_stride", _I64),
+        ("x_head_stride", _I64),
+        ("add", _PTR),
+        ("add_row_stride", _I64),
+        ("out", _PTR),
+        ("out_row_stride", _I64),
+        ("out_head_stride", _I64),
+        ("weight", _PTR),
+        ("weight_row", _PTR),
+        ("rows", _I64),
+        ("heads", _I64),
+        ("dim", _I64),
+        ("eps", _F32),
+        ("dtype", _I32),
+        ("weight_dtype", _I32),
+        ("threads", _I32),
+    )
+
+
+class Rotation(ctypes.Structure):
+    """src/elementwise.cpp: Rotation."""
+
+    _fields_: ClassVar[Fields] = (
+        ("x", _PTR),
+        ("row_stride", _I64),
+        ("head_stride", _I64),
+        ("cos_sin", _PTR),
+        ("rows", _I64),
+        ("heads", _I64),
+        ("dim", _I64),
+        ("dtype", _I32),
+        ("threads", _I32),
+    )
+
+
+class Gate(ctypes.Structure):
+    """src/elementwise.cpp: Gate."""
+
+    _fields_: ClassVar[Fields] = (
+        ("gate_up", _PTR),
+        ("gate_up_stride", _I64),
+        ("out", _PTR),
+        ("out_stride", _I64),
+        ("rows", _I64),
+        ("width", _I64),
+        ("activation", _I32),
+        ("dtype", _I32),
+        ("threads", _I32),
+        ("unused", _I32),
+    )
+
+
+class Gather(ctypes.Structure):
+    """src/elementwise.cpp: Gather."""
+
+    _fields_: ClassVar[Fields] = (
+        ("x", _PTR),
+        ("x_stride", _I64),
+        ("index", _PTR),
+        ("limit", _I64),
+        ("out", _PTR),
+        ("rows", _I64),
+        ("width", _I64),
+        ("dtype", _I32),
+        ("unused", _I32),
+    )
+
+
+def rms_norm(
+    x: Tensor, weight: Tensor, index: Tensor | None, eps: float, out: Tensor, add: Tensor | None
+) -> Operation:
+    """See KernelBackend.rms_norm.
+
+    Raises:
+        BadArgument: naming the tensor.
+    """
+    heads = x.shape[1] if x.ndim == 3 else 1
+    rows, dim = x.shape[0], x.shape[-1]
+    _check("x", x, x.dtype, x.shape)
+    _check("out", out, x.dtype, x.shape)
+    _check("weight", weight, weight.dtype, (len(weight), dim))
+    if add is not None:
+        _check("add", add, x.dtype, (rows, heads * dim))
+    call = Norm(
+        x.data_ptr(),
+        x.stride(0),
+        x.stride(1),
+        None if add is None else add.data_ptr(),
+        0 if add is None else add.stride(0),
+        out.data_ptr(),
+        out.stride(0),
+        out.stride(1),
+        weight.data_ptr(),
+        None if index is None else _index(index, rows),
+        rows,
+        heads,
+        dim,
+        eps,
+        DTYPES[x.dtype],
+        DTYPES[weight.dtype],
+        torch.get_num_threads(),
+    )
+    return Operation("tsugiki_rms_norm", call, kept=(weight, index))
+
+
+def rotate(x: Tensor, cos_sin: Tensor) -> Operation:
+    """See KernelBackend.rotate.
+
+    Raises:
+        BadArgument: naming the tensor.
+    """
+    rows, heads, dim = x.shape
+    _check("x", x, x.dtype, x.shape)
+    _check("cos_sin", cos_sin, x.dtype, (2, rows, dim))
+    if not cos_sin.is_contiguous():
+        raise BadArgument(f"cos_sin: expected contiguous, found strides {cos_sin.stride()}")
+    call = Rotation(
+        x.data_ptr(),
+        *x.stride()[:2],
+        cos_sin.data_ptr(),
+        rows,
+        heads,
+        dim,
+        DTYPES[x.dtype],
+        torch.get_num_threads(),
+    )
+    return Operation("tsugiki_rotate", call)
+
+
+def gate(gate_up: Tensor, activation: Activation, out: Tensor) -> Operation:
+    """See KernelBackend.gate.
+
+    Raises:
+        BadArgument: naming the tensor.
+    """
+    rows, width = out.shape
+    _check("gate_up", gate_up, gate_up.dtype, (rows, 2 * width))
+    _check("out", out, gate_up.dtype, out.shape)
+    call = Gate(
+        gate_up.data_ptr(),
+        gate_up.stride(0),
+        out.data_ptr(),
+        out.stride(0),
+        rows,
+        width,
+        _ACTIVATIONS[activation],
+        DTYPES[out.dtype],
+        torch.get_num_threads(),
+    )
+    return Operation("tsugiki_gate", call)
+
+
+def gather(x: Tensor, index: Tensor, out: Tensor) -> Operation:
+    """See KernelBackend.gather.
+
+    Raises:
+        BadArgument: naming the tensor.
+    """
+    rows, width = len(index), x.shape[1]
+    _check("x", x, x.dtype, x.shape)
+    _check("out", out, x.dtype, (rows, width))
+    if not out.is_contiguous():
+        raise BadArgument(f"out: expected contiguous, found strides {out.stride()}")
+    call = Gather(
+        x.data_ptr(),
+        x.stride(0),
+        _index(index, rows),
+        len(x),
+        out.data_ptr(),
+        rows,
+        width,
+        DTYPES[x.dtype],
+    )
+    return Operation("tsugiki_gather", call, f"index: beyond the {len(x)} rows of x")
+
+
+def _index(index: Tensor, rows: int) -> int:
+    if index.dtype != torch.int64 or index.shape != (rows,) or not index.is_contiguous():
+        raise BadArgument(
+            f"index: expected contiguous int64 [{rows}], found {index.dtype} {tuple(index.shape)}"
+        )
+    return index.data_ptr()
+
+
+def _check(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    if tensor.dtype != dtype or dtype not in ACTIVATIONS:
+        raise BadArgument(f"{name}: expected {dtype} among {ACTIVATIONS}, found {tensor.dtype}")
+    if tensor.shape != shape:
+        raise BadArgument(f"{name}: expected shape {tuple(shape)}, found {tuple(tensor.shape)}")
+    if tensor.stride(-1) != 1 or tensor.device.type != "cpu":
+        raise BadArgument(
+            f"{name}: expected unit stride in the last dimension on cpu, found {tensor.stride()} "
+            f"on {tensor.device}"
+        )

@@ -1,0 +1,76 @@
+"""Calls into src/linear.cpp: argument checks and the C struct of one call.
+
+Owns: the mirror of src/linear.h. Knows nothing of the arithmetic.
+"""
+
+import ctypes
+from array import array
+from collections.abc import Sequence
+from itertools import chain
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tsugiki_kernels.check import check_linear
+from tsugiki_kernels.cpu.program import Operation
+from tsugiki_kernels.cpu.records import Fields
+from tsugiki_kernels.cpu.staging import DTYPES
+from tsugiki_kernels.errors import BadArgument
+from tsugiki_kernels.interface import Span
+
+_I64, _I32, _PTR = ctypes.c_int64, ctypes.c_int32, ctypes.c_void_p
+
+
+class Linear(ctypes.Structure):
+    """src/linear.h: Linear."""
+
+    _fields_: ClassVar[Fields] = (
+        ("x", _PTR),
+        ("x_stride", _I64),
+        ("weight", _PTR),
+        ("bias", _PTR),
+        ("out", _PTR),
+        ("out_stride", _I64),
+        ("spans", _PTR),
+        ("span_count", _I64),
+        ("inputs", _I64),
+        ("outputs", _I64),
+        ("dtype", _I32),
+        ("bias_dtype", _I32),
+        ("out_dtype", _I32),
+        ("threads", _I32),
+    )
+
+
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, spans: Sequence[Span] | None
+) -> Operation:
+    """See KernelBackend.linear.
+
+    Raises:
+        BadArgument: naming the argument that breaks the contract.
+    """
+    spans = [(0, x.shape[0])] if spans is None else spans
+    check_linear(x, weight, bias, out, spans)
+    for name, tensor in (("x", x), ("weight", weight), ("out", out)):
+        if tensor.device.type != "cpu":
+            raise BadArgument(f"{name}: expected a tensor on cpu, found {tensor.device}")
+    flat = array("q", chain.from_iterable(spans))
+    call = Linear(
+        x.data_ptr(),
+        x.stride(0),
+        weight.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+        out.data_ptr(),
+        out.stride(0),
+        flat.buffer_info()[0],
+        len(spans),
+        weight.shape[1],
+        weight.shape[0],
+        DTYPES[x.dtype],
+        DTYPES[x.dtype if bias is None else bias.dtype],
+        DTYPES[out.dtype],
+        torch.get_num_threads(),
+    )
+    return Operation("tsugiki_linear", call, kept=(flat,))
