@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from tsugiki_kernels.check import ACTIVATIONS, check_spans
-from tsugiki_kernels.cpu import attention, build, elementwise, linear, sampling, staging
+from tsugiki_kernels.cpu import attention, build, elementwise, sampling, staging
+from tsugiki_kernels.cpu import linear as dense
 from tsugiki_kernels.cpu.program import Operation, Program, Step, run
 from tsugiki_kernels.cpu.records import AddBiases, Apply, Draw, Reconstruct
 from tsugiki_kernels.cpu.staging import DTYPES, CpuStaged
@@ -217,7 +218,7 @@ class CpuBackend:
         Raises:
             BadArgument: naming the argument that breaks the contract.
         """
-        self._do(linear.linear(x, weight, bias, out, spans))
+        self._do(dense.linear(x, weight, bias, out, spans))
 
     def rms_norm(
         self,
