@@ -102,6 +102,9 @@ class ServeConfig:
     max_num_batched_tokens: int = setting(_integer, "tokens in one step", 512)
     max_queued_requests: int = setting(_integer, "waiting requests before 429", 1024)
     block_size: int = setting(_integer, "tokens of one KV block", 16)
+    prefix_caching: bool = setting(
+        _boolean, "compute equal beginnings of prompts once per variant", True, switch=True
+    )
     kv_memory: int | None = setting(parse_size, "bytes of the KV cache", None, metavar="BYTES")
     variant_memory: int = setting(
         parse_size, "bytes of variants on the device", 2**30, metavar="BYTES"

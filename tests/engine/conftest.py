@@ -37,7 +37,8 @@ PATIENCE = 20.0  # seconds until a test that waits for the engine fails
 
 class ScriptedRunner:
     """A model without weights: the next token is a function of all tokens so far, read back from a
-    cache that is addressed through the block tables, so that a wrong block gives a wrong token."""
+    cache that is addressed through the block tables, so that a wrong block gives a wrong token.
+    What another variant wrote is not read."""
 
     def __init__(self, block_size: int) -> None:
         self.raising: set[str] = set()  # digests, or ids of requests of the base
@@ -49,7 +50,7 @@ class ScriptedRunner:
         self.gate.set()
         self.crash = False
         self._block_size = block_size
-        self._cache: dict[int, int] = {}
+        self._cache: dict[int, tuple[str | None, int]] = {}  # who wrote which token
 
     def run(
         self, chunks: Sequence[Chunk], variants: Mapping[str, ResidentVariant]
@@ -70,12 +71,14 @@ class ScriptedRunner:
     def _result(self, chunk: Chunk) -> ChunkResult:
         request, stop = chunk.request, chunk.start + chunk.num_tokens
         for position, token in enumerate(request.tokens(chunk.start, stop), chunk.start):
-            self._cache[self._slot(request, position)] = token
+            self._cache[self._slot(request, position)] = (request.variant.digest, token)
         if not chunk.completes:
             return ChunkResult()
         if (request.variant.digest or request.request_id) in self.not_finite:
             return ChunkResult(token_id=0, finite=False)
-        known = [self._cache[self._slot(request, p)] for p in range(stop)]
+        cached = [self._cache[self._slot(request, p)] for p in range(stop)]
+        assert {writer for writer, _ in cached} == {request.variant.digest}
+        known = [token for _, token in cached]
         token = next_token(known, request.variant.digest)
         return ChunkResult(token_id=token + (request.variant.digest in self.wrong))
 

@@ -42,10 +42,11 @@ class StepEvent:
 
 @dataclass(slots=True)
 class Counters:
-    """Cumulative since start, but for `last_batch_rows`. Other threads may read them."""
+    """Cumulative since start, but for what is said of the last. Other threads may read them."""
 
     steps: int = 0
     step_seconds: float = 0.0
+    last_step_seconds: float = 0.0
     last_batch_rows: int = 0
 
 
@@ -114,8 +115,13 @@ class EngineCore:
             raise Conflict(f"variant {digest} is used by {count} requests; wait until they end")
         freed = self.variants.unload(digest)
         self._turns.leave(digest, _LOAD)  # whoever asked for it is told that it was cancelled
-        self._runner.forget()
+        self._forget(digest)
         return freed
+
+    def take_out(self, digest: str, reason: str) -> None:
+        """Take a variant out of service that answers wrongly."""
+        self.variants.fail(digest, reason)
+        self._forget(digest)
 
     def step(self) -> list[StepEvent]:
         """Take in finished loads, compute one batch; what came of it, abortions included."""
@@ -131,7 +137,8 @@ class EngineCore:
             results = self._run(output.chunks)
             self._book(output.chunks, results)
             self.counters.steps += 1
-            self.counters.step_seconds += self._clock() - begin
+            self.counters.last_step_seconds = self._clock() - begin
+            self.counters.step_seconds += self.counters.last_step_seconds
         events, self._events = self._events, []
         return events
 
@@ -153,12 +160,15 @@ class EngineCore:
     def _take_in_variants(self) -> None:
         for outcome in self._turns.advance():
             self._loaded(outcome)
-        evicted = self.variants.take_evicted()
-        if evicted:
-            self._runner.forget()
-        for digest in evicted:
+        for digest in self.variants.take_evicted():
+            self._forget(digest)
             for request in self._requests_of(digest):
                 self._start_watch(request)
+
+    def _forget(self, digest: str) -> None:
+        """A variant is gone from the device: keep neither it nor what it computed."""
+        self._runner.forget()
+        self.scheduler.forget(digest)
 
     def _loaded(self, outcome: LoadOutcome) -> None:
         for on_loaded in self._load_waiters.pop(outcome.digest, ()):
@@ -213,8 +223,7 @@ class EngineCore:
             return
         logger.error("variant %s (%s) is out of service: %s", variant.name, variant.digest, reason)
         self._fail(self._requests_of(variant.digest), f"variant {variant.name!r}: {reason}")
-        self.variants.fail(variant.digest, reason)
-        self._runner.forget()
+        self.take_out(variant.digest, reason)
 
     def _book(self, chunks: Sequence[Chunk], results: Sequence[ChunkResult | None]) -> None:
         """Write a computed step into the requests and report it."""

@@ -88,6 +88,7 @@ class Request:
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0  # of the prompt, found in the prefix cache when it first ran
     block_table: list[int] = field(default_factory=list)
+    block_keys: list[bytes] = field(default_factory=list)  # of its full blocks, see prefix_cache
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of prompt tokens 1, 2, ...
     finish_reason: FinishReason | None = None
     preemptions: int = 0

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from tsugiki.engine.kv_blocks import BlockManager
+from tsugiki.engine.prefix_cache import block_keys
 from tsugiki.engine.request import FinishReason, Request, RequestStatus
 from tsugiki.engine.waiting import WaitingQueue
 from tsugiki.errors import ContextTooLong
@@ -25,6 +26,7 @@ class Limits:
     max_num_batched_tokens: int
     max_model_len: int
     max_prompt_logprob_tokens: int = 64  # of one request in one step: each is a row of logits
+    prefix_caching: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,8 @@ class Scheduler:
         self.running: list[Request] = []  # oldest admission first
         self.waiting = WaitingQueue()
         self.num_preemptions = 0
+        self.prefix_queries = 0  # prompt tokens looked up in the prefix cache,
+        self.prefix_hits = 0  # and found there
         self._requests: dict[str, Request] = {}
 
     def __len__(self) -> int:
@@ -103,7 +107,7 @@ class Scheduler:
         finished = []
         for chunk, token_id in computed:
             request = chunk.request
-            request.num_computed_tokens += chunk.num_tokens
+            self._advance(request, chunk.num_tokens)
             if token_id is None:
                 continue
             if request.params.max_tokens > 0:
@@ -122,9 +126,15 @@ class Scheduler:
             self.running.remove(request)
         else:
             self.waiting.remove(request)
+        if reason is FinishReason.ERROR:
+            self.blocks.forget(request.block_table)  # nobody may build on what went wrong
         self.blocks.free(request.block_table)
         request.status = RequestStatus.FINISHED
         request.finish_reason = reason
+
+    def forget(self, digest: str) -> None:
+        """Nothing that was computed with this variant is used for new requests."""
+        self.blocks.forget(self.blocks.cache.of(digest))
 
     def abort(self, request_id: str) -> Request | None:
         """End a request on its client's wish; None: it had ended already."""
@@ -182,17 +192,47 @@ class Scheduler:
         self.running.append(request)
         output.admitted.append(request)
         tokens = self._chunk_tokens(request, budget)
-        output.chunks.append(Chunk(request, 0, tokens))
+        output.chunks.append(Chunk(request, request.num_computed_tokens, tokens))
         self.waiting.charge(request.tenant, tokens)
         return tokens
 
     def _admit_blocks(self, request: Request) -> bool:
         """Blocks for all tokens it has, so that no prefill stops half-way; those that run already
-        keep one free block each to grow into."""
-        need = self.blocks.missing(request.block_table, request.num_tokens)
-        if self.running and need + len(self.running) > self.blocks.num_free:
+        keep one free block each to grow into. What the prefix cache holds counts as computed."""
+        shared = self._cached_prefix(request)
+        need = self.blocks.takes(shared, request.num_tokens)
+        if need + len(self.running) > self.blocks.num_free:
             return False
-        return self.blocks.extend(request.block_table, request.num_tokens)
+        self.blocks.share(request.block_table, shared)
+        self.blocks.extend(request.block_table, request.num_tokens)
+        request.num_computed_tokens = len(shared) * self.blocks.block_size
+        if not request.preemptions:
+            self._count_hits(request)
+        return True
+
+    def _cached_prefix(self, request: Request) -> list[int]:
+        """Blocks that hold its first tokens already. Never its last token, whose logits are wanted,
+        and none when the logits of the whole prompt are."""
+        if not self.limits.prefix_caching or request.params.prompt_logprobs is not None:
+            return []
+        full = (request.num_tokens - 1) // self.blocks.block_size
+        return self.blocks.cache.match(block_keys(request, full, self.blocks.block_size))
+
+    def _count_hits(self, request: Request) -> None:
+        request.num_cached_tokens = request.num_computed_tokens
+        self.prefix_queries += request.num_tokens
+        self.prefix_hits += request.num_cached_tokens
+
+    def _advance(self, request: Request, tokens: int) -> None:
+        """So many more tokens are computed; blocks that are full now can be shared."""
+        size = self.blocks.block_size
+        first = request.num_computed_tokens // size
+        request.num_computed_tokens += tokens
+        full = request.num_computed_tokens // size
+        if full > first and self.limits.prefix_caching:
+            keys, digest = block_keys(request, full, size), request.variant.digest
+            for index in range(first, full):
+                self.blocks.cache.put(keys[index], request.block_table[index], digest)
 
     def _chunk_tokens(self, request: Request, budget: int) -> int:
         tokens = min(request.num_tokens - request.num_computed_tokens, budget)

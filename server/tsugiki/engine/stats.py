@@ -32,4 +32,6 @@ def engine_stats(core: EngineCore, view: VariantView, machine: Machine) -> Engin
         threads=machine.threads,
         tiers=tiers,
         loads=view.loads(),
+        prefix_cache_queries=scheduler.prefix_queries,
+        prefix_cache_hits=scheduler.prefix_hits,
     )
