@@ -1,6 +1,5 @@
 """Rows, groups and weights of a step, worked out before any activation exists."""
 
-import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 from tsugiki.codecs.base import ResidentVariant, StagedLinear
 from tsugiki.model.batch import Segment
 from tsugiki.model.norms import NormWeights
-from tsugiki.model.step_plan import Planner, StepPlan, remaining_rows, select_rows
+from tsugiki.model.step_plan import StepNorms, StepPlan, remaining_rows, select_rows
 
 
 def variant(
@@ -79,17 +78,28 @@ def test_every_row_gets_the_norm_of_its_variant() -> None:
         Segment(variant("b"), 3, 4, 1),
     ]
     for plus in (0, 1):
-        planner = Planner(NormWeights(stored, plus_one=bool(plus)), torch.device("cpu"))
-        _, norms = planner.plan(segments, 4)
-        assert norms is not None
-        assert (norms.rows("n") - plus).tolist() == [[1, 1], [3, 4], [3, 4], [1, 1]]
-        assert (norms.rows("m") - plus).tolist() == [[5, 6]] * 4
-        assert norms.rows("k").shape == (4, 3)
+        weights = NormWeights(stored, plus_one=bool(plus))
+        norms = StepNorms(weights, StepPlan(segments, 4), torch.device("cpu"))
+        assert rows_of(norms, "n", plus) == [[1, 1], [3, 4], [3, 4], [1, 1]]
+        assert rows_of(norms, "m", plus) == [[5, 6]] * 4
+        assert rows_of(norms.for_rows(torch.tensor([0, 2])), "n", plus) == [[1, 1], [3, 4]]
+        assert norms.of("k")[0].shape[1] == 3
 
 
-def test_variants_with_the_norms_of_the_base_need_no_norms_of_their_own() -> None:
-    planner = Planner(NormWeights({"n": torch.ones(2)}, plus_one=False), torch.device("cpu"))
-    assert planner.plan([Segment(variant(), 0, 2, 1)], 2)[1] is None
+def rows_of(norms: StepNorms, name: str, plus: int) -> Any:
+    weight, index = norms.of(name)
+    assert index is not None
+    return (weight[index] - plus).tolist()
+
+
+def test_with_the_norms_of_the_base_no_row_needs_a_place() -> None:
+    weights, plan = (
+        NormWeights({"n": torch.ones(2)}, plus_one=False),
+        StepPlan([Segment(variant(), 0, 2, 1)], 2),
+    )
+    weight, index = StepNorms(weights, plan, torch.device("cpu")).of("n")
+    assert index is None
+    assert weight.tolist() == [[1, 1]]
 
 
 def test_a_selection_of_rows_renumbers_segments_and_drops_empty_ones() -> None:
@@ -100,16 +110,3 @@ def test_a_selection_of_rows_renumbers_segments_and_drops_empty_ones() -> None:
         (None, 0, 2, 1),
         (one, 2, 3, 1),
     ]
-
-
-def test_the_planner_keeps_a_plan_while_segments_repeat_and_lets_go_when_told() -> None:
-    planner = Planner(NormWeights({"n": torch.ones(2)}, plus_one=False), torch.device("cpu"))
-    one = variant(vectors={"n": torch.zeros(2)})
-    segments = (Segment(one, 0, 2, 1),)
-    first = planner.plan(segments, 2)
-    assert planner.plan((Segment(one, 0, 2, 1),), 2) is first
-    assert planner.plan((Segment(one, 0, 3, 1),), 3) is not first
-    held = sys.getrefcount(one)
-    planner.forget()
-    assert sys.getrefcount(one) < held
-    assert planner.plan(segments, 2) is not first

@@ -95,7 +95,8 @@ def write_kv(k: Tensor, v: Tensor, cache: Tensor, where: AttentionBatch) -> Oper
         where.block_size,
         DTYPES[cache.dtype],
     )
-    return Operation("tsugiki_write_kv", call, f"slots: beyond the {cache.shape[1]} cache blocks")
+    refusal = f"slots: beyond the {cache.shape[1]} cache blocks"
+    return Operation("tsugiki_write_kv", call, refusal, kept=(k, v, cache, where))
 
 
 def paged_attention(
@@ -141,6 +142,7 @@ def paged_attention(
         call,
         f"query_start, context, block_tables: beyond the {cache.shape[1]} cache blocks, or more "
         f"rows than context",
+        kept=(q, cache, where, out),
     )
 
 

@@ -81,7 +81,8 @@ class CpuBackend:
     def record(self, body: Callable[[KernelBackend], None]) -> Program:
         """See KernelBackend.record."""
         recorder = copy(self)
-        recorder._recorded = steps = []
+        steps: list[Step] = []
+        recorder._recorded = steps
         body(recorder)
         return Program(self._library, steps)
 
@@ -163,7 +164,7 @@ class CpuBackend:
             flat.buffer_info()[0],
             len(linears),
         )
-        self._do(Operation(_APPLY[linears[0].kind], call, kept=(linears, addresses, flat)))
+        self._do(Operation(_APPLY[linears[0].kind], call, kept=(x, out, linears, addresses, flat)))
 
     def reconstruct(self, base: Tensor, staged: Staged, out: Tensor) -> None:
         """See KernelBackend.reconstruct.
@@ -186,7 +187,7 @@ class CpuBackend:
             DTYPES[base.dtype],
             torch.get_num_threads(),
         )
-        self._do(Operation(_RECONSTRUCT[linear.kind], call, kept=(linear,)))
+        self._do(Operation(_RECONSTRUCT[linear.kind], call, kept=(linear, base, out)))
 
     def bias(self, staged: Staged, rows: int) -> Tensor | None:
         """See KernelBackend.bias.

@@ -128,7 +128,7 @@ def rms_norm(
         DTYPES[weight.dtype],
         torch.get_num_threads(),
     )
-    return Operation("tsugiki_rms_norm", call, kept=(weight, index))
+    return Operation("tsugiki_rms_norm", call, kept=(x, weight, index, out, add))
 
 
 def rotate(x: Tensor, cos_sin: Tensor) -> Operation:
@@ -152,7 +152,7 @@ def rotate(x: Tensor, cos_sin: Tensor) -> Operation:
         DTYPES[x.dtype],
         torch.get_num_threads(),
     )
-    return Operation("tsugiki_rotate", call)
+    return Operation("tsugiki_rotate", call, kept=(x, cos_sin))
 
 
 def gate(gate_up: Tensor, activation: Activation, out: Tensor) -> Operation:
@@ -175,7 +175,7 @@ def gate(gate_up: Tensor, activation: Activation, out: Tensor) -> Operation:
         DTYPES[out.dtype],
         torch.get_num_threads(),
     )
-    return Operation("tsugiki_gate", call)
+    return Operation("tsugiki_gate", call, kept=(gate_up, out))
 
 
 def gather(x: Tensor, index: Tensor, out: Tensor) -> Operation:
@@ -199,7 +199,8 @@ def gather(x: Tensor, index: Tensor, out: Tensor) -> Operation:
         width,
         DTYPES[x.dtype],
     )
-    return Operation("tsugiki_gather", call, f"index: beyond the {len(x)} rows of x")
+    refusal = f"index: beyond the {len(x)} rows of x"
+    return Operation("tsugiki_gather", call, refusal, kept=(x, index, out))
 
 
 def _index(index: Tensor, rows: int) -> int:

@@ -73,4 +73,4 @@ def linear(
         DTYPES[out.dtype],
         torch.get_num_threads(),
     )
-    return Operation("tsugiki_linear", call, kept=(flat,))
+    return Operation("tsugiki_linear", call, kept=(x, weight, bias, out, flat))

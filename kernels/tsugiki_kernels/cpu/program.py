@@ -20,7 +20,7 @@ class Operation(NamedTuple):
     function: str
     arguments: ctypes.Structure
     refusal: str | None = None  # what is wrong when it returns 1; None: it returns nothing
-    kept: tuple[Any, ...] = ()  # whatever the struct points to and nobody else keeps
+    kept: tuple[Any, ...] = ()  # whatever the struct points to
 
 
 Step = Operation | Callable[[], object]  # what C++ does not do, torch does in between
@@ -49,8 +49,7 @@ def run(library: ctypes.CDLL, operation: Operation) -> None:
 
 
 class Program:
-    """Operations in order. What they point to must outlive it and stay where it is; its contents
-    may change between runs."""
+    """Operations in order. It keeps what they point to, whose contents may change between runs."""
 
     def __init__(self, library: ctypes.CDLL, steps: Sequence[Step]) -> None:
         self._walk = library.tsugiki_run

@@ -4,10 +4,12 @@ Owns: the `BaseForm` protocol and its ordinary implementation, the dense weight.
 variants (variant_linear.py adds them), names, files.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
-import torch.nn.functional as F
 from torch import Tensor
+
+from tsugiki_kernels.interface import KernelBackend, Span
 
 
 class BaseForm(Protocol):
@@ -23,8 +25,13 @@ class BaseForm(Protocol):
     def nbytes(self) -> int:
         """Resident bytes."""
 
-    def matmul(self, x: Tensor) -> Tensor:
-        """x W^T + bias: [rows, in] -> [rows, out], activation dtype."""
+    def matmul(
+        self, x: Tensor, out: Tensor, spans: Sequence[Span] | None, kernels: KernelBackend
+    ) -> None:
+        """out = x W^T + bias for the rows of these spans (None: all); the others are untouched.
+
+        x: [rows, in], out: [rows, out], activation dtype.
+        """
 
     def dense(self) -> Tensor:
         """W as [out, in], activation dtype: what deltas are added to for rows that skip it."""
@@ -48,9 +55,11 @@ class DenseForm:
         tensors = [self.weight] if self.bias is None else [self.weight, self.bias]
         return sum(t.numel() * t.element_size() for t in tensors)
 
-    def matmul(self, x: Tensor) -> Tensor:
+    def matmul(
+        self, x: Tensor, out: Tensor, spans: Sequence[Span] | None, kernels: KernelBackend
+    ) -> None:
         """See BaseForm.matmul."""
-        return F.linear(x, self.weight, self.bias)
+        kernels.linear(x, self.weight, self.bias, out, spans)
 
     def dense(self) -> Tensor:
         """See BaseForm.dense."""

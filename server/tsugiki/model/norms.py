@@ -1,23 +1,17 @@
 """RMS norms whose weight may differ from row to row.
 
 Owns: norm weights as the decoder multiplies with them, stacked so that a step of many variants
-needs one gather per norm and no work per variant. Does not know: layers, segments.
+needs no work per norm and variant. Does not know: layers, segments.
 """
 
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tsugiki.codecs.base import ResidentVariant
 
 Stacks = Mapping[int, Tensor]  # length of the norms -> their weights
-
-
-def rms_normalise(x: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) over the last dimension, in float32 (Zhang, Sennrich 2019)."""
-    return F.rms_norm(x, (x.shape[-1],), None, eps)
 
 
 class NormWeights:
@@ -39,11 +33,6 @@ class NormWeights:
         }
         self._variants: dict[int, Stacks] = {}
 
-    def base(self, name: str) -> Tensor:
-        """[dim]: what every row of the plain base is multiplied with."""
-        dim, index = self._place[name]
-        return self._base[dim][index]
-
     def stack(self, variants: Sequence[ResidentVariant]) -> Stacks | None:
         """The norms of the base and of these variants: dim -> [norms, 1 + variants, dim].
 
@@ -59,10 +48,11 @@ class NormWeights:
             for dim, base in self._base.items()
         }
 
-    def rows(self, name: str, stacks: Stacks, index: Tensor) -> Tensor:
-        """[rows, dim]: one norm's weight for every row; index (int64 [rows]): 0 is the base."""
+    def stacked(self, name: str, stacks: Stacks | None) -> Tensor:
+        """[1 + variants, dim]: one norm's weight for the base and the stacked variants; with no
+        stacks [1, dim], the base's."""
         dim, number = self._place[name]
-        return stacks[dim][number].index_select(0, index)
+        return self._base[dim][number : number + 1] if stacks is None else stacks[dim][number]
 
     def forget(self) -> None:
         """Keep no variant's weights."""

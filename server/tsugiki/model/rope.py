@@ -1,7 +1,7 @@
-"""Rotary positions: which frequencies a layer uses, and the rotation.
+"""Rotary positions: which frequencies a layer uses, and how far they turn.
 
 Owns: `Rope`, its reading from a transformers config (transformers computes scaled frequencies), the
-cosine and sine of a step's positions. Does not know: layers, caches.
+cosine and sine of a step's positions. Does not know: layers, caches, the rotation (a kernel).
 """
 
 from dataclasses import dataclass
@@ -60,19 +60,11 @@ def _default_frequencies(config: PreTrainedConfig, theta: float) -> tuple[float,
 
 
 def cos_sin(inv_freq: Tensor, scaling: float, positions: Tensor, dtype: torch.dtype) -> Tensor:
-    """Cosine and sine of every row's position: [2, rows, 1, head_dim] in the activation dtype.
+    """Cosine and sine of every row's position: [2, rows, head_dim] in the activation dtype.
 
     inv_freq: float32 [head_dim / 2]; positions: int64 [rows]. Angles are computed in float32. The
-    sine's first half is negated, which is what `rotate` expects.
+    sine's first half is negated, which is what `KernelBackend.rotate` expects.
     """
     angles = positions[:, None].float() * inv_freq
     cos, sin = angles.cos() * scaling, angles.sin() * scaling
-    stacked = torch.stack((torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)))
-    return stacked.unsqueeze(2).to(dtype)
-
-
-def rotate(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
-    """Rotate pairs (x_i, x_{i + d/2}) of each head; x: [rows, heads, head_dim]."""
-    half = x.shape[-1] // 2
-    swapped = torch.roll(x, half, dims=-1)
-    return x * cos + swapped * signed_sin
+    return torch.stack((torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1))).to(dtype)

@@ -1,12 +1,13 @@
 """Which rows of a step get what: computed once per step, before any activation exists.
 
-Owns: `StepPlan` (for every fused linear the fused groups, the rebuilt rows and the rows left to the
-base; for every norm the weight of each row) and `Planner`, which keeps the last plan because decode
-steps repeat their segments. Does not know: activations, kernels, the order of layers.
+Owns: `StepPlan`: for every fused linear the fused groups, the rebuilt rows and the rows left to the
+base; for every norm the weight of each row. Does not know: activations, kernels, the order of
+layers.
 """
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from tsugiki.codecs.base import Codec, ResidentVariant, StagedLinear
 from tsugiki.model.batch import Segment
-from tsugiki.model.norms import NormWeights, Stacks
+from tsugiki.model.norms import NormWeights
 from tsugiki_kernels.interface import Span, Staged
 
 
@@ -70,17 +71,23 @@ class StepPlan:
         return index
 
 
-@dataclass(frozen=True, slots=True)
 class StepNorms:
-    """The norms of one step, when some of its variants have their own."""
+    """The weight of each norm for the rows of one step."""
 
-    weights: NormWeights
-    stacks: Stacks
-    row_variants: Tensor  # int64 [rows], see StepPlan.row_variants
+    def __init__(self, weights: NormWeights, plan: StepPlan, device: torch.device) -> None:
+        self._weights = weights
+        self._stacks = weights.stack(plan.variants)  # None: all rows have the base's
+        self._index = None if self._stacks is None else plan.row_variants().to(device)
 
-    def rows(self, name: str) -> Tensor:
-        """[rows, dim]: the weight of a norm for every row."""
-        return self.weights.rows(name, self.stacks, self.row_variants)
+    def of(self, name: str) -> tuple[Tensor, Tensor | None]:
+        """What `KernelBackend.rms_norm` takes: weight [n, dim] and each row's place in it."""
+        return self._weights.stacked(name, self._stacks), self._index
+
+    def for_rows(self, rows: Tensor) -> "StepNorms":
+        """The same for a selection of the step's rows (int64 [n])."""
+        chosen = copy(self)
+        chosen._index = None if self._index is None else self._index[rows]
+        return chosen
 
 
 def plan_linear(
@@ -135,35 +142,3 @@ def select_rows(segments: Sequence[Segment], rows: Sequence[int]) -> list[Segmen
             tokens = min(segment.chunk_tokens, stop - start)
             selected.append(Segment(segment.variant, start, stop, tokens))
     return selected
-
-
-class Planner:
-    """Keeps the last plan: successive decode steps have the same segments.
-
-    What it keeps holds variants in memory; `forget` lets go of them.
-    """
-
-    def __init__(self, norms: NormWeights, device: torch.device) -> None:
-        self._weights = norms
-        self._device = device
-        self._key: object = None
-        self._kept: tuple[StepPlan, StepNorms | None] = (StepPlan((), 0), None)
-
-    def plan(self, segments: Sequence[Segment], rows: int) -> tuple[StepPlan, StepNorms | None]:
-        """The plan of these segments, and the norms of their rows (None: the base's for all)."""
-        key = (rows, [(id(s.variant), s.start, s.stop, s.chunk_tokens) for s in segments])
-        if key != self._key:  # ids are sound: the kept plan keeps its variants alive
-            plan = StepPlan(segments, rows)
-            self._kept, self._key = (plan, self._norms(plan)), key
-        return self._kept
-
-    def forget(self) -> None:
-        """Drop the kept plan and with it the last references to its variants."""
-        self._key, self._kept = None, (StepPlan((), 0), None)
-        self._weights.forget()
-
-    def _norms(self, plan: StepPlan) -> StepNorms | None:
-        stacks = self._weights.stack(plan.variants)
-        if stacks is None:
-            return None
-        return StepNorms(self._weights, stacks, plan.row_variants().to(self._device))
