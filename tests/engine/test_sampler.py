@@ -1,6 +1,6 @@
 """Sampling: filters against transformers' processors, seeds, penalties, log-probabilities."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -12,11 +12,11 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from tsugiki.engine.draw import draw_from_all, kept_tokens
 from tsugiki.engine.logits import process
 from tsugiki.engine.logprobs import token_logprobs
 from tsugiki.engine.request import Request
-from tsugiki.engine.sampler import sample, uniforms
+from tsugiki.engine.sampler import Sampled, Sampler, Wanted, uniforms
+from tsugiki_kernels.reference import ReferenceBackend
 
 RequestFactory = Callable[..., Request]
 VOCABULARY = 300
@@ -24,6 +24,12 @@ VOCABULARY = 300
 
 def logits_of(rows: int, seed: int = 0, vocabulary: int = VOCABULARY) -> torch.Tensor:
     return 3 * torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(seed))
+
+
+def sample(logits: torch.Tensor, requests: Sequence[Request]) -> list[Sampled]:
+    """The next token of each request from its row."""
+    wanted = [Wanted(r, len(r.output_token_ids), row) for row, r in enumerate(requests)]
+    return Sampler(ReferenceBackend()).sample(logits, wanted)
 
 
 def reachable(logits: torch.Tensor, request: Request, draws: int = 3000) -> set[int]:
@@ -62,26 +68,6 @@ def test_exactly_the_tokens_that_transformers_keeps_can_come(
     assert seen >= set(likely.nonzero()[:, 0].tolist())
 
 
-@pytest.mark.parametrize("vocabulary", [50, 300, 5000])
-@pytest.mark.parametrize("spread", [0.1, 1.0, 6.0])
-def test_filters_together_keep_what_transformers_keeps_whatever_the_shape(
-    vocabulary: int, spread: float
-) -> None:
-    """Flat distributions need more candidates than the first look takes."""
-    logits = spread * logits_of(5, 1, vocabulary)
-    settings = [(0, 0.9, 0.0), (7, 0.5, 0.0), (90, 1.0, 0.01), (2000, 0.95, 0.0), (0, 1.0, 0.3)]
-    for row, (top_k, top_p, min_p) in zip(logits, settings, strict=False):
-        expected = row[None].clone()
-        for warper in (
-            TopKLogitsWarper(top_k) if top_k else None,
-            TopPLogitsWarper(top_p) if top_p < 1 else None,
-            MinPLogitsWarper(min_p) if min_p else None,
-        ):
-            expected = warper(torch.zeros(1, 1).long(), expected) if warper else expected
-        kept = kept_tokens(row.softmax(-1).numpy(), top_k=top_k, top_p=top_p, min_p=min_p)
-        assert kept.tolist() == torch.isfinite(expected[0]).nonzero()[:, 0].tolist()
-
-
 def test_frequencies_follow_the_distribution(make_request: RequestFactory) -> None:
     logits = torch.tensor([[0.0, 1.0, 2.0, float("-inf")]])
     draws = 20_000
@@ -91,18 +77,6 @@ def test_frequencies_follow_the_distribution(make_request: RequestFactory) -> No
     expected = (logits[0] / 0.5).softmax(-1).numpy()
     assert found[3] == 0
     assert np.abs(found - expected).max() < 0.015
-
-
-@pytest.mark.parametrize("vocabulary", [1, 255, 256, 600])
-def test_no_number_draws_a_token_without_probability(vocabulary: int) -> None:
-    generator = np.random.default_rng(0)
-    rows = generator.random((40, vocabulary), dtype=np.float32)
-    rows[:, ::3] = 0
-    rows[:, -1] = 0
-    rows[:, vocabulary // 2] = 1e-30
-    for point in (0.0, 0.5, 1 - 2.0**-32):
-        tokens = draw_from_all(rows, np.full(40, point))
-        assert (rows[np.arange(40), tokens] > 0).all()
 
 
 def test_a_seed_gives_the_same_token_alone_and_in_any_company(
@@ -188,7 +162,7 @@ def test_logprobs_are_of_the_models_own_logits(make_request: RequestFactory) -> 
 
 
 def test_no_alternatives_asked_for_means_none_given() -> None:
-    (one,) = token_logprobs(logits_of(1), [5], [0])
+    (one,) = token_logprobs(ReferenceBackend(), logits_of(1), [0], [5], [0])
     assert one.top == ()
     assert one.token_id == 5
 

@@ -1,6 +1,6 @@
 """Log-probabilities of chosen and alternative tokens, from the model's own (raw) logits.
 
-Does not know requests: a row of logits, a token and a number of alternatives go in.
+Does not know requests: rows of logits, a token and a number of alternatives for each go in.
 """
 
 from collections.abc import Sequence
@@ -9,26 +9,36 @@ import torch
 from torch import Tensor
 
 from tsugiki.engine.request import TokenLogprobs
+from tsugiki_kernels.interface import KernelBackend
 
 
 def token_logprobs(
-    logits: Tensor, token_ids: Sequence[int], alternatives: Sequence[int]
+    kernels: KernelBackend,
+    logits: Tensor,
+    rows: Sequence[int],
+    token_ids: Sequence[int],
+    alternatives: Sequence[int],
 ) -> list[TokenLogprobs]:
-    """For each row of `logits` (float32 [n, vocab]): its token, its rank, and the most likely ones.
+    """For each of these rows of `logits` ([n, vocabulary]): its token, and the most likely ones.
 
-    `alternatives[i]` says how many of those row i wants (0: none).
+    `alternatives[i]` says how many of those the i-th wants (0: none).
     """
-    tokens = torch.tensor(token_ids, dtype=torch.int64, device=logits.device)
-    norm = logits.logsumexp(dim=-1, keepdim=True)
-    chosen = logits.gather(1, tokens[:, None])
-    ranks = (logits > chosen).sum(dim=-1).add_(1).tolist()
-    logprobs = (chosen - norm)[:, 0].tolist()
     width = min(max(alternatives), logits.shape[1])
-    values, ids = logits.topk(width, dim=-1)
-    top_logprobs, top_ids = (values - norm).tolist(), ids.tolist()
+    found = kernels.logprobs(
+        logits,
+        torch.tensor(rows, dtype=torch.int64, device=logits.device),
+        torch.tensor(token_ids, dtype=torch.int64, device=logits.device),
+        width,
+    )
     return [
         TokenLogprobs(token, logprob, rank, tuple(zip(ids[:count], values[:count], strict=True)))
         for token, logprob, rank, ids, values, count in zip(
-            token_ids, logprobs, ranks, top_ids, top_logprobs, alternatives, strict=True
+            token_ids,
+            found.logprobs.tolist(),
+            found.ranks.tolist(),
+            found.top_ids.tolist(),
+            found.top_logprobs.tolist(),
+            alternatives,
+            strict=True,
         )
     ]

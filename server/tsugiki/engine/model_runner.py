@@ -15,7 +15,7 @@ from tsugiki.codecs.base import ResidentVariant
 from tsugiki.engine.batching import LogitRows, build
 from tsugiki.engine.logprobs import token_logprobs
 from tsugiki.engine.request import TokenLogprobs
-from tsugiki.engine.sampler import Sampled, sample
+from tsugiki.engine.sampler import Sampled, Sampler, Wanted
 from tsugiki.engine.scheduler import Chunk
 from tsugiki.model.decoder import Decoder
 from tsugiki.model.kv_cache import KVCache
@@ -54,6 +54,7 @@ class TorchModelRunner:
         self._decoder = decoder
         self._cache = cache
         self._device = cache.layers[0].device
+        self._sampler = Sampler(decoder.kernels)
 
     @torch.inference_mode()
     def run(
@@ -61,7 +62,7 @@ class TorchModelRunner:
     ) -> list[ChunkResult]:
         """See ModelRunner.run."""
         plan = build(chunks, variants, self._cache.block_size, self._device)
-        results = _results(plan.logit_rows, self._decoder.forward(plan.batch, self._cache))
+        results = self._results(plan.logit_rows, self._decoder.forward(plan.batch, self._cache))
         by_request = {
             rows.chunk.request.request_id: result
             for rows, result in zip(plan.logit_rows, results, strict=True)
@@ -72,36 +73,36 @@ class TorchModelRunner:
         """See ModelRunner.forget."""
         self._decoder.forget_variants()
 
+    def _results(self, wanted: Sequence[LogitRows], logits: Tensor) -> list[ChunkResult]:
+        """One result per chunk, in batch order."""
+        sampled = self._sample(wanted, logits)
+        scored = [self._score_prompt(w, logits) if w.prompt else () for w in wanted]
+        return [
+            ChunkResult(
+                token_id=None if one is None else one.token_id,
+                logprobs=None if one is None else one.logprobs,
+                prompt_logprobs=prompt,
+                finite=one is None or one.finite,
+            )
+            for one, prompt in zip(sampled, scored, strict=True)
+        ]
 
-def _results(wanted: Sequence[LogitRows], logits: Tensor) -> list[ChunkResult]:
-    """One result per chunk, in batch order."""
-    sampled = _sample(wanted, logits)
-    scored = [_score_prompt(w, logits) if w.prompt else () for w in wanted]
-    return [
-        ChunkResult(
-            token_id=None if one is None else one.token_id,
-            logprobs=None if one is None else one.logprobs,
-            prompt_logprobs=prompt,
-            finite=one is None or one.finite,
-        )
-        for one, prompt in zip(sampled, scored, strict=True)
-    ]
+    def _sample(self, wanted: Sequence[LogitRows], logits: Tensor) -> list[Sampled | None]:
+        tokens = [
+            Wanted(w.chunk.request, len(w.chunk.request.output_token_ids), w.sampled)
+            for w in wanted
+            if w.sampled is not None
+        ]
+        if not tokens:
+            return [None] * len(wanted)
+        found = iter(self._sampler.sample(logits, tokens))
+        return [None if w.sampled is None else next(found) for w in wanted]
 
-
-def _sample(wanted: Sequence[LogitRows], logits: Tensor) -> list[Sampled | None]:
-    rows = [w.sampled for w in wanted if w.sampled is not None]
-    if not rows:
-        return [None] * len(wanted)
-    chosen = logits if len(rows) == logits.shape[0] else logits[rows]
-    found = iter(sample(chosen, [w.chunk.request for w in wanted if w.sampled is not None]))
-    return [None if w.sampled is None else next(found) for w in wanted]
-
-
-def _score_prompt(wanted: LogitRows, logits: Tensor) -> tuple[TokenLogprobs, ...]:
-    """Log-probabilities of the prompt tokens that follow this chunk's rows."""
-    request = wanted.chunk.request
-    first = len(request.prompt_logprobs) + 1
-    tokens = request.tokens(first, first + len(wanted.prompt))
-    count = request.params.prompt_logprobs or 0
-    rows = logits[wanted.prompt.start : wanted.prompt.stop]
-    return tuple(token_logprobs(rows, tokens, [count] * len(tokens)))
+    def _score_prompt(self, wanted: LogitRows, logits: Tensor) -> tuple[TokenLogprobs, ...]:
+        """Log-probabilities of the prompt tokens that follow this chunk's rows."""
+        request = wanted.chunk.request
+        first = len(request.prompt_logprobs) + 1
+        tokens = request.tokens(first, first + len(wanted.prompt))
+        alternatives = [request.params.prompt_logprobs or 0] * len(tokens)
+        kernels = self._decoder.kernels
+        return tuple(token_logprobs(kernels, logits, wanted.prompt, tokens, alternatives))

@@ -1,26 +1,35 @@
-"""Chooses the next token of every row of a step.
+"""Chooses the next token of every row of a step, in one kernel call for all of them.
 
-Owns: greedy choice, temperature and the random numbers, which draw.py turns into tokens. The same
-request with the same seed gets the same tokens alone, in a batch and after preemption: the number
-that decides output position i depends on (seed, i) alone, and no row's arithmetic looks at others.
-Does not know variants, text or stop conditions.
+Owns: what the kernels are asked for: temperatures, filters and random numbers as columns, penalised
+copies of the rows that want them. The same request with the same seed gets the same tokens alone,
+in a batch, drafted and after preemption: the number that decides output position i depends on
+(seed, i) alone, and no row's arithmetic looks at others. Does not know variants, text or stop
+conditions.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tsugiki.engine.draw import draw_filtered, draw_from_all
 from tsugiki.engine.logits import changes_logits, process
 from tsugiki.engine.logprobs import token_logprobs
-from tsugiki.engine.request import Request, SamplingParams, TokenLogprobs
+from tsugiki.engine.request import Request, TokenLogprobs
+from tsugiki_kernels.interface import Draws, KernelBackend
 
 GREEDY_BELOW = 1e-5  # temperatures under it would overflow the division
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A token to be chosen: which one of which request, from which row of the logits."""
+
+    request: Request
+    position: int  # among the request's output tokens
+    row: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,31 +41,86 @@ class Sampled:
     finite: bool = True
 
 
-def sample(logits: Tensor, requests: Sequence[Request]) -> list[Sampled]:
-    """The next token of each request from its row of `logits` (float32 [n, vocab]).
+class Sampler:
+    """Holds nothing between steps."""
 
-    Entries of -inf are never chosen. `logits` are not changed.
-    """
-    # A NaN anywhere makes the largest value NaN; +inf and an all -inf row show there too.
-    finite = np.isfinite(_numpy(logits.amax(dim=-1)))
-    processed = logits
-    if any(changes_logits(r.params) for r in requests):
-        processed = logits.clone()
-        process(processed, requests)
-    token_ids = _argmax(processed)
-    random = [
-        row
-        for row, r in enumerate(requests)
-        if finite[row] and r.params.temperature >= GREEDY_BELOW
-    ]
-    if random:
-        chosen = processed if len(random) == len(requests) else processed[random]
-        token_ids[random] = _sample_random(chosen, [requests[row] for row in random])
-    logprobs = _chosen_logprobs(logits, requests, token_ids)
-    return [
-        Sampled(token, logprobs.get(row), bool(ok))
-        for row, (token, ok) in enumerate(zip(token_ids.tolist(), finite, strict=True))
-    ]
+    def __init__(self, kernels: KernelBackend) -> None:
+        self._kernels = kernels
+
+    def sample(self, logits: Tensor, wanted: Sequence[Wanted]) -> list[Sampled]:
+        """The tokens wanted of these logits ([rows, vocabulary], an activation dtype).
+
+        Entries of -inf are never chosen. `logits` are not changed.
+        """
+        token_ids = self._choose(logits, wanted)
+        logprobs = self._logprobs(logits, wanted, token_ids)
+        return [
+            Sampled(token, logprobs.get(i), finite=token >= 0) for i, token in enumerate(token_ids)
+        ]
+
+    def _choose(self, logits: Tensor, wanted: Sequence[Wanted]) -> list[int]:
+        """A token for each; -1 where the logits are not usable."""
+        changed = [i for i, w in enumerate(wanted) if changes_logits(w.request.params)]
+        if not changed:
+            return self._draw(logits, wanted, [w.row for w in wanted])
+        own = [wanted[i] for i in changed]
+        copies = logits[[w.row for w in own]].float()
+        process(copies, [w.request for w in own])
+        tokens = dict(zip(changed, self._draw(copies, own, range(len(own))), strict=True))
+        others = [i for i in range(len(wanted)) if i not in tokens]
+        rest = [wanted[i] for i in others]
+        drawn = self._draw(logits, rest, [w.row for w in rest]) if rest else []
+        tokens |= zip(others, drawn, strict=True)
+        return [tokens[i] for i in range(len(wanted))]
+
+    def _draw(self, logits: Tensor, wanted: Sequence[Wanted], rows: Sequence[int]) -> list[int]:
+        found: list[int] = self._kernels.sample(logits, draws(wanted, rows, logits.device)).tolist()
+        return found
+
+    def _logprobs(
+        self, logits: Tensor, wanted: Sequence[Wanted], token_ids: Sequence[int]
+    ) -> dict[int, TokenLogprobs]:
+        asked = {
+            i: w.request.params.logprobs
+            for i, w in enumerate(wanted)
+            if w.request.params.logprobs is not None and token_ids[i] >= 0
+        }
+        if not asked:
+            return {}
+        rows, tokens = [wanted[i].row for i in asked], [token_ids[i] for i in asked]
+        found = token_logprobs(self._kernels, logits, rows, tokens, list(asked.values()))
+        return dict(zip(asked, found, strict=True))
+
+
+def draws(wanted: Sequence[Wanted], rows: Sequence[int], device: torch.device) -> Draws:
+    """How these tokens are chosen, as columns; `rows[i]` is where token i finds its logits."""
+    columns = np.array([_setting(w.request) for w in wanted])
+    points = np.zeros(len(wanted))
+    random = np.flatnonzero(columns[:, 0])
+    if len(random):
+        chosen = [wanted[i] for i in random.tolist()]
+        points[random] = uniforms([w.request.seed for w in chosen], [w.position for w in chosen])
+    return Draws(
+        rows=_column(rows, np.int64, device),
+        temperature=_column(columns[:, 0], np.float32, device),
+        top_k=_column(columns[:, 1], np.int64, device),
+        top_p=_column(columns[:, 2], np.float32, device),
+        min_p=_column(columns[:, 3], np.float32, device),
+        points=_column(points, np.float64, device),
+    )
+
+
+def _setting(request: Request) -> tuple[float, float, float, float]:
+    p = request.params
+    temperature = p.temperature if p.temperature >= GREEDY_BELOW else 0.0
+    return temperature, p.top_k, p.top_p, p.min_p
+
+
+def _column(
+    values: Sequence[int] | NDArray[np.float64], dtype: type[np.generic], device: torch.device
+) -> Tensor:
+    column = torch.from_numpy(np.array(values, dtype=dtype))
+    return column if device.type == "cpu" else column.to(device, non_blocking=True)
 
 
 def uniforms(seeds: Sequence[int], positions: Sequence[int]) -> NDArray[np.float64]:
@@ -77,52 +141,3 @@ def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58_476D_1CE4_E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D0_49BB_1331_11EB)
     return z ^ (z >> np.uint64(31))
-
-
-def _sample_random(logits: Tensor, requests: Sequence[Request]) -> NDArray[np.int64]:
-    temperatures = torch.tensor([r.params.temperature for r in requests], device=logits.device)
-    probabilities = _numpy((logits / temperatures[:, None]).softmax(dim=-1))
-    points = uniforms([r.seed for r in requests], [len(r.output_token_ids) for r in requests])
-    filtered = np.array([filters(r.params) for r in requests])
-    token_ids = np.empty(len(requests), dtype=np.int64)
-    if not filtered.all():
-        token_ids[~filtered] = draw_from_all(probabilities[~filtered], points[~filtered])
-    for row in np.flatnonzero(filtered).tolist():
-        params = requests[row].params
-        token_ids[row] = draw_filtered(
-            probabilities[row],
-            points[row],
-            top_k=params.top_k,
-            top_p=params.top_p,
-            min_p=params.min_p,
-        )
-    return token_ids
-
-
-def filters(params: SamplingParams) -> bool:
-    """Whether top_k, top_p or min_p can leave a token out."""
-    return params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0
-
-
-def _chosen_logprobs(
-    logits: Tensor, requests: Sequence[Request], token_ids: NDArray[np.int64]
-) -> dict[int, TokenLogprobs]:
-    rows = [row for row, r in enumerate(requests) if r.params.logprobs is not None]
-    if not rows:
-        return {}
-    wanted = [requests[row].params.logprobs or 0 for row in rows]
-    return dict(
-        zip(rows, token_logprobs(logits[rows], token_ids[rows].tolist(), wanted), strict=True)
-    )
-
-
-def _argmax(logits: Tensor) -> NDArray[np.int64]:
-    """The first of the largest. On the CPU numpy's is six times as fast as torch's."""
-    if logits.device.type == "cpu":
-        return np.asarray(logits.numpy().argmax(axis=-1), dtype=np.int64)
-    return _numpy(logits.argmax(dim=-1))
-
-
-def _numpy(tensor: Tensor) -> NDArray[Any]:
-    array: NDArray[Any] = tensor.cpu().numpy()
-    return array
