@@ -258,3 +258,48 @@ def test_the_longest_request_follows_from_model_and_memory(
 ) -> None:
     assert serve(variants=tmp_path / "one").max_model_len() == 512
     assert serve(variants=tmp_path / "other", kv_memory=8192 * 3).max_model_len() == 48
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({}, id="reference"),
+        pytest.param({"kernels": "cpu"}, id="compiled", marks=pytest.mark.compiler),
+    ],
+)
+def test_a_cached_prefix_changes_neither_tokens_nor_logprobs(
+    serve: Callable[..., LocalEngine], settings: dict[str, Any]
+) -> None:
+    """Computed together, in chunks: nobody finds anything. One by one: all find the beginning,
+    each of its own variant only."""
+    prompts = [[*PROMPTS[-1][:30], *PROMPTS[i]] for i in range(3)]
+    asks = [(model, p, {"logprobs": 2}) for p in prompts for model in ("base", *CODECS)]
+    alone = answer(serve(**settings, prefix_caching=False, max_num_batched_tokens=16), asks)
+    cached = in_turn(serve(**settings, block_size=4), asks)
+    assert [event.cached_tokens for event in alone] == [0] * 9
+    assert [event.cached_tokens for event in cached] == [0] * 3 + [28] * 6
+    for one, other in zip(alone, cached, strict=True):
+        assert one.token_ids == other.token_ids
+        if settings:  # our kernels are exact; torch's sums depend on how many rows there are
+            assert one.logprobs == other.logprobs
+
+
+def in_turn(engine: LocalEngine, asks: Sequence[Ask]) -> list[GenerationEvent]:
+    """One after the other; the last event of each, with all its tokens."""
+
+    async def one(number: int, ask: Ask) -> GenerationEvent:
+        model, prompt, sampling = ask
+        params = SamplingParams(**({"max_tokens": NEW_TOKENS, "temperature": 0.0} | sampling))
+        spec = GenerationSpec(f"r{number}", engine.resolve(model), tuple(prompt), params)
+        stream = engine.submit(spec)
+        await engine._open.none_left()
+        return await anext(stream)
+
+    async def scenario() -> list[GenerationEvent]:
+        await engine.start()
+        async with asyncio.timeout(60):
+            results = [await one(number, ask) for number, ask in enumerate(asks)]
+        await engine.stop(0)
+        return results
+
+    return asyncio.run(scenario())
