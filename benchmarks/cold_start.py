@@ -28,7 +28,7 @@ from benchmarks.server import running_server
 from tsugiki.codecs.artifact import read_header
 from tsugiki.codecs.base import ResidentVariant
 from tsugiki.codecs.masks import MaskCache, drawn_by
-from tsugiki.codecs.staging import stage_variant
+from tsugiki.codecs.staging import Destination, stage_variant
 from tsugiki.config import default_cache_dir
 from tsugiki.model.demo_base import resolve_base
 from tsugiki.model.loader import BaseModel, load_base
@@ -52,11 +52,11 @@ class Idle:
         """What the server's loader does for one file."""
         base, kernels = self.base, self.base.decoder.kernels
         packed, spent = read_packed(path, digest, self.arena.allocate)
+        place = Destination(
+            base.layout, base.vector, base.dtype, kernels, masks, self.arena.allocate
+        )
         begin = time.perf_counter()
-        variant = stage_variant(
-            packed.content, base.layout, base.vector, base.dtype, kernels, masks,
-            self.arena.allocate,
-        )  # fmt: skip
+        variant = stage_variant(packed.content, place)
         stage = (time.perf_counter() - begin) * 1000
         return variant, LoadTimings(spent.read, spent.verify, stage)
 

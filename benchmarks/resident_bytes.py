@@ -25,7 +25,7 @@ from benchmarks.results import save
 from tsugiki.codecs.artifact import Header, read_header
 from tsugiki.codecs.base import ResidentVariant
 from tsugiki.codecs.masks import MaskCache, drawn_by
-from tsugiki.codecs.staging import stage_variant
+from tsugiki.codecs.staging import Destination, stage_variant
 from tsugiki.config import default_cache_dir
 from tsugiki.model.demo_base import resolve_base
 from tsugiki.model.loader import BaseModel, load_base
@@ -72,10 +72,10 @@ class Bench:
         """What the server's loader does for one file, the packed content let go."""
         base, kernels = self.base, self.base.decoder.kernels
         packed, _ = read_packed(path, read_header(path).digest, self.arena.allocate)
-        variant = stage_variant(
-            packed.content, base.layout, base.vector, base.dtype, kernels, self.masks,
-            self.arena.allocate,
-        )  # fmt: skip
+        place = Destination(
+            base.layout, base.vector, base.dtype, kernels, self.masks, self.arena.allocate
+        )
+        variant = stage_variant(packed.content, place)
         return packed.content.header, variant
 
     def weigh(self, files: Sequence[Path], counts: Sequence[int]) -> Iterator[Weight]:

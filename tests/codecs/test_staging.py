@@ -10,7 +10,7 @@ from tsugiki.codecs.artifact import read, write
 from tsugiki.codecs.base import FusedPart, Layout, ModuleStats
 from tsugiki.codecs.fit import check_base
 from tsugiki.codecs.masks import MaskCache
-from tsugiki.codecs.staging import stage_variant
+from tsugiki.codecs.staging import Destination, stage_variant
 from tsugiki.errors import InvalidArtifact, WrongBase
 from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.reference import ReferenceBackend
@@ -71,6 +71,11 @@ def rows(table: str, tuned: torch.Tensor):
     )
 
 
+def place(**changes):
+    usual = Destination(TIED, base_tensor, torch.float32, KERNELS, MaskCache())
+    return replace(usual, **changes)
+
+
 @pytest.fixture
 def stage(spec, tmp_path):
     """Write the modules to a file and stage what is read from it."""
@@ -79,7 +84,7 @@ def stage(spec, tmp_path):
         text = None if vocab is None else {**TEXT, "vocab_size": vocab}
         path = tmp_path / "v.safetensors"
         write(path, spec(text=text), {packed.name: packed for packed in modules})
-        return stage_variant(read(path), layout, base_tensor, dtype, KERNELS, MaskCache())
+        return stage_variant(read(path), place(layout=layout, dtype=dtype))
 
     return run
 
@@ -230,9 +235,7 @@ def test_all_that_a_variant_owns_lies_in_one_extent(spec, tmp_path, kernels, cod
         extents.append(torch.full((nbytes,), 255, dtype=torch.uint8))
         return extents[-1]
 
-    variant = stage_variant(
-        content, TIED, base_tensor, torch.float32, kernels, MaskCache(), allocate
-    )
+    variant = stage_variant(content, place(kernels=kernels, allocate=allocate))
     before = [output(variant, "layers.0.qkv", 48, kernels), variant.vectors[NORM].clone()]
     for packed in content.modules.values():
         for tensor in packed.tensors.values():
@@ -256,7 +259,7 @@ def test_memory_that_kernels_could_not_read_is_refused(spec, tmp_path, kernels):
         lambda nbytes: torch.empty(nbytes - 1, dtype=torch.uint8),
     ):
         with pytest.raises(BadArgument, match="aligned to 64"):
-            stage_variant(content, TIED, base_tensor, torch.float32, kernels, MaskCache(), allocate)
+            stage_variant(content, place(kernels=kernels, allocate=allocate))
 
 
 def test_a_resident_variant_is_no_larger_than_what_it_packs_and_a_record_each(
@@ -269,9 +272,8 @@ def test_a_resident_variant_is_no_larger_than_what_it_packs_and_a_record_each(
         tuned = torch.randn(base.shape, generator=torch.Generator().manual_seed(0))
         packed = CODECS[codec].compress(base, tuned, stats, {"name": Q})
         write(tmp_path / codec, spec(), {Q: packed})
-        variant = stage_variant(
-            read(tmp_path / codec), layout, base_tensor, torch.bfloat16, kernels, MaskCache()
-        )
+        resident = place(layout=layout, dtype=torch.bfloat16, kernels=kernels)
+        variant = stage_variant(read(tmp_path / codec), resident)
         assert packed.nbytes < variant.nbytes <= packed.nbytes + 256
 
 
@@ -280,7 +282,7 @@ def test_variants_of_one_seed_share_their_masks_until_the_last_of_them_is_gone(s
     for name in ("one", "two"):
         write(tmp_path / name, spec(), {Q: change(Q)})
         content = read(tmp_path / name)
-        variants.append(stage_variant(content, TIED, base_tensor, torch.float32, KERNELS, masks))
+        variants.append(stage_variant(content, place(masks=masks)))
     ((one, nbytes),), ((two, _),) = (variant.shared for variant in variants)
     assert one == two
     assert nbytes == 2 * (24 // 16 + 1) * 12
@@ -288,6 +290,13 @@ def test_variants_of_one_seed_share_their_masks_until_the_last_of_them_is_gone(s
     assert len(masks) == 1
     del variants[0]
     assert len(masks) == 0
+
+
+def test_staging_offers_to_pause_before_each_linear(spec, tmp_path):
+    write(tmp_path / "v", spec(), {Q: change(Q), K: change(K)})
+    pauses, content = [], read(tmp_path / "v")
+    variant = stage_variant(content, place(pause=lambda: pauses.append(1)))
+    assert len(pauses) == len(variant.linears) == 1
 
 
 def test_a_codec_of_its_own_for_a_part_of_a_fused_linear_is_refused(stage):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tsugiki.codecs import artifact
 from tsugiki.codecs.masks import MaskCache
-from tsugiki.codecs.staging import stage_variant
+from tsugiki.codecs.staging import Destination, stage_variant
 from tsugiki.model.batch import Batch, Segment
 from tsugiki.model.kv_cache import allocate_kv_cache
 from tsugiki.model.loader import load_base
@@ -28,9 +28,8 @@ def served_logits(base_directory: Path, file: Path) -> Tensor:
     """float32 logits of ids 3 .. 18 as one chunk under the variant, [16, vocab]."""
     kernels = ReferenceBackend()
     base = load_base(base_directory, dtype=torch.float32, kernels=kernels)
-    variant = stage_variant(
-        artifact.read(file), base.layout, base.vector, torch.float32, kernels, MaskCache()
-    )
+    place = Destination(base.layout, base.vector, torch.float32, kernels, MaskCache())
+    variant = stage_variant(artifact.read(file), place)
     ids = torch.arange(3, 19)
     rows = torch.arange(16)
     batch = Batch(

@@ -24,7 +24,7 @@ from tsugiki.codecs.artifact import Artifact
 from tsugiki.codecs.base import ResidentVariant
 from tsugiki.codecs.container import Blob
 from tsugiki.codecs.masks import MaskCache
-from tsugiki.codecs.staging import stage_variant
+from tsugiki.codecs.staging import Destination, stage_variant
 from tsugiki.errors import CorruptArtifact, InvalidArtifact, ModelNotFound, WrongBase
 from tsugiki.variants.loader import BackgroundLoader, load_files
 from tsugiki.variants.registry import Registry
@@ -298,10 +298,13 @@ def test_a_variant_of_the_original_base_loads_on_its_compressed_form_when_accept
 
 def load_now(registry: Registry, digest: str) -> Residency:
     """Load one digest as an engine would, woken by the loader."""
-    kernels, masks, bell = ReferenceBackend(), MaskCache(), threading.Semaphore(0)
+    bell = threading.Semaphore(0)
+    place = Destination(
+        IDENTITY.layout, base_vector, torch.float32, ReferenceBackend(), MaskCache()
+    )
 
     def stage(content: Artifact) -> ResidentVariant:
-        return stage_variant(content, IDENTITY.layout, base_vector, torch.float32, kernels, masks)
+        return stage_variant(content, place)
 
     loader = BackgroundLoader(load_files(registry.path, stage), on_finished=bell.release)
     residency = Residency(loader, 2**20)

@@ -7,6 +7,7 @@ import pytest
 
 from tests.variants.stepped_source import resident
 from tests.variants.tiny_variant import write_variant
+from tsugiki.codecs.artifact import read
 from tsugiki.errors import CorruptArtifact
 from tsugiki.variants.loader import (
     BackgroundLoader,
@@ -16,6 +17,7 @@ from tsugiki.variants.loader import (
     LoadTimings,
     PackedVariant,
     load_files,
+    read_packed,
 )
 from tsugiki.variants.residency import Residency
 
@@ -127,3 +129,12 @@ def test_packed_content_is_staged_without_touching_the_file_again(tmp_path: Path
     assert again.variant.digest == digest
     assert (again.timings.read, again.timings.verify) == (0.0, 0.0)
     assert again.packed is first.packed
+
+
+def test_a_load_offers_to_pause_before_it_reads_and_between_the_reads(tmp_path: Path) -> None:
+    path, pauses = tmp_path / "a.safetensors", []
+    digest = write_variant(path)
+    read_packed(path, digest, pause=lambda: pauses.append(1))
+    content = read(path)
+    reads_of_the_header, reads_of_tensors = 2, len(content.header.tensors)
+    assert len(pauses) == reads_of_the_header + reads_of_tensors

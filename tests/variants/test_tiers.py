@@ -13,7 +13,13 @@ class Scene:
     """A residency over a stepped source, with all that it told."""
 
     def __init__(
-        self, device: int, host: int, shared: dict[str, Shared] | None = None, **sizes: int
+        self,
+        device: int,
+        host: int,
+        shared: dict[str, Shared] | None = None,
+        *,
+        idle: int = 0,
+        **sizes: int,
     ) -> None:
         self.source = SteppedSource(sizes, shared)
         self.told: list[Transition] = []
@@ -21,6 +27,7 @@ class Scene:
             self.source,
             device,
             host_bytes=host,
+            idle_bytes=idle,
             on_transition=lambda *transition: self.told.append(transition),
         )
 
@@ -145,6 +152,40 @@ def test_a_part_that_the_newcomer_shares_is_neither_paid_twice_nor_freed() -> No
     scene.load("a", "b", "c")
     assert scene.residency.take_evicted() == ["a", "b"]
     assert scene.residency.resident_bytes == 100
+
+
+def test_what_was_shared_stays_for_the_next_who_wants_it() -> None:
+    mask: Shared = (("mask", 30),)
+    scene = Scene(100, 0, {"a": mask, "b": mask}, idle=40, a=20, b=20)
+    scene.load("a")
+    assert scene.residency.unload("a") == 20
+    device = scene.residency.stats()[1]
+    assert (device.bytes, device.shared_bytes, device.variants) == (30, 30, 0)
+    scene.load("b")
+    assert scene.residency.resident_bytes == 50
+
+
+def test_idle_parts_leave_before_any_variant_does() -> None:
+    scene = Scene(100, 0, {"a": (("mask", 40),)}, idle=40, a=20, b=40, c=60)
+    scene.load("a", "b")
+    scene.residency.unload("a")
+    assert scene.residency.resident_bytes == 80
+    scene.load("c")
+    assert scene.residency.take_evicted() == []
+    assert scene.residency.resident_bytes == 100
+
+
+def test_idle_parts_keep_to_their_share_and_the_oldest_goes_first() -> None:
+    shared: dict[str, Shared] = {name: ((f"mask {name}", 20),) for name in "abc"}
+    scene = Scene(1000, 0, shared, idle=50, a=10, b=10, c=10)
+    scene.load("a", "b", "c")
+    for digest in "abc":
+        scene.residency.unload(digest)
+    assert scene.residency.resident_bytes == 40
+    scene.load("c")
+    assert scene.residency.resident_bytes == 50
+    scene.load("a")
+    assert scene.residency.resident_bytes == 80
 
 
 def test_a_variant_too_large_with_its_share_is_refused() -> None:

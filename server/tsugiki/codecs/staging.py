@@ -40,37 +40,45 @@ from tsugiki.codecs.masks import MaskCache, MaskLease
 from tsugiki.errors import InvalidArtifact
 from tsugiki_kernels.interface import Allocate, KernelBackend, Placed, empty_extent
 
-__all__ = ["check_base", "stage_variant"]
+__all__ = ["Destination", "check_base", "stage_variant"]
 
 
-def stage_variant(
-    artifact: Artifact,
-    layout: Layout,
-    base_vector: Callable[[str], Tensor],
-    dtype: torch.dtype,
-    kernels: KernelBackend,
-    masks: MaskCache,
-    allocate: Allocate = empty_extent,
-) -> ResidentVariant:
+def nothing() -> None:
+    """No pause."""
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where variants become resident: on which base, in the form that whose kernels want."""
+
+    layout: Layout
+    base_vector: Callable[[str], Tensor]  # a norm weight or a bias of the base, by name
+    dtype: torch.dtype  # of activations
+    kernels: KernelBackend
+    masks: MaskCache  # gains what a variant needs
+    allocate: Allocate = empty_extent  # the memory of a variant
+    pause: Callable[[], None] = nothing  # called before each linear
+
+
+def stage_variant(artifact: Artifact, destination: Destination) -> ResidentVariant:
     """The resident form of a variant whose file was read and whose base was checked.
 
-    `base_vector` gives a norm weight or a bias of the base by name, `dtype` is that of activations,
-    `masks` gains what this variant needs. All that the variant owns lies in one extent from
-    `allocate`: nothing of the artifact need be kept.
+    All that the variant owns lies in one extent: nothing of the artifact need be kept.
 
     Raises:
         InvalidArtifact: a module that this base does not have or of another shape, codecs mixed in
             one fused linear, added tokens without rows.
     """
-    check_modules(artifact.header, layout)
-    lease = MaskLease(masks)
-    target = _Target(layout, base_vector, dtype, lease)
+    check_modules(artifact.header, destination.layout)
+    lease = MaskLease(destination.masks)
+    target = _Target(destination, lease)
     linears = _linears(artifact.modules, target)
     vectors = {n: _vector(n, artifact.modules[n], target) for n in _vectors(artifact, target)}
     embedding = _embedding(artifact, target)
     head = _head_rows(artifact, target, embedding)
     others = _tensors(vectors, embedding, head)
-    placed = kernels.stage_all([linear.parts for linear in linears.values()], others, allocate)
+    parts = [linear.parts for linear in linears.values()]
+    placed = destination.kernels.stage_all(parts, others, destination.allocate)
     moved = {id(old): new for old, new in zip(others, placed.others, strict=True)}
     return ResidentVariant(
         name="",
@@ -89,14 +97,22 @@ def stage_variant(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """Where a variant is to be resident: the base it must fit and the form kernels want."""
+class _Target(NamedTuple):
+    """Where one variant becomes resident, and the masks that it holds there."""
 
-    layout: Layout
-    base_vector: Callable[[str], Tensor]
-    dtype: torch.dtype
+    destination: Destination
     masks: MaskLease
+
+    @property
+    def layout(self) -> Layout:
+        return self.destination.layout
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.destination.dtype
+
+    def base_vector(self, name: str) -> Tensor:
+        return self.destination.base_vector(name)
 
 
 class _Linear(NamedTuple):
@@ -159,6 +175,7 @@ def _fused(
     biases: Mapping[str, Tensor],
     target: _Target,
 ) -> _Linear:
+    target.destination.pause()
     codec = CODECS[next((weights[name].codec for name in names if name in weights), "dense")]
     parts = []
     limits = []

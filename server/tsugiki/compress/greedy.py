@@ -13,7 +13,7 @@ from torch import Tensor
 from tsugiki.codecs import artifact
 from tsugiki.codecs.base import ResidentVariant
 from tsugiki.codecs.masks import MaskCache
-from tsugiki.codecs.staging import stage_variant
+from tsugiki.codecs.staging import Destination, stage_variant
 from tsugiki.model.batch import Batch, Segment
 from tsugiki.model.kv_cache import KVCache, allocate_kv_cache
 from tsugiki.model.loader import BaseModel, load_base
@@ -30,7 +30,8 @@ class GreedyDecoder:
     def __init__(self, base: BaseModel) -> None:
         """`base` in float32 on the CPU."""
         self._base = base
-        self._masks = MaskCache()
+        kernels = base.decoder.kernels
+        self._place = Destination(base.layout, base.vector, base.dtype, kernels, MaskCache())
 
     @classmethod
     def open(cls, base: Path, cache_dir: Path | None) -> "GreedyDecoder":
@@ -48,10 +49,7 @@ class GreedyDecoder:
         Raises:
             InvalidArtifact: the file does not fit the base.
         """
-        base = self._base
-        found = artifact.read(file)
-        kernels = base.decoder.kernels
-        return stage_variant(found, base.layout, base.vector, base.dtype, kernels, self._masks)
+        return stage_variant(artifact.read(file), self._place)
 
     def answer(
         self, variant: ResidentVariant, prompt: Sequence[int], tokens: int, ends: Collection[int]

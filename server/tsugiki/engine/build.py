@@ -16,7 +16,7 @@ from tsugiki.codecs import artifact
 from tsugiki.codecs.base import ResidentVariant
 from tsugiki.codecs.masks import MaskCache, drawn_by
 from tsugiki.codecs.metadata import Header
-from tsugiki.codecs.staging import stage_variant
+from tsugiki.codecs.staging import Destination, stage_variant
 from tsugiki.config import ServeConfig
 from tsugiki.engine.admission import Admission, FinishRate
 from tsugiki.engine.client import Machine, ModelInfo
@@ -47,6 +47,9 @@ from tsugiki.variants.version import BaseIdentity
 from tsugiki_kernels.errors import BackendUnavailable
 from tsugiki_kernels.interface import KernelBackend
 from tsugiki_kernels.select import backend
+
+# Of --variant-memory, for masks that no variant uses any more: another of their seed may come.
+IDLE_SHARE = 0.125
 
 
 def torch_runner(base: BaseModel, sizes: Sizes) -> ModelRunner:
@@ -80,12 +83,14 @@ def create_engine(
     events = VariantEvents(partial(names_of, registry))
     commands: Commands = SimpleQueue()
     scheduler = _scheduler(config, sizes)
-    load = _load(base, registry, Pace(busy=lambda: bool(scheduler.running)))
+    pace = Pace(lambda: bool(scheduler.running), lambda: core.counters.last_step_seconds)
+    load = _load(base, registry, pace)
     loader = BackgroundLoader(load, on_finished=lambda: commands.put(wake))
     residency = Residency(
         loader,
         config.variant_memory,
         host_bytes=sizes.host_variant_bytes,
+        idle_bytes=int(IDLE_SHARE * config.variant_memory),
         on_transition=events.transition,
     )
     core = EngineCore(scheduler, make_runner(base, sizes), residency)
@@ -178,28 +183,27 @@ def _load(base: BaseModel, registry: Registry, pace: Pace) -> Load:
 
     One loader thread runs it: a second one would only compete for the interpreter.
     """
-    arena, masks = Arena(), MaskCache(drawn_by(base.decoder.kernels))
+    arena, kernels = Arena(), base.decoder.kernels
 
     def allocate(nbytes: int) -> Tensor:
         pace()
         return arena.allocate(nbytes)
 
+    masks = MaskCache(drawn_by(kernels))
+    place = Destination(base.layout, base.vector, base.dtype, kernels, masks, allocate, pace)
+
     def stage(content: artifact.Artifact) -> ResidentVariant:
-        pace()
-        variant = stage_variant(
-            content,
-            base.layout,
-            base.vector,
-            base.dtype,
-            base.decoder.kernels,
-            masks,
-            allocate,
-        )
+        variant = stage_variant(content, place)
         return replace(variant, nbytes=page_rounded(variant.nbytes))
 
-    return load_files(registry.path, stage, allocate)
+    return load_files(registry.path, stage, allocate, pace)
 
 
 def _scheduler(config: ServeConfig, sizes: Sizes) -> Scheduler:
-    limits = Limits(config.max_num_seqs, config.max_num_batched_tokens, sizes.max_model_len)
+    limits = Limits(
+        config.max_num_seqs,
+        config.max_num_batched_tokens,
+        sizes.max_model_len,
+        prefix_caching=config.prefix_caching,
+    )
     return Scheduler(BlockManager(sizes.num_blocks, sizes.block_size), limits)

@@ -73,10 +73,12 @@ def load_files(
     path_of: Callable[[str], Path],
     stage: Callable[[artifact.Artifact], ResidentVariant],
     allocate: Allocate = empty_extent,
+    pause: Callable[[], None] = lambda: None,
 ) -> Load:
     """The load of a server: the file of a digest (Registry.path), read, verified and staged.
 
-    `allocate` gives the memory of packed content. The returned function raises:
+    `allocate` gives the memory of packed content; `pause` is called before each read of the file.
+    The returned function raises:
         CorruptArtifact, InvalidArtifact: the file changed since the registry checked it.
         ModelNotFound: the digest was deleted and purged meanwhile.
     """
@@ -84,7 +86,7 @@ def load_files(
     def load(digest: str, packed: PackedVariant | None) -> Loaded:
         timings = LoadTimings()
         if packed is None:
-            packed, timings = read_packed(path_of(digest), digest, allocate)
+            packed, timings = read_packed(path_of(digest), digest, allocate, pause)
         begin = time.perf_counter()
         variant = stage(packed.content)
         return Loaded(variant, replace(timings, stage=_ms_since(begin)), packed)
@@ -93,7 +95,10 @@ def load_files(
 
 
 def read_packed(
-    path: Path, digest: str, allocate: Allocate = empty_extent
+    path: Path,
+    digest: str,
+    allocate: Allocate = empty_extent,
+    pause: Callable[[], None] = lambda: None,
 ) -> tuple[PackedVariant, LoadTimings]:
     """The verified content of a file, which must still be the one with this digest.
 
@@ -101,7 +106,7 @@ def read_packed(
         CorruptArtifact, InvalidArtifact: it is not, or not a variant at all.
     """
     begin = time.perf_counter()
-    with _TimedFile(path) as file:
+    with _TimedFile(path, pause) as file:
         content = artifact.read_from(file, allocate)
     if content.header.digest != digest:
         raise CorruptArtifact(
@@ -114,17 +119,22 @@ def read_packed(
 
 
 class _TimedFile(io.FileIO):
-    """A file that knows how long reading from it took."""
+    """A file that knows how long reading from it took, and pauses before each read."""
 
-    read_ms = 0.0
+    def __init__(self, path: Path, pause: Callable[[], None]) -> None:
+        super().__init__(path)
+        self.read_ms = 0.0
+        self._pause = pause
 
     def readinto(self, buffer: Any, /) -> int:
+        self._pause()
         begin = time.perf_counter()
         count = super().readinto(buffer) or 0
         self.read_ms += _ms_since(begin)
         return count
 
     def read(self, size: int | None = -1, /) -> bytes:
+        self._pause()
         begin = time.perf_counter()
         found = super().read(size) or b""
         self.read_ms += _ms_since(begin)

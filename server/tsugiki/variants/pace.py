@@ -1,38 +1,56 @@
-"""How the loader leaves the interpreter to the engine.
+"""How the loader leaves processor and interpreter to the engine.
 
-Owns: the pauses between the pieces of a load. Python runs one thread at a time, and a load of a
-hundred linears is some 20 ms of Python that hashing and copying, which release the interpreter,
-do not shorten. Taken in one go it would double a decode step; taken in pieces, with rests between
-them that are longer than the pieces, several steps bear a part each and the load takes longer.
+Owns: the pauses between the pieces of a load.
+
+Whatever a loader thread does during a step may hold that step up for as long: Python runs one
+thread at a time, and the threads that compute a step together wait for the one whose core the
+loader has taken. A step of S seconds during which a load works for w seconds lasts S + w at most.
+Two rules keep the steps beside a load below STRETCH times their length:
+
+- of any stretch of time, the loader rests REST seconds for each second of work, so that a step of
+  length T has w = T / (1 + REST) in it and T = S (1 + 1 / REST) = STRETCH S;
+- it rests after a small part of a step each time. Work that was taken in one go would fall on one
+  step, however long the rest after it. As steps differ by orders of magnitude between models and
+  batches, the length of a piece follows the last step that was computed.
+
+A load takes (1 + REST) times its work then: a hundred milliseconds have room for 33 of work.
 """
 
 import threading
 import time
 from collections.abc import Callable
 
-REST = 2.0  # seconds of rest for each second of work, while the engine computes
+STRETCH = 1.5  # how much longer a step may take beside a load
+REST = 1 / (STRETCH - 1)  # seconds of rest for each second of work
+PIECES = 4  # of work and rest to a step, at least
 
 
 class Pace:
-    """Called by a loader thread between two pieces of a load."""
+    """Called by a loader thread between two bits of a load; pauses when it is time to."""
 
     def __init__(
         self,
         busy: Callable[[], bool],
+        step_seconds: Callable[[], float],
         *,
         sleep: Callable[[float], None] = time.sleep,
         worked: Callable[[], float] = time.thread_time,
     ) -> None:
-        """`busy()` says whether the engine computes steps; `worked()` gives the seconds of
-        processor time of the calling thread. An engine without work costs a load nothing."""
+        """`busy()` says whether the engine computes steps, `step_seconds()` how long the last one
+        took; `worked()` gives the seconds of processor time of the calling thread. An engine
+        without work costs a load nothing."""
         self._busy = busy
+        self._step_seconds = step_seconds
         self._sleep = sleep
         self._worked = worked
-        self._last = threading.local()  # by thread: processor time at the end of the last call
+        self._rested_at = threading.local()  # by thread: its processor time at the last rest
 
     def __call__(self) -> None:
         now = self._worked()
-        piece = now - getattr(self._last, "seconds", now)
-        self._last.seconds = now
+        piece = now - getattr(self._rested_at, "seconds", now)
         if self._busy():
+            if piece < self._step_seconds() / ((1 + REST) * PIECES):
+                self._rested_at.seconds = now - piece
+                return
             self._sleep(REST * piece)
+        self._rested_at.seconds = now

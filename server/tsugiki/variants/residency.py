@@ -45,12 +45,14 @@ class Residency:
         budget_bytes: int,
         *,
         host_bytes: int = 0,
+        idle_bytes: int = 0,
         max_loads: int = 2,
         clock: Callable[[], float] = time.time,
         on_transition: OnTransition | None = None,
     ) -> None:
+        """`idle_bytes` of the device may hold what variants shared that have left: see `Tier`."""
         self._clock = clock
-        self._device = Tier[ResidentVariant]("device", budget_bytes)
+        self._device = Tier[ResidentVariant]("device", budget_bytes, idle_bytes=idle_bytes)
         self._host = Tier[PackedVariant]("host", host_bytes)
         self._loads = LoadQueue(source, max_loads)
         self._status = StatusBoard(on_transition)

@@ -1,8 +1,8 @@
 """One memory tier: what is in it, how many bytes that takes, who has not been used for longest.
 
-Owns: byte accounting in which a part that several items share counts once, the order of use, the
-counters of hits, misses and evictions. Does not know what it holds beyond sizes, nor loads, pins
-and references (residency.py).
+Owns: byte accounting in which a part that several items share counts once, parts that stay when
+their last item has left, the order of use, the counters of hits, misses and evictions. Does not
+know what it holds beyond sizes, nor loads, pins and references (residency.py).
 """
 
 from collections import OrderedDict
@@ -34,7 +34,7 @@ class TierStats:
     name: str  # "host" or "device"
     budget_bytes: int
     bytes: int  # all that counts against the budget
-    shared_bytes: int  # of `bytes`: parts that are held once for several variants
+    shared_bytes: int  # of `bytes`: parts that are held once for several variants, idle ones too
     variants: int
     hits: int
     misses: int
@@ -72,20 +72,46 @@ class _Books:
         return _Books(self.own, self.shared, dict(self.holders))
 
 
-class Tier(Generic[T]):
-    """Items by digest under a byte budget, which whoever calls `put` keeps with `victims`."""
+@dataclass(slots=True)
+class _Idle:
+    """Shared parts that no item holds any more, the first that became idle first. Keeping the key
+    of a part keeps the part: whoever shares one has it as its key."""
 
-    def __init__(self, name: str, budget_bytes: int) -> None:
+    limit: int  # bytes
+    bytes: int = 0
+    parts: OrderedDict[Hashable, int] = field(default_factory=OrderedDict)
+
+    def add(self, key: Hashable, nbytes: int) -> None:
+        self.parts[key] = nbytes
+        self.bytes += nbytes
+
+    def take(self, key: Hashable) -> None:
+        self.bytes -= self.parts.pop(key, 0)
+
+    def shrink(self, room: int) -> None:
+        while self.bytes > min(self.limit, room):
+            self.take(next(iter(self.parts)))
+
+
+class Tier(Generic[T]):
+    """Items by digest under a byte budget, which whoever calls `put` keeps with `victims`.
+
+    A shared part whose last item has left stays, idle, for the next item that wants it: in up
+    to `idle_bytes` of what the items leave free, the part that became idle first going first.
+    """
+
+    def __init__(self, name: str, budget_bytes: int, *, idle_bytes: int = 0) -> None:
         self.name = name
         self.budget_bytes = budget_bytes
         self.hits = self.misses = self.evictions = 0
         self._items: OrderedDict[str, T] = OrderedDict()  # oldest use first
         self._books = _Books()
+        self._idle = _Idle(idle_bytes)
 
     @property
     def bytes(self) -> int:
         """What is in it, shared parts once; never above the budget."""
-        return self._books.total
+        return self._books.total + self._idle.bytes
 
     def __contains__(self, digest: str) -> bool:
         return digest in self._items
@@ -114,7 +140,7 @@ class Tier(Generic[T]):
         """The first of `candidates` whose removal makes room for `item`; None: all do not.
 
         What counts is what really becomes free: a shared part goes with its last holder, and not
-        at all when `item` holds it too.
+        at all when `item` holds it too. Idle parts make room by themselves.
         """
         after = copy(self._books)
         after.add(item)
@@ -130,6 +156,9 @@ class Tier(Generic[T]):
         """Hold an item that was not held."""
         self._items[digest] = item
         self._books.add(item)
+        for key, _ in item.shared:
+            self._idle.take(key)
+        self._idle.shrink(self.budget_bytes - self._books.total)
 
     def drop(self, digest: str) -> int:
         """Hold it no longer; returns the bytes that this frees, 0 when it was not held."""
@@ -137,6 +166,10 @@ class Tier(Generic[T]):
         before = self.bytes
         if item is not None:
             self._books.remove(item)
+            for key, nbytes in item.shared:
+                if key not in self._books.holders:
+                    self._idle.add(key, nbytes)
+            self._idle.shrink(self.budget_bytes - self._books.total)
         return before - self.bytes
 
     def evict(self, digest: str) -> None:
@@ -157,7 +190,7 @@ class Tier(Generic[T]):
             name=self.name,
             budget_bytes=self.budget_bytes,
             bytes=self.bytes,
-            shared_bytes=self._books.shared,
+            shared_bytes=self._books.shared + self._idle.bytes,
             variants=len(self._items),
             hits=self.hits,
             misses=self.misses,
