@@ -3,10 +3,11 @@
 A real server with memory for about 20 of 200 variants (and for 60 packed ones beside them) gets
 requests from 32 client tasks: Zipf over the variants, an open loop at a fixed rate. Meanwhile
 variants are uploaded, replaced by another version, rolled back, staged and activated, given
-canaries, deleted and uploaded again; some uploads are damaged or abandoned, and some clients leave
-in mid-stream. Every answer is compared token by token with what its version says alone; which
-version that is, is read from the response and must be one that the name meant at the time. The
-server and this process, which runs all clients, share the machine's cores.
+canaries, deleted (whole names and single versions) and uploaded again; some uploads are damaged or
+abandoned, some clients leave in mid-stream, and some ask for a fixed version, NAME@sha256:... Every
+answer is compared token by token with what its version says alone; which version that is, is read
+from the response and must be one that was meant at the time. The server and this process, which
+runs all clients, share the machine's cores.
 
 Rounds: a warm-up, one with changes, the same arrivals without changes, the first one again. The
 rate is to leave the server idle at times: at saturation the time to the first token is that of the

@@ -46,7 +46,8 @@ def wrong(outcome: Outcome, history: History, answers: Answers) -> str | None:
     """Why this outcome cannot be right."""
     if outcome.end == "overloaded":
         return None
-    allowed = history.allowed(outcome.arrival.name, outcome.sent, outcome.accepted)
+    name, version = outcome.arrival.name, outcome.version
+    allowed = history.allowed(name, outcome.sent, outcome.accepted, version)
     if outcome.end == "not-found":
         return None if None in allowed else f"404 for a name that exists: {outcome.detail}"
     if outcome.digest not in allowed:
@@ -68,11 +69,11 @@ def inconsistent_users(outcomes: Iterable[Outcome], history: History) -> list[st
     """Users who, during one canary, were answered by both versions."""
     seen: dict[tuple[str, str, float], set[str]] = {}
     for outcome in outcomes:
-        if outcome.digest is None:
+        if outcome.digest is None or outcome.version is not None:
             continue
         name, user = outcome.arrival.name, outcome.arrival.user
         change = history.settled(name, outcome.sent, outcome.accepted)
-        if change is not None and len(change.meaning) > 1:
+        if change is not None and len(change.after.meaning) > 1:
             seen.setdefault((name, user, change.end), set()).add(outcome.digest)
     return [
         f"{user} was answered by {len(digests)} versions of {name} during one canary"

@@ -31,6 +31,10 @@ class Name:
         found = {*self.activations[-1:], self.candidate}
         return frozenset(digest for digest in found if digest is not None)
 
+    def answered_by(self, version: str | None) -> Meaning:
+        """The versions that may answer to the bare name, or to the name with a digest."""
+        return self.meaning if version is None else self.versions & {version}
+
 
 def effect(name: Name, operation: Operation, digest: str | None) -> Name:
     """The name after an operation that succeeded; `digest`: of the operation's file."""
@@ -38,6 +42,8 @@ def effect(name: Name, operation: Operation, digest: str | None) -> Name:
         return Name()
     if operation.kind == "rollback":
         return replace(name, activations=name.activations[:-1], candidate=None)
+    if operation.kind == "delete-version":
+        return _without(name, digest)
     if digest is None or operation.kind in ("put-broken", "put-abandoned"):
         return name
     known = replace(name, versions=name.versions | {digest})
@@ -51,35 +57,48 @@ def effect(name: Name, operation: Operation, digest: str | None) -> Name:
     return replace(known, activations=activations, candidate=None)
 
 
+def _without(name: Name, digest: str | None) -> Name:
+    """A version that is not the active one deleted; what it leaves twice in a row counts once."""
+    kept = [d for d in name.activations if d != digest]
+    return Name(
+        name.versions - {digest},
+        tuple(d for i, d in enumerate(kept) if i == 0 or kept[i - 1] != d),
+        None if name.candidate == digest else name.candidate,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """A call: under way from `begin` to `end`, its outcome settled afterwards."""
 
     begin: float
     end: float
-    meaning: Meaning
+    after: Name
 
 
 @dataclass(slots=True)
 class History:
-    """The meanings of all names over time. Changes of one name do not overlap."""
+    """All names over time. Changes of one name do not overlap."""
 
-    initial: Mapping[str, Meaning]
+    initial: Mapping[str, Name]
     changes: dict[str, list[Change]] = field(default_factory=dict)
 
     def record(self, name: str, change: Change) -> None:
         """A call has ended."""
         self.changes.setdefault(name, []).append(change)
 
-    def allowed(self, name: str, begin: float, end: float) -> frozenset[str | None]:
-        """Digests that may answer a request resolved within [begin, end]; None: a 404 may."""
-        meanings = [self.initial.get(name, frozenset())]
+    def allowed(
+        self, name: str, begin: float, end: float, version: str | None = None
+    ) -> frozenset[str | None]:
+        """Digests that may answer a request for a name, or for a version of it, resolved within
+        [begin, end]; None: a 404 may."""
+        states = [self.initial.get(name, Name())]
         for change in self.changes.get(name, ()):
             if change.end < begin:
-                meanings = [change.meaning]
+                states = [change.after]
             elif change.begin <= end:
-                meanings.append(change.meaning)
-        return frozenset().union(*(meaning or {None} for meaning in meanings))
+                states.append(change.after)
+        return frozenset().union(*(state.answered_by(version) or {None} for state in states))
 
     def settled(self, name: str, begin: float, end: float) -> Change | None:
         """The last change before the window, if no other one overlaps with it."""
@@ -103,7 +122,7 @@ class Ledger:
     def of(cls, digests: Mapping[str, str]) -> "Ledger":
         """Names with one version each."""
         names = {name: Name(frozenset({d}), (d,)) for name, d in digests.items()}
-        return cls(names, History({name: held.meaning for name, held in names.items()}))
+        return cls(names, History(dict(names)))
 
     def expected(self, operation: Operation, digest: str | None) -> Name:
         """What the operation's name should be after it."""
@@ -113,11 +132,11 @@ class Ledger:
         """The operation was answered as expected."""
         after = self.expected(operation, digest)
         self.names[operation.name] = after
-        self.history.record(operation.name, Change(begin, end, after.meaning))
+        self.history.record(operation.name, Change(begin, end, after))
 
     def rest(self) -> "Ledger":
         """The same names with an empty past, for the next round."""
-        return Ledger(dict(self.names), History({n: h.meaning for n, h in self.names.items()}))
+        return Ledger(dict(self.names), History(dict(self.names)))
 
 
 def digests_of(names: Mapping[str, Name]) -> Sequence[str]:

@@ -22,6 +22,7 @@ ROUTES: dict[Kind, tuple[str, str]] = {
     "put-broken": ("PUT", ""),
     "put-abandoned": ("PUT", ""),
     "delete": ("DELETE", ""),
+    "delete-version": ("DELETE", "?digest="),
     "rollback": ("POST", "/rollback"),
     "activate": ("POST", "/activate"),
     "canary": ("POST", "/canary"),
@@ -86,6 +87,8 @@ class Churn:
     async def _send(self, operation: Operation, digest: str | None) -> httpx.Response:
         method, suffix = ROUTES[operation.kind]
         url = f"/v1/variants/{operation.name}{suffix}"
+        if operation.kind == "delete-version":
+            return await self._http.delete(url + str(digest))
         if method == "PUT":
             content = (self._folder / f"{operation.file}.safetensors").read_bytes()
             return await self._http.put(url, content=_body(operation.kind, content))
@@ -123,7 +126,7 @@ def _problem(operation: Operation, response: httpx.Response, expected: Name) -> 
         return None if status == 422 else f"a damaged file was answered by {status} {content}"
     if status not in (200, 201):
         return f"{status} {content}"
-    if operation.kind == "delete" or operation.kind == "put-inactive":
+    if operation.kind in ("delete", "delete-version", "put-inactive"):
         return None
     active = expected.activations[-1]
     told = json.loads(response.text)["digest"]

@@ -14,11 +14,14 @@ from itertools import accumulate
 from typing import Literal
 
 Kind = Literal[
-    "put", "put-inactive", "put-broken", "put-abandoned", "activate", "canary", "rollback", "delete"
-]
+    "put", "put-inactive", "put-broken", "put-abandoned",
+    "activate", "canary", "rollback", "delete", "delete-version",
+]  # fmt: skip
 
 LEAVES = 0.04  # share of clients that close the connection in mid-stream
 GUEST_SHARE = 0.03  # share of requests for names that exist only for a while
+FIXED_SHARE = 0.06  # share of requests for a fixed version, NAME@sha256:...
+OTHERS = 2  # spare files that are ever uploaded under one name
 GUESTS = 4
 USERS = 50
 CANARY_PERCENT = 40.0
@@ -33,6 +36,7 @@ class Arrival:
     user: str
     question: int  # index into the questions
     leaves_after: int | None = None  # tokens, for a client that goes away
+    version: str | None = None  # the stem of a file: only what it holds may answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,7 @@ class Settings:
     touched: int = 40  # names that episodes happen to, hot and cold ones
     seed: int = 0
     episodes: tuple[str, ...] = (
-        "replace", "stage", "canary", "retire", "guest", "repeat", "broken", "abandon",
+        "replace", "stage", "canary", "retire", "guest", "prune", "repeat", "broken", "abandon",
     )  # fmt: skip
 
 
@@ -102,8 +106,15 @@ def guests() -> list[str]:
     return [f"guest-{number}" for number in range(GUESTS)]
 
 
+def others(settings: Settings, name: str) -> list[str]:
+    """The spare files that new versions of a name are made from."""
+    count = min(OTHERS, len(settings.spares))
+    return random.Random(f"{settings.seed} others of {name}").sample(settings.spares, count)
+
+
 def _arrivals(settings: Settings) -> Iterator[Arrival]:
     draw = random.Random(f"{settings.seed} arrivals")
+    fix = random.Random(f"{settings.seed} versions")
     ranked = by_popularity(settings)
     weights = list(accumulate((rank + 1) ** -settings.zipf for rank in range(len(ranked))))
     at = draw.expovariate(settings.rate)
@@ -112,7 +123,9 @@ def _arrivals(settings: Settings) -> Iterator[Arrival]:
         name = draw.choice(guests()) if guest else draw.choices(ranked, cum_weights=weights)[0]
         question = draw.choice(settings.questions[draw.choice(settings.spares) if guest else name])
         leaves_after = draw.randrange(1, 4) if draw.random() < LEAVES else None
-        yield Arrival(at, name, f"user-{draw.randrange(USERS)}", question, leaves_after)
+        files = [*others(settings, name), *([] if guest else [name])]
+        version = fix.choice(files) if fix.random() < FIXED_SHARE else None
+        yield Arrival(at, name, f"user-{draw.randrange(USERS)}", question, leaves_after, version)
         at += draw.expovariate(settings.rate)
 
 
@@ -129,6 +142,9 @@ EPISODES: dict[str, Callable[[str, str], list[Step]]] = {
     ],
     "retire": lambda own, other: [("delete", None, 0), ("put", own, 0)],
     "guest": lambda own, other: [("put", other, 0), ("delete", None, 0)],
+    "prune": lambda own, other: [
+        ("put", other, 0), ("rollback", None, 0), ("delete-version", other, 0),
+    ],
     "repeat": lambda own, other: [("put", own, 0)],
     "broken": lambda own, other: [("put-broken", other, 0)],
     "abandon": lambda own, other: [("put-abandoned", other, 0)],
@@ -147,7 +163,7 @@ def _operations(settings: Settings) -> Iterator[Operation]:
         free = [name for name in candidates if free_at[name] <= at]
         if free:
             name = draw.choice(free)
-            steps = EPISODES[episode](name, draw.choice(settings.spares))
+            steps = EPISODES[episode](name, draw.choice(others(settings, name)))
             for index, (kind, file, percent) in enumerate(steps):
                 yield Operation(at + index * settings.gap, kind, name, file, percent)
             free_at[name] = at + len(steps) * settings.gap

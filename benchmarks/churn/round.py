@@ -65,7 +65,7 @@ async def play(http: httpx.AsyncClient, plan: Plan, target: Target, ledger: Ledg
     churn = Churn(http, target.folder, target.known.digests, ledger, clock)
     async with asyncio.TaskGroup() as group:
         sending = group.create_task(
-            send_all(http, plan.arrivals, target.known.prompts, target.clients, clock)
+            send_all(http, plan.arrivals, target.known, target.clients, clock)
         )
         group.create_task(churn.run(plan.operations))
     held = await resident(http)

@@ -13,11 +13,13 @@ from typing import Any, Literal
 import httpx
 
 from benchmarks.churn.answers import completion
+from benchmarks.churn.known import Known
 from benchmarks.churn.plan import Arrival
 
 End = Literal["answered", "left", "not-found", "overloaded", "failed"]
 Clock = Callable[[], float]
 
+SHORT_DIGEST = len("sha256:") + 12
 TIMEOUT = httpx.Timeout(120.0, connect=30.0)
 
 
@@ -27,6 +29,7 @@ class Outcome:
 
     index: int  # of the arrival
     arrival: Arrival
+    version: str | None  # the digest that it asked for
     sent: float
     accepted: float = 0.0  # the head of the answer came
     first: float | None = None  # the first token came
@@ -51,7 +54,7 @@ class Outcome:
 async def send_all(
     http: httpx.AsyncClient,
     arrivals: Sequence[Arrival],
-    prompts: Sequence[tuple[int, ...]],
+    known: Known,
     clients: int,
     clock: Clock,
 ) -> list[Outcome]:
@@ -65,8 +68,10 @@ async def send_all(
     async def client() -> None:
         for index, arrival in waiting:  # shared: each arrival is taken once
             await asyncio.sleep(max(0.0, arrival.at - clock()))
-            prompt = prompts[arrival.question]
-            outcomes.append(await ask(http, index, arrival, prompt, clock))
+            version = known.digests[arrival.version] if arrival.version else None
+            outcome = Outcome(index, arrival, version, clock())
+            await ask(http, outcome, known.prompts[arrival.question], clock)
+            outcomes.append(outcome)
 
     async with asyncio.TaskGroup() as group:
         for _ in range(clients):
@@ -75,12 +80,12 @@ async def send_all(
 
 
 async def ask(
-    http: httpx.AsyncClient, index: int, arrival: Arrival, prompt: tuple[int, ...], clock: Clock
-) -> Outcome:
+    http: httpx.AsyncClient, outcome: Outcome, prompt: tuple[int, ...], clock: Clock
+) -> None:
     """One streamed request, from the first byte to the end or to where the client leaves."""
-    outcome = Outcome(index, arrival, clock())
-    options = {"stream": True, "stream_options": {"include_usage": True}, "user": arrival.user}
-    body = completion(arrival.name, prompt, **options)
+    user = outcome.arrival.user
+    options = {"stream": True, "stream_options": {"include_usage": True}, "user": user}
+    body = completion(model_of(outcome), prompt, **options)
     try:
         async with http.stream("POST", "/v1/completions", json=body) as response:
             outcome.accepted = clock()
@@ -92,7 +97,12 @@ async def ask(
     except httpx.HTTPError as error:
         outcome.detail = f"{type(error).__name__}: {error}"
     outcome.ended = clock()
-    return outcome
+
+
+def model_of(outcome: Outcome) -> str:
+    """NAME, or NAME@sha256: and as much of a digest as the contract asks for."""
+    version = "" if outcome.version is None else f"@{outcome.version[:SHORT_DIGEST]}"
+    return outcome.arrival.name + version
 
 
 def digest_of(response: httpx.Response) -> str | None:

@@ -6,21 +6,26 @@ from benchmarks.churn.answers import sure_tokens
 from benchmarks.churn.check import judge
 from benchmarks.churn.compare import growth, quantile, waits
 from benchmarks.churn.known import chosen, distinct_share, most_distinct
-from benchmarks.churn.ledger import Change, History
+from benchmarks.churn.ledger import Change, History, Name
 from benchmarks.churn.plan import Arrival
 from benchmarks.churn.round import Round
 from benchmarks.churn.traffic import End, Outcome
 
 ANSWERS = {"a": ((1, 2, 3),), "b": ((1, 5),)}
-HISTORY = History({"name": frozenset({"a"})}, {"name": [Change(10.0, 11.0, frozenset({"a", "b"}))]})
+CANARY = Name(frozenset({"a", "b"}), ("a",), "b")
+HISTORY = History({"name": Name(frozenset({"a"}), ("a",))}, {"name": [Change(10.0, 11.0, CANARY)]})
 
 
 def outcome(
-    end: End, digest: str | None, tokens: tuple[int, ...], at: float = 1.0, user: str = "u"
+    end: End,
+    digest: str | None,
+    tokens: tuple[int, ...],
+    at: float = 1.0,
+    user: str = "u",
+    version: str | None = None,
 ) -> Outcome:
-    return Outcome(
-        0, Arrival(at, "name", user, 0), at, at + 0.1, end=end, digest=digest, tokens=tokens
-    )
+    arrival = Arrival(at, "name", user, 0)
+    return Outcome(0, arrival, version, at, at + 0.1, end=end, digest=digest, tokens=tokens)
 
 
 @pytest.mark.parametrize(
@@ -35,6 +40,10 @@ def outcome(
         (outcome("answered", "b", (1, 5), at=12.0), False),
         (outcome("not-found", None, ()), True),
         (outcome("overloaded", None, ()), False),
+        (outcome("answered", "a", (1, 2, 3), at=12.0, version="a"), False),
+        (outcome("answered", "a", (1, 2, 3), at=12.0, version="b"), True),
+        (outcome("not-found", None, (), at=12.0, version="b"), True),
+        (outcome("not-found", None, (), version="b"), False),
     ],
 )
 def test_an_answer_must_be_that_of_a_version_the_name_meant(found: Outcome, wrong: bool) -> None:
@@ -52,6 +61,8 @@ def test_a_user_keeps_the_version_during_a_canary() -> None:
     other = outcome("answered", "b", (1, 5), at=14.0, user="other")
     assert judge([first, other], HISTORY, ANSWERS, planned=2).wrong == []
     assert len(judge([first, second], HISTORY, ANSWERS, planned=2).wrong) == 1
+    asked_for = outcome("answered", "b", (1, 5), at=13.0, version="b")
+    assert judge([first, asked_for], HISTORY, ANSWERS, planned=2).wrong == []
 
 
 def test_tokens_count_while_they_are_the_best_by_the_margin() -> None:

@@ -42,16 +42,35 @@ def test_a_damaged_or_abandoned_upload_changes_nothing(kind: Kind) -> None:
     assert after((kind, "b")) == after()
 
 
+def test_a_version_is_reached_by_its_digest_as_long_as_the_name_has_it() -> None:
+    name = after(("put", "b"), ("rollback", None))
+    assert name.answered_by("b") == {"b"}
+    assert name.answered_by("c") == frozenset()
+    pruned = effect(name, operation("delete-version"), "b")
+    assert pruned.answered_by("b") == frozenset()
+    assert pruned == after()
+
+
+def test_a_deleted_version_is_forgotten_as_a_place_to_roll_back_to() -> None:
+    name = after(("put", "b"), ("put", "a"), ("delete-version", "b"))
+    assert name.activations == ("a",)
+    canary = after(("put-inactive", "b"), ("canary", "b"), ("delete-version", "b"))
+    assert canary.meaning == {"a"}
+
+
 def test_a_deleted_name_means_nothing() -> None:
     assert after(("put", "b"), ("delete", None)) == Name()
+
+
+BOTH = Name(frozenset({"a", "b"}), ("a", "b"))
 
 
 @pytest.fixture
 def history() -> History:
     """`name` means a, from a moment in [10, 11] b, from one in [20, 22] nothing."""
-    found = History({"name": frozenset({"a"})})
-    found.record("name", Change(10.0, 11.0, frozenset({"b"})))
-    found.record("name", Change(20.0, 22.0, frozenset()))
+    found = History({"name": Name(frozenset({"a"}), ("a",))})
+    found.record("name", Change(10.0, 11.0, BOTH))
+    found.record("name", Change(20.0, 22.0, Name()))
     return found
 
 
@@ -73,13 +92,20 @@ def test_a_request_may_meet_what_its_window_overlaps(
     assert history.allowed("name", begin, end) == allowed
 
 
+def test_a_request_for_a_version_may_meet_that_version_or_none(history: History) -> None:
+    assert history.allowed("name", 1.0, 2.0, "b") == {None}
+    assert history.allowed("name", 9.0, 10.5, "b") == {"b", None}
+    assert history.allowed("name", 12.0, 13.0, "a") == {"a"}
+    assert history.allowed("name", 12.0, 21.0, "a") == {"a", None}
+
+
 def test_a_name_that_nobody_ever_served_is_a_404(history: History) -> None:
     assert history.allowed("another", 0.0, 100.0) == {None}
 
 
 def test_a_version_is_settled_only_while_no_call_is_under_way(history: History) -> None:
     assert history.settled("name", 1.0, 2.0) is None
-    assert history.settled("name", 12.0, 13.0) == Change(10.0, 11.0, frozenset({"b"}))
+    assert history.settled("name", 12.0, 13.0) == Change(10.0, 11.0, BOTH)
     assert history.settled("name", 12.0, 20.5) is None
 
 

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import replace
 
 from benchmarks.churn.ledger import Ledger
-from benchmarks.churn.plan import Settings, by_popularity, guests, make_plan
+from benchmarks.churn.plan import FIXED_SHARE, Settings, by_popularity, guests, make_plan, others
 
 NAMES = tuple(f"v{number:03}" for number in range(60))
 SPARES = tuple(f"s{number}" for number in range(6))
@@ -42,12 +42,20 @@ def test_arrivals_are_within_the_round_at_about_the_rate_and_ask_what_is_known()
     assert {arrival.question for arrival in PLAN.arrivals} == {0, 2}
 
 
+def test_some_requests_are_for_a_version_that_their_name_has_or_may_get() -> None:
+    fixed = [arrival for arrival in PLAN.arrivals if arrival.version is not None]
+    assert abs(len(fixed) / len(PLAN.arrivals) - FIXED_SHARE) < 0.02
+    assert all(a.version in (a.name, *others(SETTINGS, a.name)) for a in fixed)
+    uploaded = {(o.name, o.file) for o in PLAN.operations if o.kind.startswith("put")}
+    assert any((a.name, a.version) in uploaded for a in fixed if a.version != a.name)
+
+
 def test_operations_are_in_time_order_and_of_every_kind() -> None:
     times = [operation.at for operation in PLAN.operations]
     assert times == sorted(times)
     assert {operation.kind for operation in PLAN.operations} == {
         "put", "put-inactive", "put-broken", "put-abandoned",
-        "activate", "canary", "rollback", "delete",
+        "activate", "canary", "rollback", "delete", "delete-version",
     }  # fmt: skip
 
 
@@ -67,6 +75,9 @@ def test_restoring_leaves_every_name_with_its_own_version_alone() -> None:
         if operation.kind == "rollback":
             assert held is not None
             assert len(held.activations) > 1
+        if operation.kind == "delete-version":
+            assert held is not None
+            assert digest in held.versions - {*held.activations[-1:]}
         ledger.book(operation, digest, operation.at, operation.at)
     assert {name: ledger.names[name] for name in NAMES} == before
 

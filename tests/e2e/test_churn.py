@@ -92,7 +92,11 @@ def test_no_answer_is_wrong_or_lost_while_variants_come_and_go(
     assert verdict.counts["answered"] > planned / 2
     assert verdict.compared_tokens > planned
     assert distinct_share(known.of(known.digests))[0] >= 0.95
-    assert {"put", "rollback", "delete", "put-broken", "put-abandoned"} <= set(played.report.done)
+    assert {"put", "rollback", "delete", "put-broken", "put-abandoned", "delete-version"} <= set(
+        played.report.done
+    )
+    by_digest = [outcome for outcome in played.outcomes if outcome.version is not None]
+    assert any(outcome.end == "answered" for outcome in by_digest)
     assert any(outcome.end == "left" for outcome in played.outcomes)
     assert any(outcome.load_ms is not None for outcome in played.outcomes)
     assert played.resident[0] <= 2  # none, when the last change deleted both
