@@ -28,7 +28,7 @@ class ScriptedRunner:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._results = [ChunkResult(token_id=token) for token in TOKENS]
+        self._results = [ChunkResult(token_ids=(token,)) for token in TOKENS]
 
     def run(
         self, chunks: Sequence[Chunk], variants: Mapping[str, ResidentVariant]

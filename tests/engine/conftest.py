@@ -75,12 +75,12 @@ class ScriptedRunner:
         if not chunk.completes:
             return ChunkResult()
         if (request.variant.digest or request.request_id) in self.not_finite:
-            return ChunkResult(token_id=0, finite=False)
+            return ChunkResult(finite=False)
         cached = [self._cache[self._slot(request, p)] for p in range(stop)]
         assert {writer for writer, _ in cached} == {request.variant.digest}
         known = [token for _, token in cached]
         token = next_token(known, request.variant.digest)
-        return ChunkResult(token_id=token + (request.variant.digest in self.wrong))
+        return ChunkResult(token_ids=(token + (request.variant.digest in self.wrong),))
 
     def _slot(self, request: Request, position: int) -> int:
         block = request.block_table[position // self._block_size]

@@ -20,7 +20,7 @@ def scheduler(
 def step(it: Scheduler, ready: Callable[[Request], bool] = lambda request: True) -> SchedulerOutput:
     """Schedule and update; every completed chunk samples token 7."""
     output = it.schedule(ready)
-    it.update([(chunk, 7 if chunk.completes else None) for chunk in output.chunks])
+    it.update([(chunk, (7,) if chunk.completes else ()) for chunk in output.chunks])
     return output
 
 

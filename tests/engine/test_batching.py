@@ -89,7 +89,10 @@ def test_every_row_knows_its_token_its_position_and_its_place(
 def test_only_completed_chunks_want_logits(make_request: RequestFactory) -> None:
     made = plan(chunk(make_request(prompt=9), 0, 4), chunk(make_request(prompt=5), 0, 5))
     assert made.batch.logit_rows.tolist() == [8]
-    assert [(w.prompt, w.sampled) for w in made.logit_rows] == [(range(0), None), (range(0), 0)]
+    assert [(w.prompt, w.sampled) for w in made.logit_rows] == [
+        (range(0), range(0)),
+        (range(0), range(1)),
+    ]
 
 
 def test_prompt_logprobs_want_every_row_that_predicts_an_unscored_prompt_token(
@@ -98,11 +101,11 @@ def test_prompt_logprobs_want_every_row_that_predicts_an_unscored_prompt_token(
     request = make_request(prompt=6, prompt_logprobs=0)
     first = plan(chunk(request, 0, 4))
     assert first.batch.logit_rows.tolist() == [0, 1, 2, 3]
-    assert first.logit_rows[0].sampled is None
+    assert not first.logit_rows[0].sampled
     request.prompt_logprobs = [None] * 4  # type: ignore[list-item]
     last = plan(chunk(request, 4, 2))
     assert last.batch.logit_rows.tolist() == [0, 1]
-    assert (last.logit_rows[0].prompt, last.logit_rows[0].sampled) == (range(1), 1)
+    assert (last.logit_rows[0].prompt, last.logit_rows[0].sampled) == (range(1), range(1, 2))
 
 
 def test_a_preempted_request_does_not_score_its_prompt_again(make_request: RequestFactory) -> None:
@@ -110,4 +113,4 @@ def test_a_preempted_request_does_not_score_its_prompt_again(make_request: Reque
     request.prompt_logprobs = [None] * 5  # type: ignore[list-item]
     again = plan(chunk(request, 0, 7))
     assert again.batch.logit_rows.tolist() == [6]
-    assert (again.logit_rows[0].prompt, again.logit_rows[0].sampled) == (range(0), 0)
+    assert (again.logit_rows[0].prompt, again.logit_rows[0].sampled) == (range(0), range(1))

@@ -206,5 +206,5 @@ def run_step(it: Scheduler, number: int) -> list[str]:
         room = len(chunk.request.block_table) * it.blocks.block_size
         assert chunk.start + chunk.num_tokens <= room
     it.blocks.check(r.block_table for r in it.requests())
-    finished = it.update([(c, number if c.completes else None) for c in output.chunks])
+    finished = it.update([(c, (number,) if c.completes else ()) for c in output.chunks])
     return [request.request_id for request in finished]

@@ -6,6 +6,7 @@ not know queues, sampling or what a variant does.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, groupby, zip_longest
 
 import numpy as np
 import torch
@@ -21,11 +22,11 @@ Variants = Mapping[str, ResidentVariant]
 
 @dataclass(frozen=True, slots=True)
 class LogitRows:
-    """Which rows of the logits belong to a chunk: those of its prompt, the one to sample from."""
+    """Which rows of the logits belong to a chunk: those of its prompt, those to sample from."""
 
     chunk: Chunk
     prompt: range  # rows whose next token is a prompt token that wants log-probabilities
-    sampled: int | None
+    sampled: range  # empty: the chunk does not complete its request's tokens; 1 + drafted tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,30 +42,30 @@ def build(
 ) -> BatchPlan:
     """Lay the chunks out as rows: the base first, then by codec and variant, decode rows first.
 
+    Work per chunk stays with Python's own lists, and numpy is called a fixed number of times.
+
     Raises:
         KeyError: a chunk whose variant is not among `variants`.
     """
     ordered = sorted(chunks, key=_row_order(variants))
-    starts = np.zeros(len(ordered) + 1, dtype=np.int32)
-    np.cumsum([chunk.num_tokens for chunk in ordered], out=starts[1:])
-    positions = [np.arange(c.start, c.start + c.num_tokens) for c in ordered]
+    starts = [0, *accumulate(chunk.num_rows for chunk in ordered)]
+    counts = np.diff(starts)
+    computed = np.array([chunk.start for chunk in ordered])
+    sequences = np.repeat(np.arange(len(ordered)), counts)
+    positions = np.arange(starts[-1]) + (computed - starts[:-1])[sequences]
     tables = _block_tables(ordered)
-    slots = [
-        table[position // block_size].astype(np.int64) * block_size + position % block_size
-        for table, position in zip(tables, positions, strict=True)
-    ]
-    token_ids = [t for c in ordered for t in c.request.tokens(c.start, c.start + c.num_tokens)]
-    rows, logit_rows = _logit_rows(ordered, starts.tolist())
+    blocks = tables[sequences, positions // block_size].astype(np.int64)
+    rows, logit_rows = _logit_rows(ordered, starts)
     to_device = _mover(device)
     batch = Batch(
-        token_ids=to_device(np.array(token_ids, dtype=np.int64)),
-        positions=to_device(np.concatenate(positions)),
-        segments=_segments(ordered, variants),
+        token_ids=to_device(np.array(_token_ids(ordered), dtype=np.int64)),
+        positions=to_device(positions),
+        segments=_segments(ordered, starts, variants),
         attention=AttentionBatch(
-            query_start=to_device(starts),
-            context=to_device(np.array([c.start + c.num_tokens for c in ordered], dtype=np.int32)),
+            query_start=to_device(np.array(starts, dtype=np.int32)),
+            context=to_device((computed + counts).astype(np.int32)),
             block_tables=to_device(tables),
-            slots=to_device(np.concatenate(slots)),
+            slots=to_device(blocks * block_size + positions % block_size),
             block_size=block_size,
         ),
         logit_rows=to_device(np.array(rows, dtype=np.int64)),
@@ -73,11 +74,13 @@ def build(
 
 
 def _row_order(variants: Variants) -> Callable[[Chunk], tuple[str, str, int]]:
+    codecs = {digest: _codec_name(variant) for digest, variant in variants.items()}
+
     def key(chunk: Chunk) -> tuple[str, str, int]:
         digest = chunk.request.variant.digest
         if digest is None:
             return ("", "", chunk.num_tokens)
-        return (_codec_name(variants[digest]), digest, chunk.num_tokens)
+        return (codecs[digest], digest, chunk.num_tokens)
 
     return key
 
@@ -88,34 +91,44 @@ def _codec_name(variant: ResidentVariant) -> str:
     return "" if linear is None else linear.codec.name
 
 
-def _segments(ordered: Sequence[Chunk], variants: Variants) -> tuple[Segment, ...]:
+def _token_ids(ordered: Sequence[Chunk]) -> list[int]:
+    token_ids: list[int] = []
+    for chunk in ordered:
+        token_ids += chunk.request.tokens(chunk.start, chunk.start + chunk.num_tokens)
+        token_ids += chunk.draft
+    return token_ids
+
+
+def _segments(
+    ordered: Sequence[Chunk], starts: Sequence[int], variants: Variants
+) -> tuple[Segment, ...]:
     """One segment for the base, one for all decode rows of a variant, one per longer chunk.
 
-    Longer chunks stay apart so that fused or rebuilt follows from the request's own chunk alone.
+    Longer chunks stay apart so that fused or rebuilt follows from the request's own chunk alone; a
+    draft does not make a chunk longer, so that its rows are computed as they are without one.
     """
     segments: list[Segment] = []
-    row = 0
-    for chunk in ordered:
-        digest, tokens = chunk.request.variant.digest, chunk.num_tokens
+    for (digest, _), chunks in groupby(enumerate(ordered), _shared_segment):
+        members = list(chunks)
+        first, last = members[0][0], members[-1][0]
+        tokens = max(chunk.num_tokens for _, chunk in members)
         variant = None if digest is None else variants[digest]
-        last = segments[-1] if segments else None
-        merges = last is not None and last.variant is variant and (digest is None or tokens == 1)
-        if last is not None and merges:
-            kind = max(last.chunk_tokens, tokens)
-            segments[-1] = Segment(variant, last.start, row + tokens, kind)
-        else:
-            segments.append(Segment(variant, row, row + tokens, tokens))
-        row += tokens
+        segments.append(Segment(variant, starts[first], starts[last + 1], tokens))
     return tuple(segments)
+
+
+def _shared_segment(numbered: tuple[int, Chunk]) -> tuple[str | None, int | None]:
+    """Neighbouring chunks with the same key are one segment."""
+    number, chunk = numbered
+    digest = chunk.request.variant.digest
+    return digest, None if digest is None or chunk.num_tokens == 1 else number
 
 
 def _block_tables(ordered: Sequence[Chunk]) -> NDArray[np.int32]:
     """int32 [sequences, longest table]; entries past a sequence's table are 0."""
     lists = [chunk.request.block_table for chunk in ordered]
-    tables = np.zeros((len(lists), max(map(len, lists))), dtype=np.int32)
-    for row, blocks in zip(tables, lists, strict=True):
-        row[: len(blocks)] = blocks
-    return tables
+    columns = zip_longest(*lists, fillvalue=0)
+    return np.ascontiguousarray(np.array(list(columns), dtype=np.int32).T)
 
 
 def _logit_rows(
@@ -128,10 +141,10 @@ def _logit_rows(
         prompt = _prompt_rows(chunk, first)
         begin = len(rows)
         rows += prompt
-        sampled = len(rows) if chunk.completes else None
-        if sampled is not None:
-            rows.append(first + chunk.num_tokens - 1)
-        wanted.append(LogitRows(chunk, range(begin, begin + len(prompt)), sampled))
+        middle = len(rows)
+        if chunk.completes:
+            rows += range(first + chunk.num_tokens - 1, first + chunk.num_rows)
+        wanted.append(LogitRows(chunk, range(begin, middle), range(middle, len(rows))))
     return rows, tuple(wanted)
 
 

@@ -235,10 +235,15 @@ class EngineCore:
         for chunk, result in computed:
             chunk.request.prompt_logprobs.extend(result.prompt_logprobs)
 
-        self.counters.last_batch_rows = sum(chunk.num_tokens for chunk, _ in computed)
-        for request in self.scheduler.update([(c, r.token_id) for c, r in computed]):
+        self.counters.last_batch_rows = sum(chunk.num_rows for chunk, _ in computed)
+        before = [len(chunk.request.output_token_ids) for chunk, _ in computed]
+        for request in self.scheduler.update([(c, r.token_ids) for c, r in computed]):
             self._release(request)
-        self._events += [_event(c.request, r) for c, r in computed if r.token_id is not None]
+        self._events += [
+            _event(c.request, r, at)
+            for (c, r), at in zip(computed, before, strict=True)
+            if r.token_ids
+        ]
 
     def _fail(self, requests: Iterable[Request], reason: str) -> None:
         for request in requests:
@@ -279,16 +284,17 @@ def _end(request: Request, reason: FinishReason, error: str | None = None) -> St
     )
 
 
-def _event(request: Request, result: ChunkResult) -> StepEvent:
-    """A request's new token. The first event of a request brings its prompt's log-probabilities."""
-    tokens = request.output_token_ids[-1:]
+def _event(request: Request, result: ChunkResult, before: int) -> StepEvent:
+    """A request's tokens from number `before` on. Its first event brings its prompt's
+    log-probabilities."""
+    tokens = request.output_token_ids[before:]
     prompt = None
-    if request.params.prompt_logprobs is not None and len(request.output_token_ids) <= 1:
+    if request.params.prompt_logprobs is not None and before == 0:
         prompt = (None, *request.prompt_logprobs)
     return StepEvent(
         request.request_id,
         token_ids=tuple(tokens),
-        logprobs=(result.logprobs,) if result.logprobs is not None and tokens else (),
+        logprobs=result.logprobs[: len(tokens)],
         prompt_logprobs=prompt,
         finish_reason=request.finish_reason,
         cached_tokens=request.num_cached_tokens,

@@ -25,8 +25,9 @@ from tsugiki.model.kv_cache import KVCache
 class ChunkResult:
     """What a step found out about one chunk."""
 
-    token_id: int | None = None  # None: the chunk does not complete the request's tokens
-    logprobs: TokenLogprobs | None = None
+    # none when the chunk does not complete the request's tokens. All but the last repeat its draft
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()  # of each of them, where the request wants any
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of the prompt tokens that follow its rows
     finite: bool = True  # False: the model gave NaN or infinity, and nothing else here counts
 
@@ -54,7 +55,7 @@ class TorchModelRunner:
         self._decoder = decoder
         self._cache = cache
         self._device = cache.layers[0].device
-        self._sampler = Sampler(decoder.kernels)
+        self.sampler = Sampler(decoder.kernels)
 
     @torch.inference_mode()
     def run(
@@ -78,25 +79,19 @@ class TorchModelRunner:
         sampled = self._sample(wanted, logits)
         scored = [self._score_prompt(w, logits) if w.prompt else () for w in wanted]
         return [
-            ChunkResult(
-                token_id=None if one is None else one.token_id,
-                logprobs=None if one is None else one.logprobs,
-                prompt_logprobs=prompt,
-                finite=one is None or one.finite,
-            )
-            for one, prompt in zip(sampled, scored, strict=True)
+            _result(w.chunk, tokens, prompt)
+            for w, tokens, prompt in zip(wanted, sampled, scored, strict=True)
         ]
 
-    def _sample(self, wanted: Sequence[LogitRows], logits: Tensor) -> list[Sampled | None]:
+    def _sample(self, wanted: Sequence[LogitRows], logits: Tensor) -> list[list[Sampled]]:
+        """One token for each sampled row of each chunk, whether its draft was right or not."""
         tokens = [
-            Wanted(w.chunk.request, len(w.chunk.request.output_token_ids), w.sampled)
+            Wanted(w.chunk.request, len(w.chunk.request.output_token_ids) + i, row)
             for w in wanted
-            if w.sampled is not None
+            for i, row in enumerate(w.sampled)
         ]
-        if not tokens:
-            return [None] * len(wanted)
-        found = iter(self._sampler.sample(logits, tokens))
-        return [None if w.sampled is None else next(found) for w in wanted]
+        found = iter(self.sampler.sample(logits, tokens) if tokens else ())
+        return [[next(found) for _ in w.sampled] for w in wanted]
 
     def _score_prompt(self, wanted: LogitRows, logits: Tensor) -> tuple[TokenLogprobs, ...]:
         """Log-probabilities of the prompt tokens that follow this chunk's rows."""
@@ -106,3 +101,23 @@ class TorchModelRunner:
         alternatives = [request.params.prompt_logprobs or 0] * len(tokens)
         kernels = self._decoder.kernels
         return tuple(token_logprobs(kernels, logits, wanted.prompt, tokens, alternatives))
+
+
+def _result(
+    chunk: Chunk, sampled: Sequence[Sampled], prompt: tuple[TokenLogprobs, ...]
+) -> ChunkResult:
+    """The tokens up to the first that the draft did not foresee; those after it follow a wrong one.
+
+    A draft changes nothing but the number of tokens of a step: each token was chosen from logits
+    that only right tokens precede, by the random number of its own position.
+    """
+    right = 0
+    while right < len(chunk.draft) and sampled[right].token_id == chunk.draft[right]:
+        right += 1
+    counted = sampled[: right + 1]
+    return ChunkResult(
+        token_ids=tuple(one.token_id for one in counted if one.finite),
+        logprobs=tuple(one.logprobs for one in counted if one.logprobs is not None),
+        prompt_logprobs=prompt,
+        finite=all(one.finite for one in counted),
+    )

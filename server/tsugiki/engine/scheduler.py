@@ -6,7 +6,7 @@ There is neither a prefill nor a decode phase (vLLM v1's idea): each request has
 Does not know tensors, text, time or where variants live (it asks `ready`).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from tsugiki.engine.kv_blocks import BlockManager
@@ -31,11 +31,18 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Tokens `start : start + num_tokens` of a request, computed in one step."""
+    """Tokens `start : start + num_tokens` of a request, computed in one step, and a guess at those
+    that come next, computed with them."""
 
     request: Request
     start: int
     num_tokens: int
+    draft: tuple[int, ...] = ()
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the batch."""
+        return self.num_tokens + len(self.draft)
 
     @property
     def completes(self) -> bool:
@@ -100,22 +107,25 @@ class Scheduler:
             self._admit(output, budget, ready)
         return output
 
-    def update(self, computed: Iterable[tuple[Chunk, int | None]]) -> list[Request]:
-        """Book one computed step: chunks of requests that still run, each with the token that it
-        sampled (None: it was not complete). Returns the requests that finished in this step.
+    def update(self, computed: Iterable[tuple[Chunk, Sequence[int]]]) -> list[Request]:
+        """Book one computed step: chunks of requests that still run, each with the tokens that it
+        gave: none when it was not complete; all but the last repeat its draft. Returns the requests
+        that finished in this step.
         """
         finished = []
-        for chunk, token_id in computed:
+        for chunk, token_ids in computed:
             request = chunk.request
             self._advance(request, chunk.num_tokens)
-            if token_id is None:
-                continue
-            if request.params.max_tokens > 0:
-                request.output_token_ids.append(token_id)
-            reason = finish_reason(request)
-            if reason is not None:
-                self.finish(request, reason)
-                finished.append(request)
+            for number, token_id in enumerate(token_ids):
+                if number:
+                    self._advance(request, 1)  # what was drafted before this token was right
+                if request.params.max_tokens > 0:
+                    request.output_token_ids.append(token_id)
+                reason = finish_reason(request)
+                if reason is not None:
+                    self.finish(request, reason)
+                    finished.append(request)
+                    break
         return finished
 
     def finish(self, request: Request, reason: FinishReason) -> None:
