@@ -287,7 +287,8 @@ class KernelBackend(Protocol):
     def write_kv(self, k: Tensor, v: Tensor, cache: Tensor, where: AttentionBatch) -> None:
         """Store k, v [rows, kv_heads, head_dim] into cache[0], cache[1] at `where.slots`.
 
-        cache: [2, blocks, kv_heads, block_size, head_dim], activation dtype.
+        cache: [2, blocks, kv_heads, block_size, head_dim], activation dtype. How the elements of
+        a block lie is the backend's own affair: only its `paged_attention` reads them.
         """
 
     def paged_attention(

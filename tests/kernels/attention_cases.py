@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from tsugiki_kernels.interface import AttentionBatch, KernelBackend, Span
-from tsugiki_kernels.reference import ReferenceBackend
 
 
 @dataclass
@@ -60,19 +59,19 @@ class PagedCase:
         context = torch.tensor([stop for _, stop in spans], dtype=torch.int32)
         return AttentionBatch(starts, context, tables, torch.cat(slots), size)
 
-    def cache(self) -> Tensor:
+    def cache(self, kernels: KernelBackend) -> Tensor:
         """Full of NaN, so that a read of an unwritten place shows; all contexts written."""
         blocks = sum(-(-n // self.block_size) for n in self.contexts) + 2
         shape = (2, blocks, self.kv_heads, self.block_size, self.dim)
         cache = torch.full(shape, float("nan")).to(self.dtype)
         whole = self.batch([(0, n) for n in self.contexts])
         n = len(self.contexts)
-        ReferenceBackend().write_kv(torch.cat(self.k[:n]), torch.cat(self.v[:n]), cache, whole)
+        kernels.write_kv(torch.cat(self.k[:n]), torch.cat(self.v[:n]), cache, whole)
         return cache
 
     def attend(self, kernels: KernelBackend, spans: Sequence[Span], window: int | None) -> Tensor:
         """Attention of the named rows over a cache in which everything is written."""
         q = torch.cat([self.q[s][start:stop] for s, (start, stop) in enumerate(spans)])
         out = torch.full_like(q, float("nan"))
-        kernels.paged_attention(q, self.cache(), self.batch(spans), self.scale, window, out)
+        kernels.paged_attention(q, self.cache(kernels), self.batch(spans), self.scale, window, out)
         return out

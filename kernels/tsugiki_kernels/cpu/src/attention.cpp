@@ -5,9 +5,9 @@
 // of a row depends on its position and its own context only: decode and prefill agree bit by bit.
 //
 // A task is one KV head and up to 16 rows of one sequence, with all query heads of that KV head.
-// It rearranges each unit once. Keys are transposed, so that 16 scores are one vector and a score is
-// a plain chain over the head dimension; bfloat16 keys stay pairs of dimensions in 32-bit lanes,
-// which halves the transposition and fits vdpbf16ps. Values become float32 as they lie.
+// The cache holds the keys of a block transposed (attention.h), so that 16 scores are one vector and
+// a score is a plain chain over the head dimension; bfloat16 keys are pairs of dimensions in 32-bit
+// lanes, which fits vdpbf16ps. Values become float32 as they lie.
 
 #include "attention_unit.h"
 
@@ -58,12 +58,12 @@ void attend(const Attention& a, const QueryTile& task) {
   for (int64_t unit = oldest / UNIT * UNIT; unit <= newest; unit += UNIT) {
     int64_t places[UNIT];
     find_places(a, task, unit, oldest, newest + 1, places);
-    load_unit(a, places, w);
+    const UnitKeys keys = load_unit(a, unit, places, w);
     for (int64_t row = task.first_row; row < task.last_row; ++row) {
       const int64_t position = position_of(a, task.sequence, row);
       const int64_t from = std::max<int64_t>(0, first_seen(a, position) - unit);
       const int64_t to = std::min(UNIT, position + 1 - unit);
-      if (from < to) meet_unit_all_heads(a, w, places, row - task.first_row, from, to);
+      if (from < to) meet_unit_all_heads(a, w, keys, places, row - task.first_row, from, to);
     }
   }
   store_rows(a, task, w);
@@ -120,14 +120,17 @@ extern "C" int32_t tsugiki_write_kv(const KeyValueRows* rows) {
   for (int64_t i = 0; i < r.rows; ++i)
     if (r.slots[i] < 0 || r.slots[i] >= places) return 1;
   const int64_t size = dtype_size(Dtype(r.dtype)), bytes = r.dim * size;
+  const int64_t per_step = dims_per_step(Dtype(r.dtype), r.dim);
   for (int64_t i = 0; i < r.rows; ++i) {
     const int64_t block = r.slots[i] / r.block_size, place = r.slots[i] % r.block_size;
     for (int64_t h = 0; h < r.kv_heads; ++h) {
-      const int64_t to = ((block * r.kv_heads + h) * r.block_size + place) * r.dim;
-      const int64_t k = i * r.k_row_stride + h * r.k_head_stride;
-      const int64_t v = i * r.v_row_stride + h * r.v_head_stride;
-      std::memcpy((char*)r.cache + to * size, (const char*)r.k + k * size, bytes);
-      std::memcpy((char*)r.cache + (r.side + to) * size, (const char*)r.v + v * size, bytes);
+      const int64_t first = (block * r.kv_heads + h) * r.block_size * r.dim;
+      const char* k = (const char*)r.k + (i * r.k_row_stride + h * r.k_head_stride) * size;
+      const char* v = (const char*)r.v + (i * r.v_row_stride + h * r.v_head_stride) * size;
+      for (int64_t d = 0; d < r.dim; d += per_step)
+        std::memcpy((char*)r.cache + (first + d * r.block_size + place * per_step) * size,
+                    k + d * size, per_step * size);
+      std::memcpy((char*)r.cache + (r.side + first + place * r.dim) * size, v, bytes);
     }
   }
   return 0;

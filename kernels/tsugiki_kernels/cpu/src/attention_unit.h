@@ -24,7 +24,7 @@ struct Workspace {
   bool pairs;      // keys and queries hold bfloat16 pairs
   int64_t steps;   // of the head dimension
   bool values_in_cache;  // not worth rearranging
-  float* keys;     // [padded steps, UNIT], transposed
+  float* keys;     // [padded steps, UNIT], when they cannot be read where they lie
   float* values;   // [UNIT, width]
   float* queries;  // [rows, heads of the group, width]; the first `steps` of each are used
   float* sums;     // [rows, heads of the group, width]: the unnormalised output
@@ -33,7 +33,7 @@ struct Workspace {
 
   Workspace(Dtype dtype, int64_t dim, int64_t rows, int64_t heads)
       : width(padded(dim)),
-        pairs(dtype == BFLOAT16 && dim % 2 == 0),
+        pairs(dims_per_step(dtype, dim) == 2),
         steps(pairs ? dim / 2 : dim),
         values_in_cache(dtype == BFLOAT16 && dim % LANES == 0 && rows == 1) {
     const int64_t rows_heads = rows * heads;
@@ -55,8 +55,8 @@ struct Workspace {
   }
 };
 
-// Element index, in the key side of the cache, of the positions [from, to) of the unit beginning at
-// `unit`; -1 for its other positions.
+// Element index, in the value side of the cache, of the positions [from, to) of the unit beginning
+// at `unit`; -1 for its other positions.
 void find_places(const Attention& a, const QueryTile& task, int64_t unit, int64_t from, int64_t to,
                  int64_t (&places)[UNIT]) {
   std::fill(places, places + UNIT, int64_t(-1));
@@ -70,40 +70,84 @@ void find_places(const Attention& a, const QueryTile& task, int64_t unit, int64_
   }
 }
 
-// Sixteen positions x 16 steps, transposed into keys[step][position]; places of -1 become zero.
-inline void transpose_keys(const Attention& a, const Workspace& w, const int64_t* places,
-                           int64_t step, float* keys) {
-  Half16 block[2][2][8];  // position half, step half
-  for (int i = 0; i < LANES; ++i) {
-    const Floats row =
-        places[i] < 0 ? zeros() : w.steps_at(Dtype(a.dtype), a.cache, places[i], step);
-    block[i / 8][0][i % 8] = low(row), block[i / 8][1][i % 8] = high(row);
+// The keys of a unit, four vectors of 16 positions for each step of the head dimension.
+struct UnitKeys {
+  const char* groups[GROUPS];
+  int64_t stride;  // bytes from one step to the next
+
+  Floats operator()(int64_t group, int64_t step) const {
+    return load((const float*)(groups[group] + step * stride));
   }
-  for (int half = 0; half < 2; ++half) {
-    transpose8(block[half][0]), transpose8(block[half][1]);
-    for (int i = 0; i < LANES; ++i)
-      std::memcpy(keys + (step + i) * UNIT + half * 8, &block[half][i / 8][i % 8], sizeof(Half16));
+};
+
+// Keys where they lie: 16 positions of one block are neighbours. Positions that nobody has written
+// yet read as anything, a group without a known position as the keys of another one.
+UnitKeys keys_in_cache(const Attention& a, const Workspace& w, int64_t unit,
+                       const int64_t (&places)[UNIT]) {
+  UnitKeys keys;
+  const int64_t bytes = w.pairs ? 2 : 4, per_step = w.pairs ? 2 : 1;
+  keys.stride = a.block_size * per_step * bytes;
+  const char* any = nullptr;
+  for (int64_t g = 0; g < GROUPS; ++g) {
+    const int64_t* known = std::find_if(places + g * LANES, places + (g + 1) * LANES,
+                                        [](int64_t place) { return place >= 0; });
+    keys.groups[g] = nullptr;
+    if (known == places + (g + 1) * LANES) continue;
+    const int64_t block = *known - (unit + (known - places)) % a.block_size * a.dim;
+    const int64_t first = block + (unit + g * LANES) % a.block_size * per_step;
+    any = keys.groups[g] = (const char*)a.cache + first * bytes;
   }
+  for (const char*& group : keys.groups)
+    if (group == nullptr) group = any;
+  return keys;
 }
 
-void load_unit(const Attention& a, const int64_t (&places)[UNIT], Workspace& w) {
+inline float first_of(Floats a) {
+  float lanes[LANES];
+  store(lanes, a);
+  return lanes[0];
+}
+
+// Keys one by one into lanes, for blocks that do not hold whole vectors and for other dtypes.
+UnitKeys gathered_keys(const Attention& a, const Workspace& w, int64_t unit,
+                       const int64_t (&places)[UNIT]) {
+  const Dtype dtype = Dtype(a.dtype);
+  for (int64_t i = 0; i < UNIT; ++i) {
+    const int64_t place = (unit + i) % a.block_size, block = places[i] - place * a.dim;
+    for (int64_t step = 0; step < w.steps; ++step) {
+      float* to = w.keys + step * UNIT + i;
+      if (places[i] < 0)
+        *to = 0.0f;
+      else if (w.pairs)
+        std::memcpy(to, (const uint16_t*)a.cache + block + (step * a.block_size + place) * 2, 4);
+      else
+        *to = first_of(load_up_to(dtype, a.cache, block + step * a.block_size + place, 1));
+    }
+  }
+  UnitKeys keys;
+  for (int64_t g = 0; g < GROUPS; ++g) keys.groups[g] = (const char*)(w.keys + g * LANES);
+  keys.stride = UNIT * sizeof(float);
+  return keys;
+}
+
+UnitKeys load_unit(const Attention& a, int64_t unit, const int64_t (&places)[UNIT], Workspace& w) {
   for (int64_t i = 0; i < UNIT && !w.values_in_cache; ++i)
     for (int64_t d = 0; d < w.width && places[i] >= 0; d += LANES)
       store(w.values + i * w.width + d,
             load_up_to(Dtype(a.dtype), a.cache, a.side + places[i] + d, a.dim - d));
-  for (int64_t g = 0; g < GROUPS; ++g)
-    for (int64_t step = 0; step < w.steps; step += LANES)
-      transpose_keys(a, w, places + g * LANES, step, w.keys + g * LANES);
+  const bool whole = a.block_size % LANES == 0 && (w.pairs || a.dtype == FLOAT32);
+  return whole ? keys_in_cache(a, w, unit, places) : gathered_keys(a, w, unit, places);
 }
 
 template <int HEADS, bool PAIRS>
-inline void score(const Attention& a, const Workspace& w, const float* q, float* scores) {
+inline void score(const Attention& a, const Workspace& w, const UnitKeys& keys, const float* q,
+                  float* scores) {
   Floats total[HEADS][GROUPS];
   for (int h = 0; h < HEADS; ++h)
     for (int g = 0; g < GROUPS; ++g) total[h][g] = zeros();
   for (int64_t step = 0; step < w.steps; ++step)
     for (int g = 0; g < GROUPS; ++g) {
-      const Floats key = load(w.keys + step * UNIT + g * LANES);
+      const Floats key = keys(g, step);
       for (int h = 0; h < HEADS; ++h) {
         const Floats query = splat(q[h * w.width + step]);
         total[h][g] = PAIRS ? fma_pairs(query, key, total[h][g]) : fma(query, key, total[h][g]);
@@ -179,14 +223,14 @@ inline void weigh_all(const Workspace& w, const Values& values, const float* wei
 
 // One unit for some heads of one row; `index` is the first of them in the workspace.
 template <int HEADS>
-void meet_unit(const Attention& a, const Workspace& w, const int64_t* places, int64_t index,
-               int64_t from, int64_t to) {
+void meet_unit(const Attention& a, const Workspace& w, const UnitKeys& keys,
+               const int64_t* places, int64_t index, int64_t from, int64_t to) {
   float weights[HEADS * UNIT], rescale[HEADS];
   const float* queries = w.queries + index * w.width;
   if (w.pairs)
-    score<HEADS, true>(a, w, queries, weights);
+    score<HEADS, true>(a, w, keys, queries, weights);
   else
-    score<HEADS, false>(a, w, queries, weights);
+    score<HEADS, false>(a, w, keys, queries, weights);
   for (int h = 0; h < HEADS; ++h)
     rescale[h] = soften(weights + h * UNIT, from, to, w.maxima[index + h],
                         w.lanes + (index + h) * LANES);
@@ -200,17 +244,17 @@ void meet_unit(const Attention& a, const Workspace& w, const int64_t* places, in
   }
 }
 
-void meet_unit_all_heads(const Attention& a, const Workspace& w, const int64_t* places,
-                         int64_t row_index, int64_t from, int64_t to) {
+void meet_unit_all_heads(const Attention& a, const Workspace& w, const UnitKeys& keys,
+                         const int64_t* places, int64_t row_index, int64_t from, int64_t to) {
   const int64_t heads = a.heads / a.kv_heads;
   int64_t h = 0;
   for (; h + HEADS_AT_ONCE <= heads; h += HEADS_AT_ONCE)
-    meet_unit<4>(a, w, places, row_index * heads + h, from, to);
+    meet_unit<4>(a, w, keys, places, row_index * heads + h, from, to);
   const int64_t index = row_index * heads + h;
   switch (heads - h) {
-    case 3: return meet_unit<3>(a, w, places, index, from, to);
-    case 2: return meet_unit<2>(a, w, places, index, from, to);
-    case 1: return meet_unit<1>(a, w, places, index, from, to);
+    case 3: return meet_unit<3>(a, w, keys, places, index, from, to);
+    case 2: return meet_unit<2>(a, w, keys, places, index, from, to);
+    case 1: return meet_unit<1>(a, w, keys, places, index, from, to);
   }
 }
 

@@ -112,16 +112,10 @@ struct Gate {
   int32_t activation, dtype, threads, unused;
 };
 
-// x / (1 + e^-x), from the exponential of a number that is never positive.
+// x times the sigmoid of `by`.
 inline Floats times_sigmoid(Floats x, Floats by) {
-  float lanes[LANES], smaller[LANES];
-  store(lanes, by);
-  for (float& lane : lanes) lane = -std::fabs(lane);
-  store(smaller, exp_of(load(lanes)));
-  store(lanes, by);
-  for (int i = 0; i < LANES; ++i)
-    lanes[i] = (lanes[i] >= 0 ? 1.0f : smaller[i]) / (1.0f + smaller[i]);
-  return x * load(lanes);
+  const Floats e = exp_of(zeros() - max(by, splat(-87.0f)));
+  return x / (splat(1.0f) + e);
 }
 
 inline Floats exact_gelu(Floats x) {

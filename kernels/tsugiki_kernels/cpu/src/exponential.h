@@ -7,7 +7,7 @@
 
 namespace tsugiki {
 
-// e^x for x <= 0: Cody-Waite reduction, degree-6 polynomial, about 1 ulp; below -87 it stays at
+// e^x for x <= 87: Cody-Waite reduction, degree-6 polynomial, about 1 ulp; below -87 it stays at
 // e^-87. exp(0) is exactly 1, which a rescale by an unchanged maximum relies on.
 inline Floats exp_of(Floats x) {
   x = max(x, splat(-87.0f));

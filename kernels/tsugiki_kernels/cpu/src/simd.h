@@ -45,6 +45,7 @@ inline Floats fma(Floats a, Floats b, Floats c) { return {_mm512_fmadd_ps(a.v, b
 inline Floats operator+(Floats a, Floats b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline Floats operator-(Floats a, Floats b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline Floats operator*(Floats a, Floats b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline Floats operator/(Floats a, Floats b) { return {_mm512_div_ps(a.v, b.v)}; }
 inline Floats max(Floats a, Floats b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline Half16 low(Floats a) { return (Half16)_mm512_castps512_ps256(a.v); }
 inline Half16 high(Floats a) { return (Half16)_mm512_extractf32x8_ps(a.v, 1); }
@@ -101,6 +102,7 @@ inline Floats fma(Floats a, Floats b, Floats c) {
 inline Floats operator+(Floats a, Floats b) { return {a.lo + b.lo, a.hi + b.hi}; }
 inline Floats operator-(Floats a, Floats b) { return {a.lo - b.lo, a.hi - b.hi}; }
 inline Floats operator*(Floats a, Floats b) { return {a.lo * b.lo, a.hi * b.hi}; }
+inline Floats operator/(Floats a, Floats b) { return {a.lo / b.lo, a.hi / b.hi}; }
 inline Floats max(Floats a, Floats b) {
   return {a.lo > b.lo ? a.lo : b.lo, a.hi > b.hi ? a.hi : b.hi};
 }
