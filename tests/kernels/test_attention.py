@@ -112,9 +112,9 @@ def test_attention_refuses_places_outside_the_cache_and_wrong_dtypes(
 ) -> None:
     case = PagedCase([20], 2, 1, 16, torch.float32)
     batch = replace(case.batch([(11, 20)]), **change)
+    q, cache = case.q[0][11:], case.cache(cpu_backend)
     with pytest.raises(BadArgument, match=named):
-        q = case.q[0][11:]
-        cpu_backend.paged_attention(q, case.cache(cpu_backend), batch, 1.0, None, torch.empty_like(q))
+        cpu_backend.paged_attention(q, cache, batch, 1.0, None, torch.empty_like(q))
 
 
 @pytest.mark.compiler
