@@ -23,15 +23,15 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.results import median_interval, save
 from benchmarks.server import running_server
-from benchmarks.variants import distinct_variants
+from benchmarks.variants import decompressed, distinct_variants
 from tsugiki.config import default_cache_dir
 from tsugiki.model.demo_base import resolve_base
 
 PROMPT, NEW = 128, 64
 VOCABULARY = (100, 40000)  # random ordinary tokens
 LAYOUTS = {
-    "tiles of 16 rows, 1 bit, alpha 16": ["--rows-per-mask", "16", "--bits", "1", "--alpha", "16"],
-    "per-row masks, 4 bits, alpha 16": ["--rows-per-mask", "1", "--bits", "4", "--alpha", "16"],
+    "tiles of 16 rows, 1 bit, alpha 16": {"rows_per_mask": 16, "bits": 1, "alpha": 16},
+    "per-row masks, 4 bits, alpha 16": {"rows_per_mask": 1, "bits": 4, "alpha": 16},
 }
 
 
@@ -122,10 +122,8 @@ def main() -> int:
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         work = args.work or Path(name)
-        layouts = {
-            title: distinct_variants(base, args.variants, work, 8, options, f"v{i}")
-            for i, (title, options) in enumerate(LAYOUTS.items())
-        }
+        tuned = decompressed(base, args.variants, work / "tuned")
+        layouts = distinct_variants(base, tuned, work / "variants", 8, LAYOUTS)
         print(f"{'A / B':<58}{'c':>4}{'A tok/s':>9}{'B tok/s':>9}{'A / B':>8}  95 % interval")
         with running_server(base, work / "variants", work / "server.log") as url:
             results = measure(url, base, layouts, args)

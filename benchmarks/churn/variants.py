@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.variants import tsugiki
+from benchmarks.variants import decompressed
 from tsugiki import __version__
 from tsugiki.codecs import CODECS, artifact
 from tsugiki.codecs.artifact import ArtifactSpec, BaseRef
@@ -152,18 +152,6 @@ def make(
             out = folder / f"{mixture.name}.safetensors"
             write(out, base, named, described(mixture, sources), packed[mixture.name])
             yield out
-
-
-def decompressed(base: Path, shipped: Path, folder: Path) -> list[Path]:
-    """The checkpoints of the shipped variants, written into `folder` where they are missing."""
-    found = []
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in sorted(shipped.glob("*.safetensors")):
-        out = folder / file.stem
-        if not out.exists():
-            tsugiki("decompress", str(file), "--base", str(base), "--out", str(out))
-        found.append(out)
-    return found
 
 
 def default_folder() -> Path:
