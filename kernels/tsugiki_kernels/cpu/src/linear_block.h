@@ -13,6 +13,7 @@
 namespace tsugiki {
 
 constexpr int OUTPUTS_AT_ONCE = 8;
+constexpr int LINE = 64;  // bytes of a cache line
 
 #if defined(TSUGIKI_AVX512)
 constexpr int ROWS_AT_ONCE = 3;     // 24 accumulators of the 32 registers
@@ -85,19 +86,19 @@ inline Half16 sums_of(const Floats (&a)[OUTPUTS_AT_ONCE]) {
 #endif
 }
 
-// Fetches what the next block of eight outputs will read: 64 bytes of each row of weight a step.
-template <bool AHEAD, class Element>
-inline void fetch(const Element* const* weight, int64_t column, int64_t ahead) {
-  if constexpr (AHEAD)
-    for (int o = 0; o < OUTPUTS_AT_ONCE; ++o)
-      __builtin_prefetch(weight[o] + column + ahead, 0, 3);
+// Asks for memory that will be read soon. Into the second-level cache: the first is too small to
+// hold it beside x.
+template <int LINES>
+inline void fetch(const void* from) {
+  for (int l = 0; l < LINES; ++l) __builtin_prefetch((const char*)from + LINE * l, 0, 2);
 }
 
-// total[r][o] = the accumulator of x[r] and weight[o].
-template <class Lanes, int ROWS, int OUTPUTS, bool AHEAD>
+// total[r][first + o] = the accumulator of x[r] and weight[first + o]; LINES of `next` fetched a step
+// (of a whole line of each row).
+template <class Lanes, int ROWS, int OUTPUTS, int LINES>
 inline void accumulate(const typename Lanes::Element* const* x,
-                       const typename Lanes::Element* const* weight, int64_t inputs, int64_t ahead,
-                       Floats (*total)[OUTPUTS_AT_ONCE]) {
+                       const typename Lanes::Element* const* weight, int first, int64_t inputs,
+                       const char* next, Floats (*total)[OUTPUTS_AT_ONCE]) {
   Floats sums[ROWS][OUTPUTS];
   for (int r = 0; r < ROWS; ++r)
     for (int o = 0; o < OUTPUTS; ++o) sums[r][o] = zeros();
@@ -105,29 +106,30 @@ inline void accumulate(const typename Lanes::Element* const* x,
     Floats rows[ROWS];
     for (int r = 0; r < ROWS; ++r) rows[r] = load(x[r]);
     for (int o = 0; o < OUTPUTS; ++o) {
-      const Floats weights = load(weight[o]);
+      const Floats weights = load(weight[first + o]);
       for (int r = 0; r < ROWS; ++r) sums[r][o] = Lanes::meet(rows[r], weights, sums[r][o]);
     }
   };
+  constexpr int FETCHED = LINES * Lanes::WIDTH * int(sizeof(typename Lanes::Element)) / LINE;
   int64_t c = 0;
-  for (; c + Lanes::WIDTH <= inputs; c += Lanes::WIDTH) {
-    fetch<AHEAD && OUTPUTS == OUTPUTS_AT_ONCE>(weight, c, ahead);
+  for (; c + Lanes::WIDTH <= inputs; c += Lanes::WIDTH, next += LINE * FETCHED) {
+    fetch<FETCHED>(next);
     step([&](auto* row) { return Lanes::load(row + c); });
   }
   if (c < inputs) step([&](auto* row) { return load_rest<Lanes>(row + c, inputs - c); });
   for (int r = 0; r < ROWS; ++r)
-    for (int o = 0; o < OUTPUTS; ++o) total[r][o] = sums[r][o];
+    for (int o = 0; o < OUTPUTS; ++o) total[r][first + o] = sums[r][o];
 }
 
-// sums[r] = x[r] times each of eight rows of weight. `ahead`: elements from these to the next eight.
-template <class Lanes, int ROWS, bool AHEAD>
+// sums[r] = x[r] times each of eight rows of weight.
+template <class Lanes, int ROWS, int LINES>
 inline void multiply(const typename Lanes::Element* const* x,
-                     const typename Lanes::Element* const* weight, int64_t inputs, int64_t ahead,
-                     Half16* sums) {
+                     const typename Lanes::Element* const* weight, int64_t inputs,
+                     const char* next, Half16* sums) {
   Floats total[ROWS][OUTPUTS_AT_ONCE];
+  constexpr int FETCHED = OUTPUTS_IN_REGISTERS == OUTPUTS_AT_ONCE ? LINES : 0;
   for (int o = 0; o < OUTPUTS_AT_ONCE; o += OUTPUTS_IN_REGISTERS)
-    accumulate<Lanes, ROWS, OUTPUTS_IN_REGISTERS, AHEAD>(
-        x, weight + o, inputs, ahead, (Floats(*)[OUTPUTS_AT_ONCE])(&total[0][o]));
+    accumulate<Lanes, ROWS, OUTPUTS_IN_REGISTERS, FETCHED>(x, weight, o, inputs, next, total);
   for (int r = 0; r < ROWS; ++r) sums[r] = sums_of(total[r]);
 }
 
