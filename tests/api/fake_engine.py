@@ -2,12 +2,14 @@
 
 import asyncio
 import hashlib
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tsugiki.engine.client import (
+    Deliver,
     EngineStats,
     GenerationEvent,
     GenerationSpec,
@@ -17,6 +19,7 @@ from tsugiki.engine.client import (
     VariantEvent,
     VariantInfo,
 )
+from tsugiki.engine.events import merged
 from tsugiki.engine.request import FinishReason, TokenLogprobs, VariantRef
 from tsugiki.errors import (
     Conflict,
@@ -39,6 +42,7 @@ class FakeText:
     eos_token_ids = frozenset({EOS})
     vocab_size = VOCABULARY
     byte_fallback_ids: frozenset[int] = frozenset()
+    token_bytes = None
     longest_token = 1
 
     def __init__(self, defaults: Mapping[str, Any] | None = None, template: bool = True) -> None:
@@ -67,11 +71,12 @@ class FakeEngine:
     uploads: Path
     answer: str = "hello"
     script: Callable[[GenerationSpec], AsyncGenerator[GenerationEvent, None]] | None = None
-    submit_error: TsugikiError | None = None
+    submit_error: Exception | None = None
     variant_error: TsugikiError | None = None
     is_alive: bool = False
     is_draining: bool = False
     specs: list[GenerationSpec] = field(default_factory=list)
+    running: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     aborted: list[str] = field(default_factory=list)
     stopped_with: float | None = None
     uploaded: bytes = b""
@@ -132,18 +137,29 @@ class FakeEngine:
     def max_model_len(self) -> int:
         return MAX_MODEL_LEN
 
-    async def submit(self, spec: GenerationSpec) -> AsyncGenerator[GenerationEvent, None]:
-        self.specs.append(spec)
+    def open(self, spec: GenerationSpec, deliver: Deliver) -> None:
         if self.submit_error:
             raise self.submit_error
-        finished = False
+        self.specs.append(spec)
+        self.running[spec.request_id] = asyncio.create_task(self._run(spec, deliver))
+
+    def abort(self, request_id: str) -> None:
+        self.aborted.append(request_id)
+        self.running[request_id].cancel()
+
+    async def _run(self, spec: GenerationSpec, deliver: Deliver) -> None:
+        """Tell what the script says; whatever it raises is the engine's failure."""
+        told = []
         try:
             async for event in (self.script or self.say)(spec):
-                finished = event.finish_reason is not None
-                yield event
-        finally:
-            if not finished:
-                self.aborted.append(spec.request_id)
+                told.append(event)
+                if event.finish_reason or not spec.final_only:
+                    deliver(merged(told) if spec.final_only else event)
+        except Exception as error:
+            deliver(GenerationEvent("", (), finish_reason=FinishReason.ERROR, error=str(error)))
+
+    def submit(self, spec: GenerationSpec) -> AsyncGenerator[GenerationEvent, None]:
+        raise NotImplementedError("the API opens requests")
 
     async def say(self, spec: GenerationSpec) -> AsyncGenerator[GenerationEvent, None]:
         """The answer, cut at max_tokens."""
@@ -224,7 +240,11 @@ class FakeEngine:
             await self.more_events.wait()
 
     def stats(self) -> EngineStats:
-        return EngineStats(1, 2, 0, 100, 50, 7, 0, 3, 1, 1000, "reference", "cpu", "float32", 1)
+        return EngineStats(
+            *(1, 2, 0, 100, 50, 7, 0, 3, 1, 1000, "reference", "cpu", "float32", 1),
+            prefix_cache_queries=40,
+            prefix_cache_hits=30,
+        )
 
     def alive(self) -> bool:
         return self.is_alive
@@ -270,6 +290,23 @@ def token_event(character: str, spec: GenerationSpec, *, first: bool) -> Generat
     if first and params.prompt_logprobs is not None:
         ids = spec.prompt_token_ids
         prompt = (None, *(logprobs_of(i, params.prompt_logprobs) for i in ids[1:]))
+    now = time.monotonic()
     return GenerationEvent(
-        character, (token_id,), logprobs, prompt, prompt_tokens=len(spec.prompt_token_ids)
+        character,
+        (token_id,),
+        logprobs,
+        prompt,
+        prompt_tokens=len(spec.prompt_token_ids),
+        first_token=now,
+        gaps=() if first else (0.01,),
     )
+
+
+def usage_of(prompt: int, generated: int, cached: int = 0) -> dict[str, Any]:
+    """The usage object of an answer."""
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": generated,
+        "total_tokens": prompt + generated,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }

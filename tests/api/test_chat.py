@@ -15,6 +15,7 @@ from tests.api.fake_engine import (
     FakeEngine,
     FakeText,
     one_step,
+    usage_of,
 )
 from tsugiki.api.responses import ChatCompletion
 from tsugiki.engine.client import GenerationEvent, GenerationSpec
@@ -47,7 +48,7 @@ def test_an_answer_has_openais_shape_and_the_identity_headers(
         "refusal": None,
     }
     assert body["choices"][0]["finish_reason"] == "stop"
-    assert body["usage"] == {"prompt_tokens": 5, "completion_tokens": 5, "total_tokens": 10}
+    assert body["usage"] == usage_of(5, 5)
     digest = engine.versions["tuned"].digest
     assert response.headers["x-tsugiki-variant"] == f"tuned@{digest}"
     assert digest[7:23] in body["system_fingerprint"]
@@ -308,17 +309,6 @@ def test_a_failed_step_is_a_500_or_a_last_event(client: TestClient, engine: Fake
     assert chunks[-1]["error"]["message"] == "the step raised"
 
 
-async def end_silently(spec: GenerationSpec) -> AsyncGenerator[GenerationEvent, None]:
-    yield GenerationEvent("h", (104,))
-
-
-def test_a_sequence_without_a_last_word_is_an_error_not_a_short_answer(
-    client: TestClient, engine: FakeEngine
-) -> None:
-    engine.script = end_silently
-    assert ask(client).status_code == 500
-
-
 async def abort(spec: GenerationSpec) -> AsyncGenerator[GenerationEvent, None]:
     yield GenerationEvent("", (), finish_reason=FinishReason.ABORT)
 
@@ -330,7 +320,8 @@ def test_an_aborted_request_is_a_503(client: TestClient, engine: FakeEngine) -> 
 
 async def cold(spec: GenerationSpec) -> AsyncGenerator[GenerationEvent, None]:
     yield GenerationEvent("h", (104,), variant_load_ms=12.5)
-    yield GenerationEvent("", (), finish_reason=FinishReason.STOP, stop_reason="\n")
+    end = FinishReason.STOP
+    yield GenerationEvent("", (), finish_reason=end, stop_reason="\n", variant_load_ms=12.5)
 
 
 def test_waiting_for_a_cold_variant_shows_in_usage(client: TestClient, engine: FakeEngine) -> None:
@@ -343,13 +334,14 @@ def test_waiting_for_a_cold_variant_shows_in_usage(client: TestClient, engine: F
 async def buggy(spec: GenerationSpec) -> AsyncGenerator[GenerationEvent, None]:
     yield GenerationEvent("h", (104,))
     await one_step()
-    raise ZeroDivisionError("secret detail")
+    yield GenerationEvent("", None, finish_reason="secret")  # type: ignore[arg-type]
 
 
 def test_a_bug_is_a_500_that_tells_no_details(client: TestClient, engine: FakeEngine) -> None:
     engine.script = buggy
-    whole = ask(client)
-    assert whole.status_code == 500
     streamed = ask(client, stream=True)
     assert events(streamed.text)[-1]["error"]["code"] == "internal_error"
-    assert "secret" not in whole.text + streamed.text
+    engine.submit_error = ZeroDivisionError("secret detail")
+    for stream in (False, True):
+        assert (whole := ask(client, stream=stream)).status_code == 500
+        assert "secret" not in whole.text + streamed.text

@@ -1,13 +1,16 @@
 """POST /v1/completions over a scripted engine."""
 
 import json
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
-from tests.api.fake_engine import MAX_MODEL_LEN, FakeEngine
+from tests.api.fake_engine import MAX_MODEL_LEN, FakeEngine, usage_of
 from tsugiki.api.responses import Completion
+from tsugiki.engine.client import GenerationEvent, GenerationSpec
+from tsugiki.engine.request import FinishReason
 
 
 def ask(client: TestClient, prompt: Any = "ab", **fields: Any) -> Any:
@@ -109,7 +112,7 @@ def test_usage_comes_last_in_a_stream_that_asks_for_it(client: TestClient) -> No
     options = {"include_usage": True}
     chunks = chunks_of(ask(client, stream=True, stream_options=options).text)
     assert chunks[-1]["choices"] == []
-    assert chunks[-1]["usage"] == {"prompt_tokens": 2, "completion_tokens": 5, "total_tokens": 7}
+    assert chunks[-1]["usage"] == usage_of(2, 5)
 
 
 def test_best_of_up_to_n_is_accepted_and_more_is_refused(client: TestClient) -> None:
@@ -176,3 +179,39 @@ def test_a_fixed_version_is_named_by_its_digest(client: TestClient, engine: Fake
     response = client.post("/v1/completions", json={"model": model, "prompt": "x"})
     assert response.headers["x-tsugiki-variant"] == f"tuned@{digest}"
     assert response.json()["model"] == model
+
+
+def test_priority_salt_and_deadline_reach_the_engine(
+    client: TestClient, engine: FakeEngine
+) -> None:
+    ask(client, priority=-2, cache_salt="tenant", timeout=2.5)
+    ask(client, priority=None, cache_salt=None, timeout=None)
+    asked, plain = engine.specs
+    assert (asked.priority, asked.cache_salt, asked.timeout) == (-2, "tenant", 2.5)
+    assert (plain.priority, plain.cache_salt, plain.timeout) == (0, None, None)
+    for wrong in ({"priority": "high"}, {"cache_salt": ""}, {"timeout": 0}):
+        response = ask(client, **wrong)
+        assert (response.status_code, response.json()["error"]["param"]) == (400, *wrong)
+
+
+def test_usage_says_what_came_from_the_prefix_cache(client: TestClient, engine: FakeEngine) -> None:
+    async def half_cached(spec: GenerationSpec) -> AsyncGenerator[GenerationEvent, None]:
+        half = len(spec.prompt_token_ids) // 2
+        yield GenerationEvent("a", (97,), cached_tokens=half, finish_reason=FinishReason.LENGTH)
+
+    engine.script = half_cached
+    prompts = ["abcd", "abcdef"]
+    assert ask(client, prompts, n=2).json()["usage"] == usage_of(10, 4, cached=5)
+
+
+def test_text_that_json_escapes_is_the_same_streamed_and_whole(
+    client: TestClient, engine: FakeEngine
+) -> None:
+    engine.answer = '"a\\\n\x00\x7f{}é'
+    for options in ({}, {"return_token_ids": True}):
+        whole = ask(client, **options).json()["choices"][0]
+        chunks = [
+            chunk["choices"][0] for chunk in chunks_of(ask(client, stream=True, **options).text)
+        ]
+        assert "".join(chunk["text"] for chunk in chunks) == whole["text"] == engine.answer
+        assert all(set(chunk) == set(whole) for chunk in chunks)

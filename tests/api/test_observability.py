@@ -62,6 +62,8 @@ def test_metrics_count_requests_and_tokens_by_variant(client: TestClient) -> Non
     assert found["tsugiki_last_batch_rows", ""] == 3
     assert found["tsugiki_variant_versions", "ready"] == 2
     assert found["tsugiki_variant_bytes", "tuned"] == 1000
+    assert found["tsugiki_prefix_cache_queries_tokens_total", ""] == 40
+    assert found["tsugiki_prefix_cache_hits_tokens_total", ""] == 30
     assert found["tsugiki_build_info", "cpu,float32,reference"] == 1
 
 

@@ -9,6 +9,7 @@ import httpx
 from tests.api.fake_engine import FakeEngine
 from tests.api.live_server import LiveServer
 from tsugiki.engine.client import GenerationEvent, GenerationSpec
+from tsugiki.engine.request import FinishReason
 
 BODY = {"model": "tuned", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -98,3 +99,29 @@ def test_many_clients_stream_at_once(live: LiveServer) -> None:
 
     answers = asyncio.run(ask_all())
     assert all(answer.endswith("data: [DONE]\n\n") for answer in answers)
+
+
+def test_a_reader_that_stalls_holds_up_nobody_and_its_events_wait_as_one(
+    live: LiveServer, engine: FakeEngine
+) -> None:
+    pieces, size = 400, 100_000
+    told = threading.Event()
+
+    async def flood(spec: GenerationSpec) -> AsyncGenerator[GenerationEvent, None]:
+        for number in range(pieces):
+            end = FinishReason.LENGTH if number == pieces - 1 else None
+            yield GenerationEvent("x" * size, (120,), finish_reason=end)
+            await asyncio.sleep(0)
+        told.set()
+
+    with httpx.Client(base_url=live.url) as http:
+        engine.script = flood
+        body = {"model": "tuned", "prompt": "x", "stream": True, "max_tokens": 50}
+        with http.stream("POST", "/v1/completions", json=body) as stalled:
+            assert told.wait(timeout=10)
+            engine.script = None
+            other = httpx.post(f"{live.url}/v1/chat/completions", json=BODY)
+            assert other.json()["choices"][0]["message"]["content"] == "hello"
+            lines = [line for line in stalled.iter_lines() if line.startswith("data: {")]
+    assert sum(line.count("x") for line in lines) >= pieces * size
+    assert len(lines) < pieces / 2

@@ -9,8 +9,10 @@ import pytest
 
 from tsugiki.engine.client import GenerationEvent, GenerationSpec
 from tsugiki.engine.core import StepEvent
+from tsugiki.engine.events import merged
+from tsugiki.engine.mailbox import Mailbox
 from tsugiki.engine.request import FinishReason, SamplingParams, VariantRef
-from tsugiki.engine.stream import OpenRequest
+from tsugiki.engine.stream import EventStream, OpenRequest
 from tsugiki.text.huggingface import HfTextSide, load_text_side
 
 
@@ -19,24 +21,35 @@ def text(tiny_base: Path) -> HfTextSide:
     return load_text_side(tiny_base)
 
 
-def opened(text: HfTextSide, **changes: Any) -> OpenRequest:
-    stop, include = changes.pop("stop", ()), changes.pop("include_stop", False)
+class Opened(OpenRequest):
+    """An open request and what it has told."""
+
+    def __init__(self, spec: GenerationSpec, text: HfTextSide) -> None:
+        self.events: list[GenerationEvent] = []
+        super().__init__(spec, text, self.events.append)
+
+
+def opened(text: HfTextSide, **changes: Any) -> Opened:
+    own = ("stop", "include_stop", "final_only")
+    fields = {name: changes.pop(name) for name in own if name in changes}
     params = SamplingParams(**changes)
-    return OpenRequest(
-        GenerationSpec("r", VariantRef("base", None), (3,), params, stop, include), text
-    )
+    return Opened(GenerationSpec("r", VariantRef("base", None), (3,), params, **fields), text)
 
 
-def feed(request: OpenRequest, ids: Sequence[int], end: FinishReason | None = None) -> list[bool]:
-    """One token a step; the last one with the engine's reason."""
+def feed(request: Opened, ids: Sequence[int], end: FinishReason | None = None) -> list[bool]:
+    """One token a step, a second apart; the last one with the engine's reason."""
     return [
-        request.feed(StepEvent("r", (token,), finish_reason=end if last else None))
-        for token, last in zip(ids, [*[False] * (len(ids) - 1), True], strict=True)
+        request.feed(
+            StepEvent("r", (token,), finish_reason=end if number == len(ids) - 1 else None),
+            float(number),
+        )
+        for number, token in enumerate(ids)
     ]
 
 
-def taken(request: OpenRequest) -> GenerationEvent:
-    return asyncio.run(request.next())
+def taken(request: Opened) -> GenerationEvent:
+    """All of it, as a reader gets it that was away meanwhile."""
+    return merged(request.events)
 
 
 def test_characters_split_over_tokens_come_out_whole(text: HfTextSide) -> None:
@@ -93,8 +106,30 @@ def test_stop_strings_do_not_count_before_min_tokens(text: HfTextSide) -> None:
 
 
 def test_nothing_comes_after_the_terminal_event(text: HfTextSide) -> None:
-    request = opened(text)
-    feed(request, [5, 6], FinishReason.LENGTH)
-    assert taken(request).finish_reason is FinishReason.LENGTH
-    with pytest.raises(StopAsyncIteration):
-        taken(request)
+    async def scenario() -> None:
+        events: Mailbox[GenerationEvent] = Mailbox()
+        stream = EventStream("r", events, lambda _: None)
+        events.put(GenerationEvent("a", (5,)))
+        events.put(GenerationEvent("b", (6,), finish_reason=FinishReason.LENGTH))
+        event = await anext(stream)
+        assert (event.text, event.finish_reason) == ("ab", FinishReason.LENGTH)
+        with pytest.raises(StopAsyncIteration):
+            await anext(stream)
+
+    asyncio.run(scenario())
+
+
+def test_who_wants_only_the_end_is_told_all_of_it_once(text: HfTextSide) -> None:
+    ids = text.encode("héllo 次 wörld", add_special_tokens=False)
+    request, stepwise = opened(text, final_only=True), opened(text)
+    feed(request, ids, FinishReason.LENGTH)
+    feed(stepwise, ids, FinishReason.LENGTH)
+    assert request.events == [merged(stepwise.events)]
+    assert request.events[0].gaps == (1.0,) * (len(ids) - 1)
+
+
+def test_a_stop_string_ends_an_answer_that_is_told_once(text: HfTextSide) -> None:
+    ids = text.encode("one END two", add_special_tokens=False)
+    request = opened(text, final_only=True, stop=("END",), max_tokens=50)
+    assert any(feed(request, ids[: len(text.encode("one END", add_special_tokens=False))]))
+    assert [(e.text, e.stop_reason) for e in request.events] == [("one ", "END")]

@@ -69,6 +69,11 @@ class Access:
         self._key = key
         self._engine = engine
 
+    @property
+    def weight(self) -> float:
+        """The caller's share of the engine under contention."""
+        return 1.0 if self._key is None else self._key.weight
+
     def sees(self, name: str) -> bool:
         """Whether a model of this name exists for the caller."""
         if self._key is None:

@@ -13,10 +13,9 @@ from tsugiki.api.auth import AccessDep
 from tsugiki.api.generation import (
     Generation,
     Output,
+    begin,
     collect,
-    first_step,
     open_generation,
-    steps_of,
     stream,
     with_sequences,
 )
@@ -57,11 +56,11 @@ async def create_chat_completion(
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
     generation = with_sequences(generation, [(prompt, params)])
-    steps = await first_step(request, steps_of(services.engine, generation))
+    sequences = begin(request, services.engine, generation)
     writer = _ChatWriter(generation, body)
     if body.stream:
-        return sse.EventStream(stream(generation, steps, writer.step, writer.closing))
-    return JSONResponse(writer.whole(await collect(request, generation, steps)))
+        return await stream(generation, sequences, writer)
+    return JSONResponse(writer.whole(await collect(generation, sequences)))
 
 
 class _ChatWriter:
@@ -75,6 +74,9 @@ class _ChatWriter:
         options = body.stream_options
         self._usage_at_end = bool(options and options.include_usage)
         self._usage_always = bool(options and options.continuous_usage_stats)
+        varied = self._usage_always or body.logprobs or body.return_token_ids
+        self._only_text = not varied
+        self._text_events: dict[int, sse.TextEvent] = {}
 
     def whole(self, outputs: list[Output]) -> dict[str, Any]:
         """The answer that is not streamed."""
@@ -92,16 +94,29 @@ class _ChatWriter:
         answer = self._generation.envelope("chat.completion", choices)
         return {**answer, "usage": self._generation.usage()}
 
-    def step(self, step: Step) -> str:
-        """The chunks of one step."""
-        return sse.joined(chunk for index, event in step for chunk in self._chunks(index, event))
+    def step(self, step: Step) -> bytes:
+        """The events of one step."""
+        return b"".join([self._written(index, event) for index, event in step])
 
-    def closing(self) -> str:
-        """The chunk with the usage, if it was asked for."""
+    def closing(self) -> bytes:
+        """The event with the usage, if it was asked for."""
         if not self._usage_at_end:
-            return ""
+            return b""
         chunk = self._generation.envelope("chat.completion.chunk", [])
         return sse.data({**chunk, "usage": self._generation.usage()})
+
+    def _written(self, index: int, event: GenerationEvent) -> bytes:
+        if self._only_text and event.text and not event.finish_reason and index in self._opened:
+            return self._text_event(index)(event.text)
+        return b"".join(map(sse.data, self._chunks(index, event)))
+
+    def _text_event(self, index: int) -> sse.TextEvent:
+        """What most events are: text in the middle of an answer."""
+        if index not in self._text_events:
+            self._text_events[index] = sse.TextEvent(
+                lambda text: self._chunk(index, {"content": text}, GenerationEvent(text, ()))
+            )
+        return self._text_events[index]
 
     def _chunks(self, index: int, event: GenerationEvent) -> list[dict[str, Any]]:
         chunks = []

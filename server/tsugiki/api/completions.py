@@ -15,10 +15,9 @@ from tsugiki.api.auth import AccessDep
 from tsugiki.api.generation import (
     Generation,
     Output,
+    begin,
     collect,
-    first_step,
     open_generation,
-    steps_of,
     stream,
     with_sequences,
 )
@@ -27,8 +26,9 @@ from tsugiki.api.prompts import as_batch, encode_prompt, room_for_answer
 from tsugiki.api.responses import Completion, documented_errors
 from tsugiki.api.sampling import sampling_params
 from tsugiki.api.schemas import CompletionBody
-from tsugiki.api.sequences import Step, Steps
+from tsugiki.api.sequences import Step
 from tsugiki.api.services import Services, ServicesDep
+from tsugiki.engine.client import GenerationEvent
 from tsugiki.engine.request import FinishReason, SamplingParams, TokenLogprobs
 from tsugiki.errors import InvalidRequest
 
@@ -53,18 +53,16 @@ async def create_completion(
         raise InvalidRequest("max_tokens: 0 makes sense only with echo", param="max_tokens")
     generation = open_generation(request, services, access, body, kind="cmpl")
     _refuse_too_many(body, services)
-    sequences = [
+    prompts = [
         await _sequence(prompt, body, generation, services) for prompt in as_batch(body.prompt)
     ]
-    generation = with_sequences(generation, sequences)
-    steps = steps_of(services.engine, generation)
-    if body.max_tokens == 0:
-        steps = _prompt_only(generation, steps)
-    steps = await first_step(request, steps)
+    generation = with_sequences(generation, prompts)
+    change = _prompt_only if body.max_tokens == 0 else None
+    sequences = begin(request, services.engine, generation, change)
     writer = _CompletionWriter(generation, body)
     if body.stream:
-        return sse.EventStream(stream(generation, steps, writer.step, writer.closing))
-    return JSONResponse(writer.whole(await collect(request, generation, steps)))
+        return await stream(generation, sequences, writer)
+    return JSONResponse(writer.whole(await collect(generation, sequences)))
 
 
 def _refuse_too_many(body: CompletionBody, services: Services) -> None:
@@ -95,19 +93,13 @@ async def _sequence(
     return ids, params
 
 
-async def _prompt_only(generation: Generation, steps: Steps) -> Steps:
+def _prompt_only(step: Step) -> Step:
     """max_tokens 0: the prompt's log-probabilities and nothing else."""
-    async for step in steps:
-        generation.record.completion_tokens = 0
-        yield [
-            (
-                index,
-                replace(
-                    event, text="", token_ids=(), logprobs=(), finish_reason=FinishReason.LENGTH
-                ),
-            )
-            for index, event in step
-        ]
+    end = FinishReason.LENGTH
+    return [
+        (index, replace(event, text="", token_ids=(), logprobs=(), finish_reason=end))
+        for index, event in step
+    ]
 
 
 class _CompletionWriter:
@@ -121,6 +113,9 @@ class _CompletionWriter:
         options = body.stream_options
         self._usage_at_end = bool(options and options.include_usage)
         self._usage_always = bool(options and options.continuous_usage_stats)
+        varied = self._usage_always or body.logprobs is not None or body.return_token_ids
+        self._only_text = not varied
+        self._text_events: dict[int, sse.TextEvent] = {}
 
     def whole(self, outputs: list[Output]) -> dict[str, Any]:
         """The answer that is not streamed."""
@@ -131,27 +126,39 @@ class _CompletionWriter:
         answer = self._generation.envelope("text_completion", choices)
         return {**answer, "usage": self._generation.usage()}
 
-    def step(self, step: Step) -> str:
-        """The chunks of one step."""
-        chunks = []
-        for index, event in step:
-            first = index not in self._characters
-            echo = self._echo(index) if first else ""
-            offset = self._characters.get(index, 0)
-            shown = event.logprobs or (self._body.return_token_ids and event.token_ids)
-            if not (first and echo) and not (event.text or event.finish_reason or shown):
-                continue
-            output = Output()
-            output.add(event)
-            choice = self._choice(index, echo, output, offset=offset, with_prompt=first)
-            self._characters[index] = offset + len(choice["text"])
-            chunks.append(self._chunk([choice]))
-        return sse.joined(chunks)
+    def step(self, step: Step) -> bytes:
+        """The events of one step."""
+        return b"".join([self._written(index, event) for index, event in step])
 
-    def closing(self) -> str:
-        """The chunk with the usage, if it was asked for."""
+    def _written(self, index: int, event: GenerationEvent) -> bytes:
+        if self._only_text and event.text and not event.finish_reason and index in self._characters:
+            return self._text_event(index)(event.text)
+        first = index not in self._characters
+        echo = self._echo(index) if first else ""
+        offset = self._characters.get(index, 0)
+        shown = event.logprobs or (self._body.return_token_ids and event.token_ids)
+        if not (first and echo) and not (event.text or event.finish_reason or shown):
+            return b""
+        output = Output()
+        output.add(event)
+        choice = self._choice(index, echo, output, offset=offset, with_prompt=first)
+        self._characters[index] = offset + len(choice["text"])
+        return sse.data(self._chunk([choice]))
+
+    def _text_event(self, index: int) -> sse.TextEvent:
+        """What most events are: text in the middle of an answer."""
+        if index not in self._text_events:
+            self._text_events[index] = sse.TextEvent(
+                lambda text: self._chunk(
+                    [self._choice(index, "", Output(text), offset=0, with_prompt=False)]
+                )
+            )
+        return self._text_events[index]
+
+    def closing(self) -> bytes:
+        """The event with the usage, if it was asked for."""
         if not self._usage_at_end:
-            return ""
+            return b""
         chunk = self._generation.envelope("text_completion", [])
         return sse.data({**chunk, "usage": self._generation.usage()})
 

@@ -1,37 +1,28 @@
-"""A client that leaves: whatever is done for it is cancelled.
+"""A client that leaves before its answer is complete.
 
-Owns: watching the connection. Does not know what is done.
+Owns: watching the connection. Does not know what is done for the client.
 """
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Callable
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-T = TypeVar("T")
+_watching: set[asyncio.Task[None]] = set()  # the event loop itself keeps no task alive
 
 
-async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled when the client closes its connection.
+def watch(request: Request, left: Callable[[ClientDisconnect], None]) -> None:
+    """Call `left` when the client closes its connection, or when its answer is complete.
 
-    Raises:
-        ClientDisconnect: it did.
+    The server tells both in one way; whoever has answered need not listen any longer.
     """
-    task = asyncio.create_task(work)
-    watcher = asyncio.create_task(_disconnected(request))
-    try:
-        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ClientDisconnect
-    finally:
-        task.cancel()
-        watcher.cancel()
-        await asyncio.gather(task, watcher, return_exceptions=True)
+    task = asyncio.create_task(_watch(request, left))
+    _watching.add(task)
+    task.add_done_callback(_watching.discard)
 
 
-async def _disconnected(request: Request) -> None:
+async def _watch(request: Request, left: Callable[[ClientDisconnect], None]) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    left(ClientDisconnect())

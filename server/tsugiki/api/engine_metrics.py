@@ -23,6 +23,7 @@ _GAUGES = {
     "resident_variant_bytes": "bytes of variants in device memory",
 }
 _COUNTERS = {"steps": "steps of the engine", "preemptions": "requests that were preempted"}
+_PREFIX_CACHE = {"queries": "prompt tokens looked up", "hits": "prompt tokens found"}
 _TIER_GAUGES = {
     "budget_bytes": "bytes that variants may take in a tier",
     "bytes": "bytes that variants take in a tier",
@@ -54,6 +55,9 @@ class EngineCollector(Collector):
             yield GaugeMetricFamily(f"tsugiki_{name}", help, value=getattr(stats, name))
         for name, help in _COUNTERS.items():
             yield CounterMetricFamily(f"tsugiki_{name}", help, value=getattr(stats, name))
+        for name, help in _PREFIX_CACHE.items():
+            value = getattr(stats, f"prefix_cache_{name}")
+            yield CounterMetricFamily(f"tsugiki_prefix_cache_{name}_tokens", help, value=value)
         yield _info(stats)
         yield from _tiers(stats.tiers)
         yield from _loads(stats.loads)

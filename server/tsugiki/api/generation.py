@@ -6,19 +6,20 @@ written.
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
-from fastapi import Request
+from fastapi import Request, Response
+from starlette.requests import ClientDisconnect
 
 from tsugiki.api import sse
 from tsugiki.api.auth import Access
-from tsugiki.api.disconnect import unless_disconnected
+from tsugiki.api.disconnect import watch
 from tsugiki.api.errors import error_body, internal_error
 from tsugiki.api.record import RequestRecord, record_of
 from tsugiki.api.schemas import GenerationBody
-from tsugiki.api.sequences import Step, Steps, merged
+from tsugiki.api.sequences import Sequences, Step
 from tsugiki.api.services import Services
 from tsugiki.engine.client import EngineClient, GenerationEvent, GenerationSpec
 from tsugiki.engine.request import (
@@ -42,6 +43,7 @@ class Generation:
     text: TextSide
     fingerprint: str
     record: RequestRecord
+    weight: float  # of the tenant
     specs: tuple[GenerationSpec, ...]
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -53,10 +55,16 @@ class Generation:
             "prompt_tokens": prompt,
             "completion_tokens": generated,
             "total_tokens": prompt + generated,
+            "prompt_tokens_details": {"cached_tokens": self._cached_tokens()},
         }
         if self.record.variant_load_ms is not None:
             usage["variant_load_ms"] = self.record.variant_load_ms
         return usage
+
+    def _cached_tokens(self) -> int:
+        """Of the prompts, each counted once: as the first of its n sequences found it."""
+        cached = self.record.cached_tokens
+        return sum(cached.get(index, 0) for index in range(0, len(self.specs), self.body.n or 1))
 
     def envelope(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         """The outer object of an answer or a chunk."""
@@ -116,6 +124,7 @@ def open_generation(
         text=services.engine.text(variant),
         fingerprint=fingerprint(services.engine, record.variant),
         record=record,
+        weight=access.weight,
         specs=(),
     )
 
@@ -137,6 +146,11 @@ def with_sequences(
                 stop=body.stops,
                 include_stop=bool(body.include_stop_str_in_output),
                 tenant=generation.record.tenant,
+                weight=generation.weight,
+                priority=body.priority or 0,
+                timeout=body.timeout,
+                cache_salt=body.cache_salt,
+                final_only=not body.stream,
             )
             specs.append(spec)
     generation.record.prompt_tokens = prompt_tokens
@@ -157,76 +171,107 @@ def fingerprint(engine: EngineClient, identified: VariantRef) -> str:
     return f"{base}:{digest}:{machine.kernels}:{machine.dtype}"
 
 
-def steps_of(engine: EngineClient, generation: Generation) -> Steps:
-    """The steps of all sequences, noted on the record; closing them aborts what still runs."""
-    return merged(engine, generation.specs, generation.record.take)
-
-
-async def first_step(request: Request, steps: Steps) -> Steps:
-    """The same steps, once the first one has come: until then errors are HTTP statuses.
+def begin(
+    request: Request,
+    engine: EngineClient,
+    generation: Generation,
+    change: Callable[[Step], Step] | None = None,
+) -> Sequences:
+    """Start all sequences, noted on the record; they are aborted when the client leaves. `change`
+    makes of each step what the client gets.
 
     Raises:
-        ClientDisconnect: the client left before.
+        ContextTooLong, Overloaded, Unavailable, InvalidRequest: one was refused.
     """
-    try:
-        first = await unless_disconnected(request, _next(steps))
-    except BaseException:
-        await steps.aclose()
-        raise
-    return _resumed(first, steps)
+
+    def note(step: Step) -> Step:
+        step = step if change is None else change(step)
+        generation.record.take(step)
+        return step
+
+    sequences = Sequences(engine, generation.specs, note)
+    watch(request, sequences.leave)
+    return sequences
 
 
-async def collect(request: Request, generation: Generation, steps: Steps) -> list[Output]:
+async def collect(generation: Generation, sequences: Sequences) -> list[Output]:
     """All sequences, whole.
 
     Raises:
-        ClientDisconnect: the client left; the sequences are aborted.
+        ClientDisconnect: the client left. TsugikiError: a sequence failed.
     """
     outputs = [Output() for _ in generation.specs]
-
-    async def gather() -> None:
-        async for step in steps:
-            for index, event in step:
-                outputs[index].add(event)
-
     try:
-        await unless_disconnected(request, gather())
+        while not sequences.ended:
+            for index, event in await sequences.next():
+                outputs[index].add(event)
     finally:
-        await steps.aclose()
+        sequences.close()
     return outputs
 
 
-async def stream(
-    generation: Generation, steps: Steps, write: Callable[[Step], str], closing: Callable[[], str]
-) -> AsyncGenerator[str, None]:
-    """An event stream: each step written at once; an error becomes the last event."""
+class Writer(Protocol):
+    """How one generation's answer is written, as a stream."""
+
+    def step(self, step: Step) -> bytes:
+        """The events of one step; none for a step without news."""
+
+    def closing(self) -> bytes:
+        """What follows the last step."""
+
+
+async def stream(generation: Generation, sequences: Sequences, writer: Writer) -> Response:
+    """A stream of steps, each written at once. Until the first one has come, errors are statuses.
+
+    Raises:
+        ClientDisconnect: the client left. TsugikiError: a sequence failed before its first token.
+    """
+    answer = _Stream(generation, sequences, writer)
     try:
-        async for step in steps:
-            if text := write(step):
-                yield text
-        yield closing()
-    except TsugikiError as error:
-        generation.record.error = error.code
-        yield sse.data(error_body(error))
-    except Exception as error:
-        generation.record.error = "internal_error"
-        yield sse.data(error_body(internal_error(error)))
-    finally:
-        await steps.aclose()
-    yield sse.DONE
+        await answer.wait()
+    except BaseException:
+        sequences.close()
+        raise
+    return sse.PiecewiseStream(answer)
 
 
-async def _next(steps: Steps) -> Step:
-    return await anext(steps)
+class _Stream:
+    """The pieces of a streamed answer; an error becomes the last event."""
 
+    def __init__(self, generation: Generation, sequences: Sequences, writer: Writer) -> None:
+        self._generation = generation
+        self._sequences = sequences
+        self._writer = writer
+        self._first: Step | None = None
 
-async def _resumed(first: Step, rest: Steps) -> Steps:
-    try:
-        yield first
-        async for step in rest:
-            yield step
-    finally:
-        await rest.aclose()
+    async def wait(self) -> None:
+        """Return when there is something to write."""
+        self._first = await self._sequences.next()
+
+    async def next(self) -> tuple[bytes, bool]:
+        """What to write now, and whether more follows."""
+        try:
+            return await self._next()
+        except TsugikiError as error:
+            self._generation.record.error = error.code
+            failure = error_body(error)
+        except ClientDisconnect:
+            raise
+        except Exception as error:
+            self._generation.record.error = "internal_error"
+            failure = error_body(internal_error(error))
+        return sse.data(failure) + sse.DONE, False
+
+    def close(self) -> None:
+        """Abort what still runs."""
+        self._sequences.close()
+
+    async def _next(self) -> tuple[bytes, bool]:
+        step, self._first = self._first or await self._sequences.next(), None
+        body = self._writer.step(step)
+        if self._sequences.ended:
+            return body + self._writer.closing() + sse.DONE, False
+        return body, True
 
 
 def _own_seed(params: SamplingParams, choice: int) -> SamplingParams:

@@ -18,7 +18,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tsugiki.api.errors import CLIENT_CLOSED_REQUEST, error_response, internal_error
-from tsugiki.engine.client import GenerationEvent
+from tsugiki.api.sequences import Step
 from tsugiki.engine.request import VariantRef
 
 access_log = logging.getLogger("tsugiki.access")
@@ -44,28 +44,21 @@ class RequestRecord:
     finish_reasons: list[str] = field(default_factory=list)
     error: str | None = None  # code of an error that came after the answer had started
     first_token: float | None = None
-    last_token: float | None = None
+    cached_tokens: dict[int, int] = field(default_factory=dict)  # by sequence, of its prompt
     token_gaps: list[float] = field(default_factory=list)  # seconds per token, one entry a step
 
-    def take(self, events: list[GenerationEvent]) -> None:
+    def take(self, step: Step) -> None:
         """Count what one step of the engine brought."""
-        tokens = sum(len(event.token_ids) for event in events)
-        self.completion_tokens += tokens
-        self.finish_reasons += [str(e.finish_reason) for e in events if e.finish_reason]
-        waited = [e.variant_load_ms for e in events if e.variant_load_ms is not None]
-        self.variant_load_ms = (
-            max([*waited, self.variant_load_ms or 0.0]) if waited else (self.variant_load_ms)
-        )
-        if tokens:
-            self._clock(tokens, len(events))
-
-    def _clock(self, tokens: int, sequences: int) -> None:
-        now = time.monotonic()
-        if self.last_token is None:
-            self.first_token = now
-        else:
-            self.token_gaps.append((now - self.last_token) / max(1, tokens // sequences))
-        self.last_token = now
+        for index, event in step:
+            self.completion_tokens += len(event.token_ids)
+            self.token_gaps += event.gaps
+            if self.first_token is None:
+                self.first_token = event.first_token
+            if event.finish_reason is not None:
+                self.finish_reasons.append(str(event.finish_reason))
+                self.cached_tokens[index] = event.cached_tokens
+            if event.variant_load_ms is not None:
+                self.variant_load_ms = max(event.variant_load_ms, self.variant_load_ms or 0.0)
 
     def line(self, ended: float) -> str:
         """The log line: JSON, no prompt and no answer in it."""
@@ -79,6 +72,7 @@ class RequestRecord:
             "variant": self.variant and self.variant.name,
             "digest": self.variant and self.variant.digest,
             "prompt_tokens": self.prompt_tokens or None,
+            "cached_tokens": sum(self.cached_tokens.values()) or None,
             "completion_tokens": self.completion_tokens or None,
             "ttft_ms": self.first_token and round(1000 * (self.first_token - self.started), 1),
             "variant_load_ms": self.variant_load_ms,

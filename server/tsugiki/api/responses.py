@@ -32,12 +32,19 @@ class ErrorAnswer(Answer):
     error: ErrorDetail
 
 
+class PromptTokensDetails(Answer):
+    """Of the prompt tokens, those whose computation was reused."""
+
+    cached_tokens: int
+
+
 class Usage(Answer):
     """Tokens of one request; `variant_load_ms` when it waited for a cold variant."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
     variant_load_ms: float | None = None
 
 

@@ -106,6 +106,9 @@ class GenerationBody(RequestBody):
     stream_options: StreamOptions | None = None
     return_tokens_as_token_ids: bool | None = None
     return_token_ids: bool | None = None
+    priority: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] | None = None  # lower goes first
+    cache_salt: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    timeout: Annotated[float, Field(gt=0, le=86400)] | None = None  # seconds
     user: str | None = None
 
     @property

@@ -1,79 +1,92 @@
 """Several sequences as one stream of steps.
 
-Owns: submitting them, merging their events, ending all when one fails. Does not know HTTP.
+Owns: opening them, gathering their events, ending all when one fails or the client leaves. Does
+not know HTTP.
 """
 
-import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from tsugiki.engine.client import EngineClient, GenerationEvent, GenerationSpec
+from tsugiki.engine.events import merged
+from tsugiki.engine.mailbox import Mailbox
 from tsugiki.engine.request import FinishReason
 from tsugiki.errors import EngineFailure, Unavailable
 
-Events = list[GenerationEvent]
 Step = list[tuple[int, GenerationEvent]]  # (sequence, what it gained), in order of arrival
-Steps = AsyncGenerator[Step, None]
 
 
-async def merged(
-    engine: EngineClient, specs: Sequence[GenerationSpec], note: Callable[[Events], None]
-) -> Steps:
-    """Events of all sequences, those that are there together given out together.
+class Sequences:
+    """The sequences of one generation, running until each has ended or `close` is called."""
 
-    `note` is told of the events before they are given out.
-
-    Closing this generator aborts every sequence.
-
-    Raises:
-        TsugikiError: what a sequence raised, or ended with.
-    """
-    arrivals: asyncio.Queue[tuple[int, GenerationEvent | Exception]] = asyncio.Queue()
-    pumps = [
-        asyncio.create_task(_pump(engine, spec, index, arrivals))
-        for index, spec in enumerate(specs)
-    ]
-    running = len(pumps)
-    try:
-        while running:
-            arrived = [await arrivals.get()]
-            while not arrivals.empty():
-                arrived.append(arrivals.get_nowait())
-            step = [(index, _good(event)) for index, event in arrived]
-            running -= sum(event.finish_reason is not None for _, event in step)
-            note([event for _, event in step])
-            yield step
-    finally:
-        for pump in pumps:
-            pump.cancel()
-        await asyncio.gather(*pumps, return_exceptions=True)
-
-
-async def _pump(
-    engine: EngineClient,
-    spec: GenerationSpec,
-    index: int,
-    arrivals: asyncio.Queue[tuple[int, GenerationEvent | Exception]],
-) -> None:
-    """Move one sequence's events; whatever happens, exactly one terminal item is put."""
-    try:
-        events = engine.submit(spec)
+    def __init__(
+        self,
+        engine: EngineClient,
+        specs: Sequence[GenerationSpec],
+        note: Callable[[Step], Step] = lambda step: step,
+    ) -> None:
+        """`note` sees every step before it is given out, and may change it."""
+        self._engine = engine
+        self._note = note
+        self._running: dict[int, str] = {}  # sequence -> id of its request
+        self._arrivals: Mailbox[tuple[int, GenerationEvent] | Exception] = Mailbox()
         try:
-            async for event in events:
-                arrivals.put_nowait((index, event))
-                if event.finish_reason is not None:
-                    return
-        finally:
-            await events.aclose()
-        raise EngineFailure("the engine ended this request without a last word")
-    except Exception as error:
-        arrivals.put_nowait((index, error))
+            for index, spec in enumerate(specs):
+                engine.open(spec, partial(self._arrived, index))
+                self._running[index] = spec.request_id
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def ended(self) -> bool:
+        """All sequences have told their end."""
+        return not self._running
+
+    async def next(self) -> Step:
+        """Everything that the sequences gained since the last call; waits until there is some.
+
+        A reader that is slower than the engine gets fewer and larger events.
+
+        Raises:
+            TsugikiError: what a sequence ended with. The exception given to `leave`.
+        """
+        step = [_good(arrival) for arrival in await self._arrivals.take()]
+        if len(step) > len(self._running):
+            step = _one_each(step)
+        for index, event in step:
+            if event.finish_reason is not None:
+                self._running.pop(index, None)
+        return self._note(step)
+
+    def leave(self, why: Exception) -> None:
+        """Nobody waits for the answer any longer: abort what runs, and let `next` raise this."""
+        self.close()
+        self._arrivals.put(why)
+
+    def close(self) -> None:
+        """Abort the sequences that still run."""
+        while self._running:
+            self._engine.abort(self._running.popitem()[1])
+
+    def _arrived(self, index: int, event: GenerationEvent) -> None:
+        self._arrivals.put((index, event))
 
 
-def _good(event: GenerationEvent | Exception) -> GenerationEvent:
-    if isinstance(event, Exception):
-        raise event
+def _one_each(step: Step) -> Step:
+    events: defaultdict[int, list[GenerationEvent]] = defaultdict(list)
+    for index, event in step:
+        events[index].append(event)
+    return [(index, merged(of_one)) for index, of_one in events.items()]
+
+
+def _good(arrival: tuple[int, GenerationEvent] | Exception) -> tuple[int, GenerationEvent]:
+    if isinstance(arrival, Exception):
+        raise arrival
+    event = arrival[1]
     if event.finish_reason is FinishReason.ERROR:
         raise EngineFailure(event.error or "the engine failed in a step of this request")
     if event.finish_reason is FinishReason.ABORT:
         raise Unavailable(event.error or "the request was aborted: the server is shutting down")
-    return event
+    return arrival

@@ -1,26 +1,54 @@
 """Server-sent events: how a streamed answer is written.
 
-Owns: the wire form and the response class. Does not know what is streamed.
+Owns: the wire form and the response classes. Does not know what is streamed.
 """
 
 import json
-from collections.abc import AsyncGenerator, Iterable
-from typing import Any
+from collections.abc import AsyncGenerator, Callable
+from json.encoder import encode_basestring
+from typing import Any, Protocol
 
+from fastapi import Response
 from fastapi.responses import StreamingResponse
-from starlette.types import Send
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
-DONE = "data: [DONE]\n\n"
+DONE = b"data: [DONE]\n\n"
+_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+_MARK = "\0"  # in no answer's envelope, and never escaped as another text is
+_to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
-def data(payload: dict[str, Any]) -> str:
+class Pieces(Protocol):
+    """A streamed answer, piece by piece."""
+
+    async def next(self) -> tuple[bytes, bool]:
+        """What to write now, and whether more follows.
+
+        Raises:
+            ClientDisconnect: nobody reads it any longer.
+        """
+
+    def close(self) -> None:
+        """No more pieces are wanted, whether or not there are any."""
+
+
+def data(payload: dict[str, Any]) -> bytes:
     """One event."""
-    return f"data: {json.dumps(payload, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    return f"data: {_to_json(payload)}\n\n".encode()
 
 
-def joined(payloads: Iterable[dict[str, Any]]) -> str:
-    """The events of one step, for one write."""
-    return "".join(map(data, payloads))
+class TextEvent:
+    """Events that differ in one text only: serialised once, but for that text."""
+
+    def __init__(self, payload: Callable[[str], dict[str, Any]]) -> None:
+        """`payload(text)` is the event of a text, the last string in it to vary."""
+        before, _, after = data(payload(_MARK)).rpartition(encode_basestring(_MARK).encode())
+        self._before, self._after = before.decode(), after.decode()
+
+    def __call__(self, text: str) -> bytes:
+        """The event of this text."""
+        return (self._before + encode_basestring(text) + self._after).encode()
 
 
 class EventStream(StreamingResponse):
@@ -29,7 +57,7 @@ class EventStream(StreamingResponse):
     media_type = "text/event-stream"
 
     def __init__(self, source: AsyncGenerator[str, None]) -> None:
-        super().__init__(source, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        super().__init__(source, headers=_HEADERS)
         self._source = source
 
     async def stream_response(self, send: Send) -> None:
@@ -38,3 +66,36 @@ class EventStream(StreamingResponse):
             await super().stream_response(send)
         finally:
             await self._source.aclose()
+
+
+class PiecewiseStream(Response):
+    """A streamed answer written as it comes, with nothing between the source and the server.
+
+    Starlette's own needs a task group and two tasks for each answer, and a generator's turn for
+    each piece. The source itself notices a client that leaves, and raises ClientDisconnect.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, pieces: Pieces) -> None:
+        super().__init__(headers=_HEADERS)
+        del self.headers["content-length"]
+        self._pieces = pieces
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Write all pieces, each with one `send`, which waits while the client reads slowly."""
+        start = {"status": self.status_code, "headers": self.raw_headers}
+        try:
+            await send({"type": "http.response.start", **start})
+            await self._write(send)
+        except ClientDisconnect:
+            return
+        finally:
+            self._pieces.close()
+
+    async def _write(self, send: Send) -> None:
+        more = True
+        while more:
+            body, more = await self._pieces.next()
+            if body or not more:
+                await send({"type": "http.response.body", "body": body, "more_body": more})

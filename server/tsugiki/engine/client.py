@@ -3,7 +3,7 @@
 A thread (engine.local) implements it today; a process could tomorrow, without touching the API.
 """
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -114,12 +114,13 @@ class GenerationSpec:
     priority: int = 0  # lower goes first
     timeout: float | None = None  # seconds from now; then it ends with FinishReason.TIMEOUT
     cache_salt: str | None = None  # only requests of the same salt share cached prefixes
+    final_only: bool = False  # one event, at the end
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made per token, and that takes three times as long
 class GenerationEvent:
     """What one step added to one request. The last event of a request carries finish_reason, and
-    every accepted request gets exactly one such event."""
+    every accepted request gets exactly one such event. Nobody changes one."""
 
     text: str  # newly decodable text, stop strings removed
     token_ids: tuple[int, ...]
@@ -132,6 +133,11 @@ class GenerationEvent:
     completion_tokens: int = 0
     cached_tokens: int = 0  # of the prompt, taken from the prefix cache
     variant_load_ms: float | None = None  # this request waited for a cold variant
+    first_token: float | None = None  # when it came, seconds of the monotonic clock
+    gaps: tuple[float, ...] = ()  # seconds per token since the step before, one entry a step
+
+
+Deliver = Callable[[GenerationEvent], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,11 +226,22 @@ class EngineClient(Protocol):
     def max_model_len(self) -> int:
         """Longest prompt + output, in tokens."""
 
+    def open(self, spec: GenerationSpec, deliver: Deliver) -> None:
+        """Admit; every event of the request is given to `deliver` on the event loop, all of a step
+        before anything else runs there.
+
+        Raises:
+            ContextTooLong, Overloaded, Unavailable, InvalidRequest.
+        """
+
+    def abort(self, request_id: str) -> None:
+        """End a request whose client is gone; nothing happens when it has ended."""
+
     def submit(self, spec: GenerationSpec) -> AsyncGenerator[GenerationEvent, None]:
-        """Admit and stream. Closing the generator (`aclose`) aborts the request.
+        """`open` as a stream. Closing the generator (`aclose`) aborts the request.
 
         Raises (before the first event):
-            ContextTooLong, Overloaded, Unavailable.
+            As `open`.
         """
 
     def variants(self) -> list[VariantInfo]:

@@ -6,6 +6,7 @@ loop. Does not know batches (core.py), tensors (model_runner.py) or HTTP.
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from functools import partial
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from tsugiki.engine.admission import Admission
 from tsugiki.engine.client import (
+    Deliver,
     EngineStats,
     GenerationEvent,
     GenerationSpec,
@@ -23,6 +25,7 @@ from tsugiki.engine.client import (
     VariantInfo,
 )
 from tsugiki.engine.core import EngineCore, StepEvent
+from tsugiki.engine.mailbox import Mailbox
 from tsugiki.engine.open_requests import OpenRequests
 from tsugiki.engine.request import FinishReason, SamplingParams, VariantRef
 from tsugiki.engine.stats import engine_stats
@@ -68,33 +71,38 @@ class LocalEngine:
         self._gate.probes.connect(self._submit_probe, self._take_out)
         self._proving: set[asyncio.Task[None]] = set()
 
-    def submit(self, spec: GenerationSpec) -> AsyncGenerator[GenerationEvent, None]:
-        """See EngineClient.submit. Raises at once, not at the first event."""
+    def open(self, spec: GenerationSpec, deliver: Deliver) -> None:
+        """See EngineClient.open."""
         self._check_open()
         self._service.check_named(spec.variant)
         proven = self._gate.proven(spec.variant)
-        opened = self._admit(spec)
+        opened = self._admit(spec, deliver)
         if proven:
             self._enter(opened)
         else:
             task = asyncio.create_task(self._enter_proven(opened))
             self._proving.add(task)
             task.add_done_callback(self._proving.discard)
-        return EventStream(opened, self._abort)
+
+    def submit(self, spec: GenerationSpec) -> AsyncGenerator[GenerationEvent, None]:
+        """See EngineClient.submit. Raises at once, not at the first event."""
+        events: Mailbox[GenerationEvent] = Mailbox()
+        self.open(spec, events.put)
+        return EventStream(spec.request_id, events, self.abort)
 
     def _submit_probe(self, spec: GenerationSpec) -> AsyncGenerator[GenerationEvent, None]:
         """As `submit`, for the one who finds out whether a version may answer."""
-        opened = self._admit(spec)
-        self._enter(opened)
-        return EventStream(opened, self._abort)
+        events: Mailbox[GenerationEvent] = Mailbox()
+        self._enter(self._admit(spec, events.put))
+        return EventStream(spec.request_id, events, self.abort)
 
-    def _admit(self, spec: GenerationSpec) -> OpenRequest:
+    def _admit(self, spec: GenerationSpec, deliver: Deliver) -> OpenRequest:
         self._check_open()
         if spec.request_id in self._open:
             raise InvalidRequest(f"request id {spec.request_id!r} is in use", param="request_id")
         text = self._view.text(spec.variant)
         self._admission.check(spec, text.vocab_size, len(self._open))
-        opened = OpenRequest(spec, text)
+        opened = OpenRequest(spec, text, deliver)
         self._open.add(opened)
         return opened
 
@@ -248,25 +256,26 @@ class LocalEngine:
 
     def _deliver(self, events: list[StepEvent]) -> None:
         """All events of one step."""
+        now = time.monotonic()
         for event in events:
             request = self._open.get(event.request_id)
             if request is None:
                 continue  # it ended here first: a stop string, or its client left
-            if request.feed(event):
+            if request.feed(event, now):
                 self._thread.put(partial(_abort, event.request_id))
             if request.ended:
                 self._open.remove(request)
                 self._admission.rate.finished()
 
-    def _abort(self, request_id: str) -> None:
-        """The client is gone."""
+    def abort(self, request_id: str) -> None:
+        """See EngineClient.abort."""
         request = self._open.get(request_id)
         if request is not None:
             self._end(request, FinishReason.ABORT)
 
     def _take_out(self, digest: str, reason: str) -> None:
         """A version failed its probe."""
-        self._thread.put(lambda core: core.variants.fail(digest, reason))
+        self._thread.put(lambda core: core.take_out(digest, reason))
 
     def _on_end(self, reason: str) -> None:
         self._death = reason
@@ -275,7 +284,7 @@ class LocalEngine:
 
     def _end(self, request: OpenRequest, reason: FinishReason, error: str | None = None) -> None:
         request_id = request.spec.request_id
-        request.feed(StepEvent(request_id, finish_reason=reason, error=error))
+        request.feed(StepEvent(request_id, finish_reason=reason, error=error), time.monotonic())
         self._open.remove(request)
         self._thread.put(partial(_abort, request_id))
 

@@ -7,31 +7,44 @@ event loop. Does not know batches, variants or the engine thread.
 import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
-from tsugiki.engine.client import GenerationEvent, GenerationSpec
+from tsugiki.engine.client import Deliver, GenerationEvent, GenerationSpec
 from tsugiki.engine.core import StepEvent
-from tsugiki.engine.request import FinishReason, Request
-from tsugiki.text.detokenizer import Detokenizer
+from tsugiki.engine.events import merged
+from tsugiki.engine.mailbox import Mailbox
+from tsugiki.engine.request import FinishReason, Request, TokenLogprobs
+from tsugiki.text.detokenizer import detokenizer
 from tsugiki.text.stop import StopMatcher
 from tsugiki.text.tokenizer import TextSide
 
 
 class OpenRequest:
-    """One accepted request until its terminal event."""
+    """One accepted request until its terminal event.
 
-    def __init__(self, spec: GenerationSpec, text: TextSide) -> None:
+    What steps bring is kept until it is told: after every step, or once at the end for those who
+    want the whole answer only (`spec.final_only`).
+    """
+
+    def __init__(self, spec: GenerationSpec, text: TextSide, deliver: Deliver) -> None:
         self.spec = spec
         self.ended = False
+        self._deliver = deliver
         self._eos = text.eos_token_ids
-        self._detokenizer = Detokenizer(text)
+        self._detokenizer = detokenizer(text)
         self._stops = StopMatcher(spec.stop, spec.include_stop)
         self._completion_tokens = 0
-        self._pending: list[GenerationEvent] = []
-        self._arrival: asyncio.Future[None] | None = None
+        self._first_token: float | None = None  # seconds of the monotonic clock
+        self._last_token = 0.0
+        self._decoded = 0  # of `_token_ids`, how many are in `_text`
+        self._token_ids: list[int] = []  # from here on: not told yet
+        self._text = ""
+        self._gaps: list[float] = []
+        self._logprobs: list[TokenLogprobs] = []
+        self._prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
 
     def for_engine(self) -> Request:
         """The engine's side of it: no text, a seed in any case."""
@@ -52,87 +65,104 @@ class OpenRequest:
             seed=random.getrandbits(64) if params.seed is None else params.seed,
         )
 
-    def feed(self, step: StepEvent) -> bool:
+    def feed(self, step: StepEvent, now: float) -> bool:
         """Take what a step brought; True when a stop string ended the request before the engine."""
-        self._completion_tokens += len(step.token_ids)
-        text, matched = self._text(step)
-        stop_reason: str | int | None = matched
-        reason = FinishReason.STOP if matched is not None else step.finish_reason
-        if matched is None and reason is FinishReason.STOP and step.token_ids[-1] not in self._eos:
-            stop_reason = step.token_ids[-1]
-        self.ended = reason is not None
-        self._push(
-            GenerationEvent(
-                text=text,
-                token_ids=step.token_ids,
-                logprobs=step.logprobs,
-                prompt_logprobs=step.prompt_logprobs,
-                finish_reason=reason,
-                stop_reason=stop_reason,
-                error=step.error,
-                prompt_tokens=len(self.spec.prompt_token_ids),
-                completion_tokens=self._completion_tokens,
-                cached_tokens=step.cached_tokens,
-                variant_load_ms=step.variant_load_ms,
-            )
-        )
-        return matched is not None and step.finish_reason is None
+        self._take(step, now)
+        reason = step.finish_reason
+        if self.spec.final_only and reason is None and not self.spec.stop:
+            return False
+        matched = self._decode(reason)
+        self.ended = reason is not None or matched is not None
+        if self.ended or not self.spec.final_only:
+            self._tell(step, FinishReason.STOP if matched is not None else reason, matched)
+        return matched is not None and reason is None
 
-    async def next(self) -> GenerationEvent:
-        """Everything that arrived since the last call, as one event; waits until there is some.
+    def _take(self, step: StepEvent, now: float) -> None:
+        if step.token_ids:
+            self._clock(len(step.token_ids), now)
+            self._token_ids += step.token_ids
+        if step.logprobs:
+            self._logprobs += step.logprobs
+        if step.prompt_logprobs is not None:
+            self._prompt_logprobs = step.prompt_logprobs
 
-        A consumer that is slower than the engine gets larger events, not a growing queue.
+    def _clock(self, tokens: int, now: float) -> None:
+        self._completion_tokens += tokens
+        if self._first_token is None:
+            self._first_token = now
+        else:
+            self._gaps.append((now - self._last_token) / tokens)
+        self._last_token = now
 
-        Raises:
-            StopAsyncIteration: after the terminal event.
-        """
-        while not self._pending:
-            if self.ended:
-                raise StopAsyncIteration
-            self._arrival = asyncio.get_running_loop().create_future()
-            await self._arrival
-        events, self._pending = self._pending, []
-        return events[0] if len(events) == 1 else _merged(events)
-
-    def _text(self, step: StepEvent) -> tuple[str, str | None]:
-        """The text that may be shown now, and the stop string that it completed."""
-        ids = step.token_ids
-        if step.finish_reason is FinishReason.STOP and not self.spec.include_stop:
+    def _decode(self, reason: FinishReason | None) -> str | None:
+        """Add to the text what may be shown now; the stop string that it completed."""
+        ids = self._token_ids[self._decoded :]
+        self._decoded = len(self._token_ids)
+        if reason is FinishReason.STOP and not self.spec.include_stop:
             ids = ids[:-1]  # the stop token
         text = self._detokenizer.add(ids)
-        if step.finish_reason is not None:
+        if reason is not None:
             text += self._detokenizer.flush()
         if not self.spec.stop or self._completion_tokens <= self.spec.params.min_tokens:
-            return text, None
+            self._text += text
+            return None
         shown, matched = self._stops.feed(text)
-        if matched is None and step.finish_reason is not None:
+        if matched is None and reason is not None:
             shown += self._stops.flush()
-        return shown, matched
+        self._text += shown
+        return matched
 
-    def _push(self, event: GenerationEvent) -> None:
-        self._pending.append(event)
-        if self._arrival is not None and not self._arrival.done():
-            self._arrival.set_result(None)
+    def _tell(self, step: StepEvent, reason: FinishReason | None, matched: str | None) -> None:
+        stop_reason: str | int | None = matched
+        if reason is FinishReason.STOP and matched is None and self._token_ids[-1] not in self._eos:
+            stop_reason = self._token_ids[-1]
+        event = GenerationEvent(
+            text=self._text,
+            token_ids=tuple(self._token_ids),
+            logprobs=tuple(self._logprobs),
+            prompt_logprobs=self._prompt_logprobs,
+            finish_reason=reason,
+            stop_reason=stop_reason,
+            error=step.error,
+            prompt_tokens=len(self.spec.prompt_token_ids),
+            completion_tokens=self._completion_tokens,
+            cached_tokens=step.cached_tokens,
+            variant_load_ms=step.variant_load_ms,
+            first_token=self._first_token,
+            gaps=tuple(self._gaps),
+        )
+        self._token_ids, self._logprobs, self._gaps = [], [], []
+        self._decoded, self._text, self._prompt_logprobs = 0, "", None
+        self._deliver(event)
 
 
 class EventStream(AsyncGenerator[GenerationEvent, None]):
     """What `submit` returns. Closing it, or dropping it, aborts a request that has not ended.
 
-    Not an `async def` generator: those do nothing on `aclose` before their first `anext`.
+    A consumer that is slower than the engine gets larger events, not a growing queue. Not an
+    `async def` generator: those do nothing on `aclose` before their first `anext`.
     """
 
-    def __init__(self, request: OpenRequest, abort: Callable[[str], None]) -> None:
-        self._request = request
+    def __init__(
+        self, request_id: str, events: Mailbox[GenerationEvent], abort: Callable[[str], None]
+    ) -> None:
+        self._request_id = request_id
+        self._events = events  # whoever fills it must not hold the stream: it may be dropped
         self._abort = abort
+        self._ended = False
         self._loop = asyncio.get_running_loop()
 
     async def __anext__(self) -> GenerationEvent:
-        """The next event; StopAsyncIteration after the terminal one."""
-        return await self._request.next()
+        """Everything since the last call; StopAsyncIteration after the terminal event."""
+        if self._ended and not self._events:
+            raise StopAsyncIteration
+        event = merged(await self._events.take())
+        self._ended = event.finish_reason is not None
+        return event
 
     async def asend(self, value: None) -> GenerationEvent:
         """As `anext`: nothing can be sent."""
-        return await self._request.next()
+        return await anext(self)
 
     async def athrow(
         self,
@@ -150,26 +180,9 @@ class EventStream(AsyncGenerator[GenerationEvent, None]):
 
     def __del__(self) -> None:
         # The collector may run on any thread.
-        if not self._request.ended and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._abort, self._request.spec.request_id)
+        if not self._ended and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._abort, self._request_id)
 
     def _close(self) -> None:
-        if not self._request.ended:
-            self._abort(self._request.spec.request_id)
-
-
-def _merged(events: Sequence[GenerationEvent]) -> GenerationEvent:
-    first, last = events[0], events[-1]
-    return GenerationEvent(
-        text="".join(event.text for event in events),
-        token_ids=tuple(token for event in events for token in event.token_ids),
-        logprobs=tuple(item for event in events for item in event.logprobs),
-        prompt_logprobs=first.prompt_logprobs,
-        finish_reason=last.finish_reason,
-        stop_reason=last.stop_reason,
-        error=last.error,
-        prompt_tokens=last.prompt_tokens,
-        completion_tokens=last.completion_tokens,
-        cached_tokens=last.cached_tokens,
-        variant_load_ms=last.variant_load_ms,
-    )
+        if not self._ended:
+            self._abort(self._request_id)

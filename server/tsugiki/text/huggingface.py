@@ -15,6 +15,7 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer
 
 from tsugiki.errors import InvalidArtifact, InvalidRequest, UnsupportedModel, UserError
+from tsugiki.text.byte_level import TokenBytes, token_bytes
 
 _SAMPLING: dict[
     str, tuple[float, float]
@@ -49,6 +50,7 @@ class HfTextSide:
     vocab_size: int
     generation_defaults: Mapping[str, Any]
     byte_fallback_ids: frozenset[int] = field(repr=False)
+    token_bytes: TokenBytes | None = field(repr=False)
     longest_token: int
     _anchor: tuple[int, ...]  # an ordinary token; what follows it is decoded as inside a text
 
@@ -120,7 +122,12 @@ class HfTextSide:
         side = self
         if stated.get("added_tokens"):
             tokenizer = _with_added_tokens(self.tokenizer, stated["added_tokens"])
-            side = replace(side, tokenizer=tokenizer, longest_token=_longest_token(tokenizer))
+            side = replace(
+                side,
+                tokenizer=tokenizer,
+                token_bytes=token_bytes(tokenizer),
+                longest_token=_longest_token(tokenizer),
+            )
         return replace(
             side,
             chat_template=stated.get("chat_template", self.chat_template),
@@ -153,6 +160,7 @@ def load_text_side(base_dir: Path) -> HfTextSide:
         vocab_size=int(text_config.get("vocab_size", tokenizer.get_vocab_size())),
         generation_defaults=_sampling(generation, UnsupportedModel),
         byte_fallback_ids=_byte_fallback_ids(tokenizer),
+        token_bytes=token_bytes(tokenizer),
         longest_token=_longest_token(tokenizer),
         _anchor=tuple(tokenizer.encode("a", add_special_tokens=False).ids[-1:]),
     )

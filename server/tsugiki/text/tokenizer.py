@@ -28,6 +28,11 @@ class TextSide(Protocol):
         """Tokens <0x00> ... <0xFF> of a SentencePiece vocabulary."""
 
     @property
+    def token_bytes(self) -> Mapping[int, bytes] | None:
+        """Bytes of each token where `decode` is these joined, read as UTF-8 with replacement
+        characters (byte-level BPE). None: what a token means depends on its neighbours."""
+
+    @property
     def longest_token(self) -> int:
         """Characters; bounds how few tokens a long text can have."""
 
