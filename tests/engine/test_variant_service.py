@@ -211,7 +211,7 @@ def test_the_watch_goes_on_after_a_failure(
                 original()
 
             original = engine._service.registry.rescan
-            monkeypatch.setattr(engine._service.registry, "rescan", lambda: away() or [])
+            monkeypatch.setattr(engine._service.registry, "rescan", lambda *_: away() or [])
             watch = VariantWatch(engine._service, 2.0, wait=wait)
             watch.start()
             async with asyncio.timeout(20):

@@ -1,17 +1,19 @@
 """Nobody is answered by a version that has not answered its own probe.
 
 Owns: which version is asked when: an upload before it is kept, a known version before a name means
-it, an operator's file before its first request. Lives on the event loop. Does not know how a probe
-is replayed (probe.py) or what the calls that come here change (variant_service.py, local.py).
+it, an operator's file before it replaces a version that answers, or before its first request. Lives
+on the event loop. Does not know how a probe is replayed (probe.py) or what the calls that come here
+change (variant_service.py, local.py).
 """
 
 import asyncio
+from functools import partial
 
 from tsugiki.codecs.metadata import Header
 from tsugiki.engine.probe import Probe, Probes
 from tsugiki.engine.request import VariantRef
 from tsugiki.engine.variant_view import VariantView
-from tsugiki.variants.trial import Trial
+from tsugiki.variants.trial import Trial, TrialOf
 from tsugiki.variants.version import Version
 
 
@@ -50,23 +52,26 @@ class ProbeGate:
             ref = VariantRef(version.name, version.digest)
             await self.probes.prove(ref, version.header.probe, again=True)
 
-    def trial(self, name: str, tried: set[str]) -> Trial:
-        """What the registry's worker thread calls, see Registry.put: an upload answers its probe
-        before it is kept, so that nothing on disk is to be undone when it fails. The digests that
-        this brings into memory are added to `tried`."""
+    def trials(self, tried: set[str]) -> TrialOf:
+        """What the registry's worker thread calls, see Registry.put and rescan: a file answers its
+        probe before it is kept, so that nothing on disk is to be undone when it fails. The digests
+        that this brings into memory are added to `tried`."""
         loop = asyncio.get_running_loop()
 
-        async def ask(header: Header) -> None:
+        async def ask(name: str, header: Header) -> None:
             tried.add(header.digest)
             self._view.introduce(header)
             ref = VariantRef(name, header.digest)
             await self.probes.prove(ref, header.probe, again=True, log=False)
 
-        def trial(header: Header) -> None:
+        def trial(name: str, header: Header) -> None:
             if header.probe is not None and not self.probes.passed(header.digest):
-                asyncio.run_coroutine_threadsafe(ask(header), loop).result()
+                asyncio.run_coroutine_threadsafe(ask(name, header), loop).result()
 
-        return trial
+        def trial_of(name: str) -> Trial:
+            return partial(trial, name)
+
+        return trial_of
 
     def _probe(self, variant: VariantRef) -> Probe | None:
         header = self._view.registry.resolve(f"{variant.name}@{variant.digest}").header

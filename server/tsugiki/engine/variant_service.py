@@ -74,7 +74,7 @@ class VariantService:
     ) -> tuple[VariantInfo, bool]:
         """See EngineClient.put_variant. A pinned one starts loading; this does not wait for it."""
         before, tried = self.registry.active(name), set[str]()
-        trial = self.gate.trial(name, tried) if activate else None
+        trial = self.gate.trials(tried)(name) if activate else None
         put = partial(self.registry.put, name, path, activate, signature, trial)
         try:
             async with self._verifying:
@@ -174,11 +174,11 @@ class VariantService:
 
     async def rescan(self) -> set[str]:
         """Take in what the operator did to the directory; the digests that no name has since."""
-        before = self._digests()
-        for change in await self._on_worker(self.registry.rescan):
+        before, tried = self._digests(), set[str]()
+        for change in await self._on_worker(self.registry.rescan, self.gate.trials(tried)):
             kind = _FILE_KINDS[change.kind]
             self.events.publish(change.name, change.digest, kind, change.error)
-        return before - self._digests()
+        return (before | tried) - self._digests()
 
     async def free(self, digests: Iterable[str]) -> int:
         """Memory and files of versions that no name has any more, each once its requests end."""

@@ -29,7 +29,9 @@ class VariantWatch:
         self._complaint = ""  # the last one, which is not repeated every two seconds
 
     def start(self) -> None:
-        """Begin to look."""
+        """Begin to look; at once where the start has left something to do."""
+        if self._service.registry.postponed:
+            self._background(self.look())
         if self._seconds:
             self._background(self._run())
 

@@ -81,6 +81,13 @@ class Intake:
             logger.error("variant file %s is not served: %s", path.name, reason)
             return Arrival(failed(path, reason))
 
+    def refused(self, name: str, arrival: Arrival, reason: str) -> Arrival:
+        """The operator's file of a name, found whole but not to be served after all."""
+        self.discard(arrival)
+        path = self._store.placed_path(name)
+        logger.error("variant file %s is not served: %s", path.name, reason)
+        return Arrival(failed(path, reason))
+
     def discard(self, arrival: Arrival) -> None:
         """Remove the copy that `placed` made, unless it was moved to its place."""
         self._discard(arrival.file.path)

@@ -11,12 +11,13 @@ Does not know bytes on disk (store.py), the meaning of names (catalog.py), the o
 (scan.py), memory (residency.py).
 """
 
+import logging
 import threading
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from tsugiki.errors import Conflict, InvalidRequest, StorageFull, Unsupported
+from tsugiki.errors import Conflict, InvalidRequest, StorageFull, TsugikiError, Unsupported
 from tsugiki.trusted_keys import TrustedKey
 from tsugiki.variants.alias import Alias, StoredVersion
 from tsugiki.variants.intake import Arrival, Intake
@@ -25,10 +26,12 @@ from tsugiki.variants.records import Records
 from tsugiki.variants.scan import Scan
 from tsugiki.variants.signature import Signers
 from tsugiki.variants.store import CrashPoint, Store
-from tsugiki.variants.trial import Trial, Trials
+from tsugiki.variants.trial import Trial, TrialOf, Trials
 from tsugiki.variants.verification import Verify, verify_against
 from tsugiki.variants.version import BaseIdentity, Version, split_model
 from tsugiki.variants.watch import Change
+
+logger = logging.getLogger(__name__)
 
 
 class Registry(Reading):
@@ -65,7 +68,7 @@ class Registry(Reading):
         super().__init__(Records(self._store, signers), Trials())
         check = verify or verify_against(identity)
         self._intake = Intake(self._store, check, signers, reserved)
-        self._scan = Scan(self._records, self._intake, crash_point)
+        self._scan = Scan(self._records, self._intake, self._trials, crash_point)
         self._lock = threading.Lock()
         self._watching = threading.Lock()
         self._scan.start()
@@ -222,11 +225,17 @@ class Registry(Reading):
                 return 0
             return self._records.drop(digest)
 
-    def rescan(self) -> list[Change]:
+    @property
+    def postponed(self) -> bool:
+        """Whether the start left files to the first `rescan`, which can try them."""
+        return self._scan.postponed
+
+    def rescan(self, trial_of: TrialOf | None = None) -> list[Change]:
         """Take in what the operator changed in the directory since the last call; returns that.
 
         To be called every second or so: a file counts once it was found the same by two calls, and
-        a broken one changes nothing but the listing. As long as nothing changed this reads no file.
+        a broken one changes nothing but the listing, nor does one that fails the trial of its name.
+        (Files are tried as scan.py says.) As long as nothing changed this reads no file.
         Versions that are gone ("removed") can be given to `purge` when no request uses them.
 
         Raises:
@@ -237,7 +246,11 @@ class Registry(Reading):
             with self._lock:
                 changed = self._scan.changed()
             for name, stamp in changed.items():
-                arrival = self._scan.arrival(name, stamp)
+                try:
+                    arrival = self._scan.arrival(name, stamp, trial_of)
+                except TsugikiError as error:
+                    logger.warning("variant file %s waits for another look: %s", name, error)
+                    continue
                 with self._lock:
                     changes += self._scan.apply(name, stamp, arrival)
                     self._records.publish()

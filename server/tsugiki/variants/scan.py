@@ -5,7 +5,9 @@ what a crash interrupted. Does not lock: the registry does. Does not know change
 (registry.py).
 
 An operator's file counts as an upload that activates: it is copied among the kept files, and the
-copy is what is served, so that the operator may write over the file or remove it at any moment.
+copy is what is served, so that the operator may write over the file or remove it at any moment. One
+that carries a probe and would take the place of a version that answers is tried first. At a start
+nothing can be tried yet: such a file is left to the first look, and the version before it answers.
 """
 
 import logging
@@ -13,11 +15,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from tsugiki.errors import Unsupported
+from tsugiki.errors import ProbeFailed, Unsupported
 from tsugiki.variants.alias import OPERATORS_FILE, Alias, Stamp, StoredVersion
 from tsugiki.variants.intake import Arrival, Intake
 from tsugiki.variants.records import Records
 from tsugiki.variants.store import CrashPoint
+from tsugiki.variants.trial import TrialOf, Trials
 from tsugiki.variants.watch import Change, Watch, signature_name, stamp_of, stamps
 
 logger = logging.getLogger(__name__)
@@ -28,12 +31,16 @@ _UNKNOWN: Stamp = ()  # of a file that has to be looked at in any case
 class Scan:
     """Brings the records of a directory up to date with its files."""
 
-    def __init__(self, records: Records, intake: Intake, crash_point: CrashPoint) -> None:
+    def __init__(
+        self, records: Records, intake: Intake, trials: Trials, crash_point: CrashPoint
+    ) -> None:
         self._records = records
         self._store = records.store
         self._intake = intake
+        self._trials = trials
         self._crash_point = crash_point
         self._watch = Watch()
+        self.postponed = False  # whether the start left files to the first look
 
     def start(self) -> None:
         """Read everything, and finish or undo what a crash interrupted."""
@@ -49,7 +56,13 @@ class Scan:
         found = stamps(self._store.root)
         for name in self._watch.different(found):
             stamp = found.get(name)
-            self.apply(name, stamp, self.arrival(name, stamp))
+            arrival = self.arrival(name, stamp)
+            if stamp is not None and arrival is not None and self.must_be_tried(name, arrival):
+                self._watch.postpone(name, stamp)
+                self._intake.discard(arrival)
+                self.postponed = True
+            else:
+                self.apply(name, stamp, arrival)
         self._drop_orphans()
         records.publish()
 
@@ -59,9 +72,36 @@ class Scan:
         found = stamps(self._store.root)
         return {name: found.get(name) for name in self._watch.changed(found)}
 
-    def arrival(self, name: str, stamp: Stamp | None) -> Arrival | None:
-        """The file of a name, checked. Takes as long as reading it: call this without the lock."""
-        return None if stamp is None else self._intake.placed(name)
+    def arrival(
+        self, name: str, stamp: Stamp | None, trial_of: TrialOf | None = None
+    ) -> Arrival | None:
+        """The file of a name, checked, and tried if it must be; a failed one when it must not be
+        served. Takes as long as reading it: call this without the lock.
+
+        Raises:
+            TsugikiError: what left a trial undecided.
+        """
+        if stamp is None:
+            return None
+        arrival = self._intake.placed(name)
+        if trial_of is None or not self.must_be_tried(name, arrival):
+            return arrival
+        try:
+            self._trials.run(arrival.file, trial_of(name))
+        except ProbeFailed as error:
+            return self._intake.refused(name, arrival, str(error))
+        except BaseException:
+            self._intake.discard(arrival)
+            raise
+        return arrival
+
+    def must_be_tried(self, name: str, arrival: Arrival) -> bool:
+        """Whether a file brings a probe and would replace a version that can be served."""
+        header, alias = arrival.file.header, self._records.alias(name)
+        if header is None or header.probe is None or alias.active is None:
+            return False
+        known = (alias.active, alias.placed and alias.placed.digest)
+        return header.digest not in known and self._records.is_good(alias.active)
 
     def apply(self, name: str, stamp: Stamp | None, arrival: Arrival | None) -> list[Change]:
         """Bring the record of a name up to date with its file, unless that changed since."""

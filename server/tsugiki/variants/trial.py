@@ -11,6 +11,7 @@ from tsugiki.codecs.metadata import Header
 from tsugiki.variants.verification import CheckedFile
 
 Trial = Callable[[Header], None]  # whatever it raises refuses the upload
+TrialOf = Callable[[str], Trial]  # of a file that is to become a version of this name
 
 
 class Trials:

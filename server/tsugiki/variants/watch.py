@@ -75,6 +75,10 @@ class Watch:
             else:
                 known[name] = stamp
 
+    def postpone(self, name: str, stamp: Stamp) -> None:
+        """This state is for the next look to deal with: it is not new then."""
+        self._last[name] = stamp
+
     def settled(self, name: str) -> Stamp | None:
         """The state that was dealt with."""
         return self._settled.get(name)
