@@ -75,16 +75,15 @@ class ForwardPass:
     def _attention(self, layer: Layer, kernels: KernelBackend) -> None:
         a, acts, plan = self.architecture, self.acts, self.plan
         layer.qkv.forward(acts.normed, acts.qkv, plan.linear(layer.qkv.name), kernels)
-        heads = acts.qkv.view(len(acts.qkv), a.num_heads + 2 * a.num_kv_heads, a.head_dim)
-        q, k, v = heads.tensor_split((a.num_heads, a.num_heads + a.num_kv_heads), 1)
+        heads = acts.heads
         if a.qk_norm:
-            self._norm_heads(f"{layer.prefix}.self_attn.q_norm.weight", q, kernels)
-            self._norm_heads(f"{layer.prefix}.self_attn.k_norm.weight", k, kernels)
-        kernels.rotate(heads[:, : -a.num_kv_heads], self.inputs.rotations[layer.rope])
+            self._norm_heads(f"{layer.prefix}.self_attn.q_norm.weight", heads.q, kernels)
+            self._norm_heads(f"{layer.prefix}.self_attn.k_norm.weight", heads.k, kernels)
+        kernels.rotate(heads.rotated, self.inputs.rotations[layer.rope])
         cache, where = self.cache.layers[layer.index], self.inputs.where
-        kernels.write_kv(k, v, cache, where)
-        out = acts.attended.view(q.shape)
-        kernels.paged_attention(q, cache, where, a.attention_scale, layer.window, out)
+        kernels.write_kv(heads.k, heads.v, cache, where)
+        scale, window = a.attention_scale, layer.window
+        kernels.paged_attention(heads.q, cache, where, scale, window, heads.attended)
         layer.o.forward(acts.attended, acts.branch, plan.linear(layer.o.name), kernels)
 
     def _mlp(self, layer: Layer, kernels: KernelBackend) -> None:

@@ -31,6 +31,10 @@ class NormWeights:
             dim: torch.stack([self._as_multiplied(stored[name]) for name in names])
             for dim, names in self._names.items()
         }
+        self._base_alone = {
+            name: self._base[dim][number : number + 1]
+            for name, (dim, number) in self._place.items()
+        }
         self._variants: dict[int, Stacks] = {}
 
     def stack(self, variants: Sequence[ResidentVariant]) -> Stacks | None:
@@ -51,8 +55,10 @@ class NormWeights:
     def stacked(self, name: str, stacks: Stacks | None) -> Tensor:
         """[1 + variants, dim]: one norm's weight for the base and the stacked variants; with no
         stacks [1, dim], the base's."""
+        if stacks is None:
+            return self._base_alone[name]
         dim, number = self._place[name]
-        return self._base[dim][number : number + 1] if stacks is None else stacks[dim][number]
+        return stacks[dim][number]
 
     def forget(self) -> None:
         """Keep no variant's weights."""

@@ -16,7 +16,7 @@ from tsugiki.model.step_plan import StepPlan
 from tsugiki.model.workspace import Inputs, Workspace, table_width
 from tsugiki_kernels.interface import Program
 
-KEPT = 4  # shapes; a server alternates between decoding and prefills of few lengths
+KEPT = 16  # shapes; recording one costs milliseconds of Python, keeping one some 100 KB
 
 
 @dataclass(frozen=True, slots=True)

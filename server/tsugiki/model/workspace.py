@@ -58,11 +58,23 @@ class Inputs:
 
 
 @dataclass(frozen=True, slots=True)
+class Heads:
+    """Views by head, each [rows, its heads, head_dim]."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    rotated: Tensor  # q and k together
+    attended: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Activations:
     """What lies between the operations of a layer, each written and read once."""
 
     normed: Tensor  # [rows, hidden]
     qkv: Tensor  # [rows, (heads + 2 kv_heads) * head_dim]
+    heads: Heads  # of qkv and attended
     attended: Tensor  # [rows, heads * head_dim]
     branch: Tensor  # [rows, hidden]: what attention or mlp adds to the hidden state
     gate_up: Tensor  # [rows, 2 * intermediate]
@@ -108,6 +120,11 @@ def take_activations(
         "gate_up": 2 * a.intermediate_size,
         "gated": a.intermediate_size,
     }
-    return Activations(
-        **{use: space.take(use, (rows, width), dtype) for use, width in widths.items()}
-    )
+    taken = {use: space.take(use, (rows, width), dtype) for use, width in widths.items()}
+    return Activations(**taken, heads=_heads(a, taken["qkv"], taken["attended"]))
+
+
+def _heads(a: Architecture, qkv: Tensor, attended: Tensor) -> Heads:
+    heads = qkv.view(len(qkv), a.num_heads + 2 * a.num_kv_heads, a.head_dim)
+    q, k, v = heads.tensor_split((a.num_heads, a.num_heads + a.num_kv_heads), 1)
+    return Heads(q, k, v, heads[:, : -a.num_kv_heads], attended.view(q.shape))
