@@ -74,17 +74,18 @@ def main() -> int:
     step = {kind: statistics.median(row[kind] for row in steps) for kind in ("variants", "base")}
     prediction = predict(files, held)
     predicted = step["base"] + prediction["added_ms"]
+    off = predicted / step["variants"] - 1
     result = {
         "throughput": throughput,
         "step_ms": step,
         "steps": steps,
         **prediction,
         "predicted_ms": predicted,
-        "off": predicted / step["variants"] - 1,
+        "off": off,
     }
     report(result)
     save("many_variants", result)
-    return int(abs(result["off"]) > TOLERANCE)
+    return int(abs(off) > TOLERANCE)
 
 
 def measure_all(server: Resident, models: list[str], label: str) -> dict[str, Any]:

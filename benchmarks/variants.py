@@ -105,5 +105,5 @@ def adapter_variants(base: Path, adapters: Sequence[Path], folder: Path) -> list
         out = folder / f"{adapter.name}.safetensors"
         if not out.exists():
             arguments = ["compress", "lora", "--base", str(base), "--tuned", str(adapter)]
-            tsugiki(*arguments, "--out", str(out))
+            tsugiki(*arguments, "--out", str(out), "--probe", "0")
     return [adapter.name for adapter in adapters]
