@@ -80,7 +80,7 @@ def serve(
     """`make(**settings)`: an engine of the tiny base and the two variants, not started."""
 
     def make(**settings: Any) -> LocalEngine:
-        if settings.get("kernels") == "cpu":
+        if settings.get("kernels") == "cpu" and not (tmp_path / "kernels").exists():
             request.getfixturevalue("cpu_backend")  # compiles, or skips without a compiler
             compiled = request.config.cache.mkdir("tsugiki_kernels")
             (tmp_path / "kernels").symlink_to(compiled)
@@ -278,9 +278,11 @@ def test_a_cached_prefix_changes_neither_tokens_nor_logprobs(
     cached = in_turn(serve(**settings, block_size=4), asks)
     assert [event.cached_tokens for event in alone] == [0] * 9
     assert [event.cached_tokens for event in cached] == [0] * 3 + [28] * 6
-    for one, other in zip(alone, cached, strict=True):
+    for (model, _, _), one, other in zip(asks, alone, cached, strict=True):
         assert one.token_ids == other.token_ids
-        if settings:  # our kernels are exact; torch's sums depend on how many rows there are
+        # torch's sums depend on how many rows there are; our kernels are exact, except that long
+        # chunks of bitdelta multiply with a rebuilt weight
+        if settings and model != "signs":
             assert one.logprobs == other.logprobs
 
 
