@@ -30,8 +30,9 @@ Options = Mapping[str, int]  # alpha, bits, rows_per_mask
 
 
 def tsugiki(*arguments: str) -> None:
-    """Run the command line; raises when it fails."""
-    subprocess.run([sys.executable, "-m", "tsugiki", *arguments], check=True)
+    """Run the command line without its report; raises when it fails."""
+    command = [sys.executable, "-m", "tsugiki", *arguments]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 def decompressed(base: Path, shipped: Path, folder: Path) -> list[Path]:

@@ -56,7 +56,7 @@ class EventReader:
             self.done = True
             return
         try:
-            event = json.loads(payload)
+            event = json.loads(payload.decode())  # of bytes it would guess the encoding first
         except ValueError:
             raise ServerSaidError("stream error: an event is not JSON") from None
         if error := event.get("error"):
