@@ -100,6 +100,9 @@ class ServeConfig:
     max_model_len: int | None = setting(_integer, "longest prompt + output, in tokens", None)
     max_num_seqs: int = setting(_integer, "requests in one step", 64)
     max_num_batched_tokens: int = setting(_integer, "tokens in one step", 512)
+    step_time_target_ms: float = setting(
+        _number, "what a step may take, prompts included, while anybody decodes; 0: no limit", 100.0
+    )
     max_queued_requests: int = setting(_integer, "waiting requests before 429", 1024)
     block_size: int = setting(_integer, "tokens of one KV block", 16)
     prefix_caching: bool = setting(
@@ -154,6 +157,7 @@ class ServeConfig:
             _require(name, getattr(self, name), minimum=1)
         for name in ("max_queued_requests", "variant_memory", "host_variant_memory"):
             _require(name, getattr(self, name), minimum=0)
+        _require("step_time_target_ms", self.step_time_target_ms, minimum=0)
         for name in ("drain_seconds", "watch_seconds", "max_partial_uploads", "max_partial_bytes"):
             _require(name, getattr(self, name), minimum=0)
         _require("port", self.port, minimum=0, maximum=65535)

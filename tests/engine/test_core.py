@@ -64,7 +64,7 @@ def test_tokens_are_the_same_with_and_without_preemption(
     run(make_core(blocks=100), *roomy)
     core = make_core(blocks=14, tokens=9)
     run(core, *tight)
-    assert core.scheduler.num_preemptions > 3
+    assert core.scheduler.seats.num_preemptions > 3
     assert [r.output_token_ids for r in tight] == [r.output_token_ids for r in roomy]
 
 

@@ -15,7 +15,7 @@ CoreFactory = Callable[..., EngineCore]
 
 
 def keys(request: Request, count: int = 2) -> list[bytes]:
-    return list(block_keys(request, count, 4))
+    return block_keys(request, count, 4)
 
 
 def finish(core: EngineCore, *requests: Request) -> None:
@@ -59,7 +59,7 @@ def test_the_second_request_computes_only_what_the_first_did_not(
     it.add(second)
     assert shape(step(it)) == [("r1", 8, 4)]
     assert second.num_cached_tokens == 8
-    assert (it.prefix_queries, it.prefix_hits) == (22, 8)
+    assert (it.seats.prefix_queries, it.seats.prefix_hits) == (22, 8)
 
 
 def test_the_last_token_is_computed_again_even_in_a_full_block(
@@ -92,7 +92,7 @@ def test_neither_another_variant_nor_another_salt_hits(make_request: RequestFact
     for request in requests:
         it.add(request)
         step(it)
-    assert it.prefix_hits == 0
+    assert it.seats.prefix_hits == 0
     assert len({block for request in requests for block in request.block_table}) == 9
 
 
@@ -109,7 +109,7 @@ def test_without_prefix_caching_nothing_is_shared(make_request: RequestFactory) 
     for _ in range(2):
         it.add(make_request(prompt=12))
         step(it)
-    assert (it.prefix_hits, len(it.blocks.cache)) == (0, 0)
+    assert (it.seats.prefix_hits, len(it.blocks.cache)) == (0, 0)
 
 
 def test_a_preempted_request_goes_on_from_what_is_still_there(
@@ -119,7 +119,7 @@ def test_a_preempted_request_goes_on_from_what_is_still_there(
     requests = [make_request(prompt=range(i, i + 4), max_tokens=8) for i in (0, 40)]
     for request in requests:
         it.add(request)
-    while not it.num_preemptions:
+    while not it.seats.num_preemptions:
         step(it)
     it.abort(requests[0].request_id)
     (chunk,) = step(it).chunks

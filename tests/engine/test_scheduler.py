@@ -191,7 +191,7 @@ def test_every_request_ends_once_within_budget_and_no_block_is_lost(
         ended += run_step(it, number)
     assert sorted(ended) == sorted(expected)
     assert it.blocks.num_free == blocks
-    assert not len(it.waiting)
+    assert not it.tenants.num_waiting
 
 
 def run_step(it: Scheduler, number: int) -> list[str]:

@@ -126,7 +126,8 @@ class EngineCore:
     def step(self) -> list[StepEvent]:
         """Take in finished loads, compute one batch; what came of it, abortions included."""
         self._take_in_variants()
-        output = self.scheduler.schedule(self._ready)
+        self._expire()
+        output = self.scheduler.schedule(self._ready, self._clock())
         for request in output.admitted:
             self._retain(request)
         for request in output.preempted:
@@ -139,8 +140,18 @@ class EngineCore:
             self.counters.steps += 1
             self.counters.last_step_seconds = self._clock() - begin
             self.counters.step_seconds += self.counters.last_step_seconds
+            self.scheduler.budget.record(
+                output.decode_rows, output.prompt_tokens, self.counters.last_step_seconds
+            )
         events, self._events = self._events, []
         return events
+
+    def _expire(self) -> None:
+        for request in self.scheduler.expire(self._clock()):
+            self._release(request)
+            waited = self._clock() - request.arrival
+            reason = f"its deadline passed, {waited:.3f} s after it came"
+            self._events.append(_end(request, FinishReason.TIMEOUT, reason))
 
     def _ready(self, request: Request) -> bool:
         digest = request.variant.digest

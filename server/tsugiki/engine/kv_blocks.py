@@ -49,6 +49,10 @@ class BlockManager:
         idle = sum(block in self._idle for block in shared)
         return idle + self.missing(shared, tokens)
 
+    def freed_by(self, table: Iterable[int]) -> int:
+        """How many blocks are free once this table's holder lets go."""
+        return sum(self._holders[block] == 1 for block in table)
+
     def share(self, table: list[int], blocks: Iterable[int]) -> None:
         """Append blocks of the prefix cache to `table`, beside those who hold them already."""
         for block in blocks:

@@ -67,7 +67,7 @@ class PrefixCache:
         return list(self._of_digest.get(digest, ()))
 
 
-def block_keys(request: Request, count: int, block_size: int) -> Sequence[bytes]:
+def block_keys(request: Request, count: int, block_size: int) -> list[bytes]:
     """Keys of the first `count` blocks of a request, all of them full; kept with the request."""
     keys = request.block_keys
     while len(keys) < count:

@@ -91,6 +91,7 @@ class Request:
     block_keys: list[bytes] = field(default_factory=list)  # of its full blocks, see prefix_cache
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of prompt tokens 1, 2, ...
     finish_reason: FinishReason | None = None
+    num_charged_tokens: int = 0  # of the tenant's account, see tenants.py
     preemptions: int = 0
     seed: int = 0  # params.seed, or one drawn at submission
     loading_since: float | None = None  # seconds, the engine's clock; its variant is not resident

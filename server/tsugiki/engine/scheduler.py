@@ -1,18 +1,24 @@
 """Who computes how many tokens in the next step: continuous batching without tensors.
 
-Owns: the queues, every request's counters and block table, and the service each tenant received.
-There is neither a prefill nor a decode phase (vLLM v1's idea): each request has
-`num_computed_tokens`, and each step gives it some tokens so that they catch up with `num_tokens`.
-Does not know tensors, text, time or where variants live (it asks `ready`).
+Owns: the life of every request in the engine, and the step's budget of tokens. There is neither a
+prefill nor a decode phase (vLLM v1's idea): each request has `num_computed_tokens`, and each step
+gives it some tokens so that they catch up with `num_tokens`. Who lacks just one always gets it;
+what is left goes to prompts, begun and new, in the order of tenants.py.
+Does not know tensors, text, where variants live (it asks `ready`), who holds which blocks
+(seats.py), nor what a step costs (step_budget.py).
 """
 
+import heapq
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from tsugiki.engine.kv_blocks import BlockManager
-from tsugiki.engine.prefix_cache import block_keys
+from tsugiki.engine.preemption import share_with_one_more
 from tsugiki.engine.request import FinishReason, Request, RequestStatus
-from tsugiki.engine.waiting import WaitingQueue
+from tsugiki.engine.seats import Admission, Seats
+from tsugiki.engine.step_budget import StepBudget
+from tsugiki.engine.tenants import Tenants, Turn, turn
 from tsugiki.errors import ContextTooLong
 
 Ready = Callable[[Request], bool]
@@ -27,6 +33,7 @@ class Limits:
     max_model_len: int
     max_prompt_logprob_tokens: int = 64  # of one request in one step: each is a row of logits
     prefix_caching: bool = True
+    step_time_target: float | None = None  # seconds that a step should take while anybody decodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +61,11 @@ class Chunk:
 class SchedulerOutput:
     """One step. The only thing that crosses from the scheduler to the model's side."""
 
-    chunks: list[Chunk] = field(default_factory=list)
+    chunks: list[Chunk] = field(default_factory=list)  # those that decode come first
     admitted: list[Request] = field(default_factory=list)  # now running, were waiting
     preempted: list[Request] = field(default_factory=list)  # now waiting, were running
+    decode_rows: int = 0
+    prompt_tokens: int = 0
 
 
 class Scheduler:
@@ -65,22 +74,28 @@ class Scheduler:
     def __init__(self, blocks: BlockManager, limits: Limits) -> None:
         self.blocks = blocks
         self.limits = limits
-        self.running: list[Request] = []  # oldest admission first
-        self.waiting = WaitingQueue()
-        self.num_preemptions = 0
-        self.prefix_queries = 0  # prompt tokens looked up in the prefix cache,
-        self.prefix_hits = 0  # and found there
+        self.budget = StepBudget(limits.max_num_batched_tokens, limits.step_time_target)
+        self.tenants = Tenants()
+        self.seats = Seats(
+            blocks, self.tenants, limits.max_num_seqs, prefix_caching=limits.prefix_caching
+        )
         self._requests: dict[str, Request] = {}
+        self._deadlines: list[tuple[float, str]] = []  # a heap; some have ended since
 
     def __len__(self) -> int:
         return len(self._requests)
+
+    @property
+    def running(self) -> list[Request]:
+        """Those that have a seat."""
+        return self.seats.running
 
     def requests(self) -> list[Request]:
         """Everything that has not finished."""
         return list(self._requests.values())
 
     def add(self, request: Request) -> None:
-        """Take a request into the waiting queue.
+        """Take a request into its tenant's queue.
 
         Raises:
             ContextTooLong: it could not fit even alone.
@@ -93,18 +108,23 @@ class Scheduler:
                 f"{request.params.max_tokens} = {tokens}, but only {room} fit; shorten either"
             )
         self._requests[request.request_id] = request
-        self.waiting.add(request)
+        self.tenants.add(request)
+        if request.deadline is not None:
+            heapq.heappush(self._deadlines, (request.deadline, request.request_id))
 
-    def schedule(self, ready: Ready) -> SchedulerOutput:
+    def schedule(self, ready: Ready, now: float = 0.0) -> SchedulerOutput:
         """Choose the chunks of the next step and give them cache blocks.
 
         `ready(request)` says whether its variant can be computed with. A request whose variant is
-        not ready is passed over and keeps its place.
+        not ready is passed over and keeps its place. `now`: seconds, the clock of arrivals.
         """
-        output = SchedulerOutput()
-        budget = self._schedule_running(output, self.limits.max_num_batched_tokens)
-        if not output.preempted:
-            self._admit(output, budget, ready)
+        output = SchedulerOutput(preempted=self.seats.make_room_to_grow())
+        begun, decoding = self._by_tokens_left()
+        most = self.limits.max_num_batched_tokens
+        if begun or self.tenants.num_waiting:
+            budget = self.budget.prompt_tokens(min(most, len(decoding)))
+            self._schedule_prompts(begun, budget, ready, now, output)
+        self._schedule_decodes(decoding, most, output)
         return output
 
     def update(self, computed: Iterable[tuple[Chunk, Sequence[int]]]) -> list[Request]:
@@ -115,10 +135,12 @@ class Scheduler:
         finished = []
         for chunk, token_ids in computed:
             request = chunk.request
-            self._advance(request, chunk.num_tokens)
+            self.seats.advance(request, chunk.num_tokens)
             for number, token_id in enumerate(token_ids):
                 if number:
-                    self._advance(request, 1)  # what was drafted before this token was right
+                    # What was drafted before this token was right.
+                    self.tenants.charge(request, request.num_computed_tokens + 1)
+                    self.seats.advance(request, 1)
                 if request.params.max_tokens > 0:
                     request.output_token_ids.append(token_id)
                 reason = finish_reason(request)
@@ -132,19 +154,11 @@ class Scheduler:
         """End a request in whatever state it is, and free what it holds."""
         if self._requests.pop(request.request_id, None) is None:
             return
-        if request.status is RequestStatus.RUNNING:
-            self.running.remove(request)
-        else:
-            self.waiting.remove(request)
         if reason is FinishReason.ERROR:
             self.blocks.forget(request.block_table)  # nobody may build on what went wrong
-        self.blocks.free(request.block_table)
+        self.seats.leave(request)
         request.status = RequestStatus.FINISHED
         request.finish_reason = reason
-
-    def forget(self, digest: str) -> None:
-        """Nothing that was computed with this variant is used for new requests."""
-        self.blocks.forget(self.blocks.cache.of(digest))
 
     def abort(self, request_id: str) -> Request | None:
         """End a request on its client's wish; None: it had ended already."""
@@ -153,101 +167,113 @@ class Scheduler:
             self.finish(request, FinishReason.ABORT)
         return request
 
-    def _schedule_running(self, output: SchedulerOutput, budget: int) -> int:
-        """Tokens for those that run already, oldest first; returns what is left of the budget."""
-        index = 0
-        while index < len(self.running) and budget > 0:
-            request = self.running[index]
-            tokens = self._chunk_tokens(request, budget)
-            if not self._make_room(request, request.num_computed_tokens + tokens, output):
-                break
-            output.chunks.append(Chunk(request, request.num_computed_tokens, tokens))
-            self.waiting.charge(request.tenant, tokens)
-            budget -= tokens
-            index += 1
-        return budget
+    def expire(self, now: float) -> list[Request]:
+        """End the requests, waiting or running, whose deadline has passed."""
+        expired = []
+        while self._deadlines and self._deadlines[0][0] <= now:
+            request = self._requests.get(heapq.heappop(self._deadlines)[1])
+            if request is not None:
+                self.finish(request, FinishReason.TIMEOUT)
+                expired.append(request)
+        return expired
 
-    def _make_room(self, request: Request, tokens: int, output: SchedulerOutput) -> bool:
-        """Blocks for so many tokens, taken from the youngest; False: that was itself."""
-        while not self.blocks.extend(request.block_table, tokens):
-            youngest = self.running.pop()
-            self._preempt(youngest)
-            output.preempted.append(youngest)
-            if youngest is request:
-                return False
-        return True
+    def forget(self, digest: str) -> None:
+        """Nothing that was computed with this variant is used for new requests."""
+        self.blocks.forget(self.blocks.cache.of(digest))
 
-    def _preempt(self, request: Request) -> None:
-        self.blocks.free(request.block_table)
-        request.num_computed_tokens = 0
-        request.preemptions += 1
-        request.status = RequestStatus.WAITING
-        self.num_preemptions += 1
-        self.waiting.put_back(request)
+    def _by_tokens_left(self) -> tuple[list[Request], list[Request]]:
+        """Running requests that lack several tokens, and those that lack one."""
+        begun: list[Request] = []
+        decoding: list[Request] = []
+        for request in self.running:
+            left = request.num_tokens - request.num_computed_tokens
+            (decoding if left == 1 else begun).append(request)
+        return begun, decoding
 
-    def _admit(self, output: SchedulerOutput, budget: int, ready: Ready) -> None:
-        """Let waiting requests run while there are tokens, seats and blocks for them."""
-        for request in self.waiting.in_order():
-            if budget <= 0 or len(self.running) >= self.limits.max_num_seqs:
-                return
-            if not ready(request):
-                continue
-            if not self._admit_blocks(request):
-                return  # later ones may be smaller, but would keep this one out for ever
-            budget -= self._start(request, budget, output)
-
-    def _start(self, request: Request, budget: int, output: SchedulerOutput) -> int:
-        self.waiting.remove(request)
-        request.status = RequestStatus.RUNNING
-        self.running.append(request)
-        output.admitted.append(request)
-        tokens = self._chunk_tokens(request, budget)
-        output.chunks.append(Chunk(request, request.num_computed_tokens, tokens))
-        self.waiting.charge(request.tenant, tokens)
-        return tokens
-
-    def _admit_blocks(self, request: Request) -> bool:
-        """Blocks for all tokens it has, so that no prefill stops half-way; those that run already
-        keep one free block each to grow into. What the prefix cache holds counts as computed."""
-        shared = self._cached_prefix(request)
-        need = self.blocks.takes(shared, request.num_tokens)
-        if need + len(self.running) > self.blocks.num_free:
-            return False
-        self.blocks.share(request.block_table, shared)
-        self.blocks.extend(request.block_table, request.num_tokens)
-        request.num_computed_tokens = len(shared) * self.blocks.block_size
-        if not request.preemptions:
-            self._count_hits(request)
-        return True
-
-    def _cached_prefix(self, request: Request) -> list[int]:
-        """Blocks that hold its first tokens already. Never its last token, whose logits are wanted,
-        and none when the logits of the whole prompt are."""
-        if not self.limits.prefix_caching or request.params.prompt_logprobs is not None:
-            return []
-        full = (request.num_tokens - 1) // self.blocks.block_size
-        return self.blocks.cache.match(block_keys(request, full, self.blocks.block_size))
-
-    def _count_hits(self, request: Request) -> None:
-        request.num_cached_tokens = request.num_computed_tokens
-        self.prefix_queries += request.num_tokens
-        self.prefix_hits += request.num_cached_tokens
-
-    def _advance(self, request: Request, tokens: int) -> None:
-        """So many more tokens are computed; blocks that are full now can be shared."""
+    def _schedule_decodes(
+        self, decoding: list[Request], most: int, output: SchedulerOutput
+    ) -> None:
+        """One token for each that still has its seat."""
+        prompts, output.chunks = output.chunks, []
         size = self.blocks.block_size
-        first = request.num_computed_tokens // size
-        request.num_computed_tokens += tokens
-        full = request.num_computed_tokens // size
-        if full > first and self.limits.prefix_caching:
-            keys, digest = block_keys(request, full, size), request.variant.digest
-            for index in range(first, full):
-                self.blocks.cache.put(keys[index], request.block_table[index], digest)
+        for request in decoding[:most]:
+            if request.status is not RequestStatus.RUNNING:
+                continue
+            stop = request.num_tokens
+            if len(request.block_table) * size < stop:
+                self.blocks.extend(request.block_table, stop)
+            output.chunks.append(Chunk(request, stop - 1, 1))
+            self.tenants.charge(request, stop)
+        output.decode_rows = len(output.chunks)
+        output.chunks += prompts
 
-    def _chunk_tokens(self, request: Request, budget: int) -> int:
-        tokens = min(request.num_tokens - request.num_computed_tokens, budget)
+    def _schedule_prompts(
+        self, begun: list[Request], budget: int, ready: Ready, now: float, output: SchedulerOutput
+    ) -> None:
+        """The budget, to whoever was served least: begun prompts, and new ones that get a seat."""
+        queues = self._queues(begun, {request.tenant for request in output.preempted})
+        turns = [self._turn(queue, now) for queue in queues.values()]
+        heapq.heapify(turns)
+        computing: set[bytes] = set()
+        closed = False  # somebody lacks blocks
+        while turns and budget > 0:
+            queue = queues[heapq.heappop(turns)[1]]
+            request = queue.popleft()
+            verdict = Admission.ADMITTED
+            if request.status is RequestStatus.WAITING:
+                verdict = (
+                    Admission.NO_BLOCKS
+                    if closed
+                    else self._admit(request, ready, computing, output)
+                )
+            if verdict is Admission.ADMITTED:
+                budget -= self._give(request, budget, computing, output)
+            elif verdict is not Admission.LATER:
+                closed = closed or verdict is Admission.NO_BLOCKS
+                queue.clear()  # those behind it wait too
+            if queue:
+                heapq.heappush(turns, self._turn(queue, now))
+
+    def _queues(self, begun: list[Request], barred: set[str]) -> dict[str, deque[Request]]:
+        """By tenant: begun prompts, then waiting ones where there may be a seat. What a tenant just
+        gave up is not given to another of its own requests in the same step."""
+        queues: dict[str, deque[Request]] = {}
+        for request in begun:
+            queues.setdefault(request.tenant, deque()).append(request)
+        most = self.seats.most_for_weight()
+        for tenant in self.tenants.waiting():
+            if tenant.name not in barred and share_with_one_more(tenant) < most:
+                queues.setdefault(tenant.name, deque()).extend(tenant.waiting)
+        return queues
+
+    def _turn(self, queue: deque[Request], now: float) -> tuple[Turn, str]:
+        tenant = self.tenants.of(queue[0])
+        return turn(tenant, queue[0], now), tenant.name
+
+    def _admit(
+        self, request: Request, ready: Ready, computing: set[bytes], output: SchedulerOutput
+    ) -> Admission:
+        if request in output.preempted or not ready(request):
+            return Admission.LATER
+        busy = [chunk.request for chunk in output.chunks]
+        verdict, preempted = self.seats.admit(request, computing, busy)
+        output.preempted += preempted
+        if verdict is Admission.ADMITTED:
+            output.admitted.append(request)
+        return verdict
+
+    def _give(
+        self, request: Request, budget: int, computing: set[bytes], output: SchedulerOutput
+    ) -> int:
+        """The next chunk of a prompt; returns its tokens."""
+        start = request.num_computed_tokens
+        tokens = min(request.num_tokens - start, budget)
         if request.params.prompt_logprobs is not None:
             tokens = min(tokens, self.limits.max_prompt_logprob_tokens)
+        output.chunks.append(Chunk(request, start, tokens))
+        output.prompt_tokens += tokens
+        self.tenants.charge(request, start + tokens)
+        computing.update(self.seats.keys_of(request, start, start + tokens))
         return tokens
 
 

@@ -22,7 +22,7 @@ def engine_stats(core: EngineCore, view: VariantView, machine: Machine) -> Engin
         kv_blocks_total=scheduler.blocks.num_blocks,
         kv_blocks_free=scheduler.blocks.num_free,
         steps=counters.steps,
-        preemptions=scheduler.num_preemptions,
+        preemptions=scheduler.seats.num_preemptions,
         last_batch_rows=counters.last_batch_rows,
         resident_variants=device.variants,
         resident_variant_bytes=device.bytes,
@@ -32,6 +32,6 @@ def engine_stats(core: EngineCore, view: VariantView, machine: Machine) -> Engin
         threads=machine.threads,
         tiers=tiers,
         loads=view.loads(),
-        prefix_cache_queries=scheduler.prefix_queries,
-        prefix_cache_hits=scheduler.prefix_hits,
+        prefix_cache_queries=scheduler.seats.prefix_queries,
+        prefix_cache_hits=scheduler.seats.prefix_hits,
     )
