@@ -89,7 +89,7 @@ class Bench:
             file_bytes += header.file_bytes
             packed += sum(blob.nbytes for blob in header.tensors)
             if len(held) in counts:
-                shared = dict(pair for one in held for pair in one.shared)
+                shared = {part: part.nbytes for one in held for part in one.shared}
                 own, grown = sum(one.nbytes for one in held), anonymous() - before
                 count = len(held)
                 yield Weight(

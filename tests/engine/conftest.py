@@ -115,7 +115,7 @@ class InstantSource:
 
 def resident(digest: str) -> ResidentVariant:
     """A variant that changes nothing, of 10 bytes."""
-    return ResidentVariant(digest, digest, 512, {}, {}, None, None, 10)
+    return ResidentVariant(digest, 512, {}, {}, None, None, 10)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ class NamedCodec:
 
 
 def variant(digest: str, codec: str) -> ResidentVariant:
-    bare = ResidentVariant(digest, digest, 512, {}, {}, None, None, 1)
+    bare = ResidentVariant(digest, 512, {}, {}, None, None, 1)
     linear: Any = StagedLinear(NamedCodec(codec), object(), None)  # type: ignore[arg-type]
     return replace(bare, linears={"layers.0.qkv": linear})
 

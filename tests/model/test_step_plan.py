@@ -17,7 +17,6 @@ def variant(
     named: Any = SimpleNamespace(name=codec)
     staged: Any = SimpleNamespace(nbytes=0)
     return ResidentVariant(
-        name=codec,
         digest="sha256:" + "0" * 64,
         vocab_size=10,
         linears={"layers.0.qkv": StagedLinear(named, staged, reconstruct_from)},

@@ -66,7 +66,6 @@ def as_variant(
     change = embedding[:vocab] - old[layout.embedding]
     packed = Packed(codec, tuple(change.shape), {}, {"delta": change})
     return ResidentVariant(
-        name=codec,
         digest="sha256:" + "0" * 64,
         vocab_size=len(embedding),
         linears={
@@ -195,7 +194,6 @@ def test_replaced_rows_of_the_vocabulary_count_at_both_ends(
     weight = base_model.get_input_embeddings().weight
     before = weight.detach()[ids].clone()
     variant = ResidentVariant(
-        name="rows",
         digest="sha256:" + "1" * 64,
         vocab_size=120,
         linears={},

@@ -1,19 +1,26 @@
 """A load source that moves only when a test tells it to."""
 
 from collections import Counter
-from collections.abc import Hashable, Mapping
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
 
-from tsugiki.codecs.base import ResidentVariant
+from tsugiki.codecs.base import ResidentVariant, SharedPart
 from tsugiki.variants.loader import LoadOutcome, LoadTimings, PackedVariant
 
-Shared = tuple[tuple[Hashable, int], ...]
+
+class Part(NamedTuple):
+    """Something that variants share."""
+
+    name: str
+    nbytes: int
 
 
-def resident(digest: str, nbytes: int, shared: Shared = ()) -> ResidentVariant:
+Shared = tuple[Part, ...]
+
+
+def resident(digest: str, nbytes: int, shared: tuple[SharedPart, ...] = ()) -> ResidentVariant:
     """A variant of which only the accounting matters."""
     return ResidentVariant(
-        name=digest,
         digest=digest,
         vocab_size=1,
         linears={},

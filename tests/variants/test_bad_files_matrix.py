@@ -322,7 +322,7 @@ def test_a_good_file_becomes_resident(root: Path) -> None:
     assert variant is not None
     assert variant.digest == digest
     assert set(variant.linears) == {"layers.0.qkv"}
-    shared = sum(nbytes for _, nbytes in variant.shared)
+    shared = sum(part.nbytes for part in variant.shared)
     assert residency.resident_bytes == variant.nbytes + shared > 0
     assert residency.snapshot()[digest].load_ms is not None
 

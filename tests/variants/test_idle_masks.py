@@ -26,7 +26,7 @@ class Drawing:
 
     def put(self, digest: str) -> None:
         shared = self.cache.get(MASK)
-        self.tier.put(digest, resident(digest, 10, ((shared, shared.nbytes),)))
+        self.tier.put(digest, resident(digest, 10, (shared,)))
 
 
 def test_the_next_variant_of_a_seed_finds_the_mask_that_the_last_one_left() -> None:

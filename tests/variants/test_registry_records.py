@@ -19,6 +19,7 @@ from tests.variants.text_files import (
     upload,
 )
 from tsugiki.errors import ConfigError, InvalidArtifact, UserError
+from tsugiki.variants.store import claim
 
 RECORD = ".tsugiki/aliases/bank.json"
 
@@ -158,13 +159,13 @@ def test_a_second_server_on_one_directory_is_refused_until_the_first_is_dead(roo
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
         with pytest.raises(ConfigError, match=f"{root} is in use.* process {other.pid};"):
-            open_registry(root, exclusive=True)
+            open_registry(root, directory=claim(root))
         other.kill()
-    registry = open_registry(root, exclusive=True)
+    registry = open_registry(root, directory=claim(root))
     with pytest.raises(ConfigError, match=f"process {os.getpid()};"):
-        open_registry(root, exclusive=True)
+        open_registry(root, directory=claim(root))
     registry.close()
-    open_registry(root, exclusive=True).close()
+    open_registry(root, directory=claim(root)).close()
 
 
 def test_a_directory_that_cannot_be_written_is_served_without_a_lock(
@@ -176,7 +177,7 @@ def test_a_directory_that_cannot_be_written_is_served_without_a_lock(
         raise OSError(30, "Read-only file system", str(path))
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    registry = open_registry(root, exclusive=True)
+    registry = open_registry(root, directory=claim(root))
     assert registry.resolve("bank").digest == digest_of("zero")
     assert files_below(root) == {"bank.safetensors"}
 
@@ -190,4 +191,4 @@ def test_a_directory_that_is_not_there_is_made(root: Path) -> None:
 def test_a_file_in_place_of_the_directory_is_refused_by_name(root: Path) -> None:
     (root / "file").write_text("x")
     with pytest.raises(ConfigError, match=r"--variants .*/file is no directory"):
-        open_registry(root / "file", exclusive=True)
+        claim(root / "file")

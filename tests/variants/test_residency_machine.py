@@ -7,18 +7,18 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from tests.variants.stepped_source import Shared, SteppedSource
+from tests.variants.stepped_source import Part, Shared, SteppedSource
 from tsugiki.errors import Conflict
 from tsugiki.variants.residency import Residency
 
 DEVICE, HOST, IDLE = 100, 90, 18
 SIZES = {"a": 20, "b": 30, "c": 35, "d": 90, "huge": 95}
 SHARED: dict[str, Shared] = {
-    "a": (("m", 10),),
-    "b": (("m", 10), ("n", 5)),
-    "c": (("n", 5), ("o", 12)),
-    "d": (("m", 10),),
-    "huge": (("m", 10),),
+    "a": (Part("m", 10),),
+    "b": (Part("m", 10), Part("n", 5)),
+    "c": (Part("n", 5), Part("o", 12)),
+    "d": (Part("m", 10),),
+    "huge": (Part("m", 10),),
 }
 SMALL = st.sampled_from(["a", "b", "c"])
 DIGESTS = st.sampled_from(["a", "b", "c", "d", "huge", "broken"])

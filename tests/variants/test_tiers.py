@@ -1,6 +1,6 @@
 """Two tiers: what stays where, what is counted, who is told."""
 
-from tests.variants.stepped_source import Shared, SteppedSource, resident
+from tests.variants.stepped_source import Part, Shared, SteppedSource, resident
 from tsugiki.variants.loader import LoadOutcome
 from tsugiki.variants.loads import LoadTotals
 from tsugiki.variants.residency import EVICTED, Residency
@@ -129,7 +129,7 @@ def test_every_change_of_state_is_told_with_its_reason() -> None:
 
 
 def test_what_variants_share_counts_once_while_anybody_holds_it() -> None:
-    mask: Shared = (("mask", 30),)
+    mask: Shared = (Part("mask", 30),)
     scene = Scene(100, 0, {"a": mask, "b": mask}, a=20, b=20, c=10)
     scene.load("a", "b")
     device = scene.residency.stats()[1]
@@ -140,14 +140,14 @@ def test_what_variants_share_counts_once_while_anybody_holds_it() -> None:
 
 
 def test_eviction_goes_on_until_enough_is_really_free() -> None:
-    mask: Shared = (("mask", 60),)
+    mask: Shared = (Part("mask", 60),)
     scene = Scene(100, 0, {"a": mask, "b": mask}, a=20, b=20, c=80)
     scene.load("a", "b", "c")
     assert scene.residency.take_evicted() == ["a", "b"]
 
 
 def test_a_part_that_the_newcomer_shares_is_neither_paid_twice_nor_freed() -> None:
-    mask: Shared = (("mask", 60),)
+    mask: Shared = (Part("mask", 60),)
     scene = Scene(100, 0, {"a": mask, "b": mask, "c": mask}, a=20, b=20, c=40)
     scene.load("a", "b", "c")
     assert scene.residency.take_evicted() == ["a", "b"]
@@ -155,7 +155,7 @@ def test_a_part_that_the_newcomer_shares_is_neither_paid_twice_nor_freed() -> No
 
 
 def test_what_was_shared_stays_for_the_next_who_wants_it() -> None:
-    mask: Shared = (("mask", 30),)
+    mask: Shared = (Part("mask", 30),)
     scene = Scene(100, 0, {"a": mask, "b": mask}, idle=40, a=20, b=20)
     scene.load("a")
     assert scene.residency.unload("a") == 20
@@ -166,7 +166,7 @@ def test_what_was_shared_stays_for_the_next_who_wants_it() -> None:
 
 
 def test_idle_parts_leave_before_any_variant_does() -> None:
-    scene = Scene(100, 0, {"a": (("mask", 40),)}, idle=40, a=20, b=40, c=60)
+    scene = Scene(100, 0, {"a": (Part("mask", 40),)}, idle=40, a=20, b=40, c=60)
     scene.load("a", "b")
     scene.residency.unload("a")
     assert scene.residency.resident_bytes == 80
@@ -176,7 +176,7 @@ def test_idle_parts_leave_before_any_variant_does() -> None:
 
 
 def test_idle_parts_keep_to_their_share_and_the_oldest_goes_first() -> None:
-    shared: dict[str, Shared] = {name: ((f"mask {name}", 20),) for name in "abc"}
+    shared: dict[str, Shared] = {name: (Part(f"mask {name}", 20),) for name in "abc"}
     scene = Scene(1000, 0, shared, idle=50, a=10, b=10, c=10)
     scene.load("a", "b", "c")
     for digest in "abc":
@@ -189,7 +189,7 @@ def test_idle_parts_keep_to_their_share_and_the_oldest_goes_first() -> None:
 
 
 def test_a_variant_too_large_with_its_share_is_refused() -> None:
-    scene = Scene(100, 0, {"a": (("mask", 60),)}, a=50)
+    scene = Scene(100, 0, {"a": (Part("mask", 60),)}, a=50)
     (outcome,) = scene.load("a")
     assert "110 bytes" in str(outcome.error)
     assert scene.state("a") == "failed"

@@ -63,7 +63,7 @@ class CpuStaged:
     covered: int  # outputs that some part covers
     has_bias: bool
     source: StagedParts | None  # for what the reference does: kinds without a kernel to rebuild
-    kept_alive: tuple[Tensor, ...]  # the extent and shared columns
+    kept_alive: tuple[Tensor, ...]  # the extent and the shared columns of all its linears
 
 
 def stage_all(
@@ -79,10 +79,11 @@ def stage_all(
     prepared = [[_rearranged(placed) for placed in parts] for parts in linears]
     own = chain.from_iterable(_tensors(placed) for parts in prepared for placed in parts)
     extent = Extent(chain(own, others), sum(map(_record_bytes, linears)), allocate)
+    kept_alive = (extent.memory, *_columns(linears))  # one for all: they come and go together
     staged: list[CpuStaged] = []
     place = 0
     for parts in prepared:
-        staged.append(_staged(parts, extent, place))
+        staged.append(_staged(parts, extent, place, kept_alive))
         place += _record_bytes(parts)
     return StagedLinears(tuple(staged), tuple(map(extent.moved, others)), extent.nbytes)
 
@@ -138,22 +139,30 @@ def _tensors(placed: Placed) -> Iterator[Tensor]:
             yield weight
 
 
-def _staged(parts: Sequence[Placed], extent: Extent, place: int) -> CpuStaged:
+def _columns(linears: Sequence[Sequence[Placed]]) -> list[Tensor]:
+    deltas = (placed.delta for parts in linears for placed in parts)
+    return [delta.columns for delta in deltas if isinstance(delta, SparseDelta)]
+
+
+def _staged(
+    parts: Sequence[Placed], extent: Extent, place: int, kept_alive: tuple[Tensor, ...]
+) -> CpuStaged:
     """Write the struct of one linear at `place` of the extent."""
     first = parts[0].delta
     found = [_record(placed, extent) for placed in parts]
     content = b"".join((ctypes.c_int64(len(found)), *found))
     extent.write(place, content)
-    columns = [p.delta.columns for p in parts if isinstance(p.delta, SparseDelta)]
+    width = max(placed.offset + placed.delta.shape[0] for placed in parts)
+    covered = sum(placed.delta.shape[0] for placed in parts)
     return CpuStaged(
         kind=type(first),
         address=extent.address + place,
         inputs=first.shape[1],
-        width=max(placed.offset + placed.delta.shape[0] for placed in parts),
-        covered=sum(placed.delta.shape[0] for placed in parts),
+        width=width,
+        covered=width if covered == width else covered,  # one object, of hundreds
         has_bias=any(placed.delta.bias is not None for placed in parts),
         source=_source(parts, extent),
-        kept_alive=(extent.memory, *columns),
+        kept_alive=kept_alive,
     )
 
 

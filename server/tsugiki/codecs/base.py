@@ -6,7 +6,7 @@ Does not know: files (artifact.py), tiers (variants/), requests (engine/), activ
 """
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
@@ -197,11 +197,18 @@ class EmbeddingDelta:
     codec: Codec | None
 
 
+class SharedPart(Hashable, Protocol):
+    """What variants hold together: equal for all who do, in memory as long as one of them is."""
+
+    @property
+    def nbytes(self) -> int:
+        """Its bytes, once for all."""
+
+
 @dataclass(frozen=True, slots=True)
 class ResidentVariant:
     """A variant in memory: immutable, shared by all requests that use this digest."""
 
-    name: str
     digest: str  # "sha256:<64 hex>"
     vocab_size: int  # logits beyond it are -inf
     linears: Mapping[
@@ -213,8 +220,5 @@ class ResidentVariant:
     # very tensor of `embedding.rows`); `linears["lm_head"]` holds packed changes of base rows
     lm_head_rows: Tensor | None
     nbytes: int  # its own bytes alone
-    extra: Mapping[str, Any] = field(default_factory=dict)
     lm_head_row_ids: Tensor | None = None  # int64 [k]; None: added tokens, counted from base vocab
-    # (what, its bytes) of all that it shares with other variants: masks. `what` is equal for all
-    # who share it, and is in memory as long as one of them is
-    shared: tuple[tuple[Hashable, int], ...] = ()
+    shared: tuple[SharedPart, ...] = ()  # with other variants: masks

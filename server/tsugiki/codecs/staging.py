@@ -81,7 +81,6 @@ def stage_variant(artifact: Artifact, destination: Destination) -> ResidentVaria
     placed = destination.kernels.stage_all(parts, others, destination.allocate)
     moved = {id(old): new for old, new in zip(others, placed.others, strict=True)}
     return ResidentVariant(
-        name="",
         digest=artifact.header.digest,
         vocab_size=vocab_size(artifact.header, target.layout),
         linears={
@@ -93,7 +92,7 @@ def stage_variant(artifact: Artifact, destination: Destination) -> ResidentVaria
         lm_head_rows=None if head is None else moved[id(head.rows)],
         nbytes=placed.nbytes,
         lm_head_row_ids=None if head is None else moved[id(head.ids)],
-        shared=tuple((mask, mask.nbytes) for mask in lease.held),
+        shared=lease.held,
     )
 
 
@@ -190,7 +189,8 @@ def _fused(
 
 
 def _vectors(artifact: Artifact, target: _Target) -> list[str]:
-    return [name for name in artifact.modules if name in target.layout.vectors]
+    """The layout's own strings: those of a file would be kept for each variant again."""
+    return [name for name in target.layout.vectors if name in artifact.modules]
 
 
 def _vector(name: str, packed: Packed, target: _Target) -> Tensor:

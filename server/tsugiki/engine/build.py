@@ -38,10 +38,12 @@ from tsugiki.model.kv_cache import allocate_kv_cache
 from tsugiki.model.loader import BaseModel, load_base
 from tsugiki.text.huggingface import HfTextSide, load_text_side
 from tsugiki.variants.arena import Arena, page_rounded
+from tsugiki.variants.directory_lock import DirectoryLock
 from tsugiki.variants.loader import BackgroundLoader, Load, load_files
 from tsugiki.variants.pace import Pace
 from tsugiki.variants.registry import Registry
 from tsugiki.variants.residency import Residency
+from tsugiki.variants.store import claim
 from tsugiki.variants.verification import Verify, verify_against
 from tsugiki.variants.version import BaseIdentity
 from tsugiki_kernels.errors import BackendUnavailable
@@ -75,11 +77,12 @@ def create_engine(
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    directory = claim(config.variants)  # first: a base takes seconds to load
     base = _base(config)
     text = load_text_side(base.path)
     sizes = choose_sizes(config, base)
     base_info = _base_info(config, base, sizes.max_model_len)
-    registry = _registry(config, base, text, base_info.id)
+    registry = _registry(config, directory, base, text)
     events = VariantEvents(partial(names_of, registry))
     commands: Commands = SimpleQueue()
     scheduler = _scheduler(config, sizes)
@@ -137,16 +140,18 @@ def _base(config: ServeConfig) -> BaseModel:
     return load_base(path, device, config.dtype, _kernels(config, device), config.cache_dir)
 
 
-def _registry(config: ServeConfig, base: BaseModel, text: HfTextSide, base_id: str) -> Registry:
+def _registry(
+    config: ServeConfig, directory: DirectoryLock | None, base: BaseModel, text: HfTextSide
+) -> Registry:
     identity = BaseIdentity(base.fingerprint, base.layout, base.architecture.vocab_size)
     verify = _verify_text_too(verify_against(identity), text)
     return Registry(
         config.variants,
         identity,
         verify=verify,
-        reserved=[base_id],
+        reserved=[config.served_model_name or base.id],
         trusted_keys=config.trusted_keys,
-        exclusive=True,
+        directory=directory,
     )
 
 

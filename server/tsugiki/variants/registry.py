@@ -20,6 +20,7 @@ from pathlib import Path
 from tsugiki.errors import Conflict, InvalidRequest, StorageFull, TsugikiError, Unsupported
 from tsugiki.trusted_keys import TrustedKey
 from tsugiki.variants.alias import Alias, StoredVersion
+from tsugiki.variants.directory_lock import DirectoryLock
 from tsugiki.variants.intake import Arrival, Intake
 from tsugiki.variants.reading import Reading
 from tsugiki.variants.records import Records
@@ -45,25 +46,24 @@ class Registry(Reading):
         verify: Verify | None = None,
         reserved: Iterable[str] = (),
         trusted_keys: Iterable[TrustedKey] = (),
-        exclusive: bool = False,
+        directory: DirectoryLock | None = None,
         crash_point: CrashPoint = lambda step: None,
     ) -> None:
         """Scan `root` and verify every file in it. `reserved` names (the base's id) are refused.
 
         A file that must not be served does not stop the scan: it becomes a failed version. With
-        `trusted_keys`, so does every version that none of them signed. `exclusive` holds the
-        directory until `close`, as a server must: two writers would undo each other's changes.
-        `verify` and `crash_point` are seams for tests.
+        `trusted_keys`, so does every version that none of them signed. A server brings the lock of
+        the directory (store.claim), held until `close`: two writers would undo each other's
+        changes. `verify` and `crash_point` are seams for tests.
 
         Raises:
-            ConfigError: `root` is no directory and cannot be made; or `exclusive`, and another
-                server has it.
+            ConfigError: `root` is no directory and cannot be made.
         """
         self.root = root
         signers = Signers(trusted_keys)
         self._store = Store(root, crash_point)
         self._store.open()
-        self._directory = self._store.lock() if exclusive else None
+        self._directory = directory
         self._crash_point = crash_point
         super().__init__(Records(self._store, signers), Trials())
         check = verify or verify_against(identity)

@@ -33,6 +33,7 @@ from tsugiki.variants.directory_lock import DirectoryLock
 from tsugiki.variants.version import NAME
 from tsugiki.variants.watch import SUFFIX
 
+STATE = ".tsugiki"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 PARTIAL = (".partial", ".partial.json")  # an upload that its client may resume, and its state
@@ -44,13 +45,30 @@ logger = logging.getLogger(__name__)
 _ALIAS = TypeAdapter(Alias)
 
 
+def claim(root: Path) -> DirectoryLock | None:
+    """Make ROOT, if need be, and take it for this process; None when it cannot be written anyway.
+
+    Raises:
+        ConfigError: it is no directory and cannot be made, or another server has it.
+    """
+    Store(root).open()
+    state = root.resolve() / STATE
+    try:
+        with _disk_errors(root):
+            _make_directory(state)
+            return DirectoryLock(state / "lock", root.resolve())
+    except Unsupported as error:
+        logger.warning("serving without a lock: %s", error)
+        return None
+
+
 class Store:
     """Reads and changes the directory. Not thread-safe: the registry holds a lock."""
 
     def __init__(self, root: Path, crash_point: CrashPoint = lambda step: None) -> None:
         self.root = root.resolve()
         self._crash_point = crash_point
-        self._state = self.root / ".tsugiki"
+        self._state = self.root / STATE
         self._blobs = self._state / "blobs"
         self._aliases = self._state / "aliases"
         self.uploads_path = self._state / "uploads"
@@ -67,20 +85,6 @@ class Store:
             raise ConfigError(
                 f"--variants {self.root} is no directory and cannot be made: {error.strerror}"
             ) from error
-
-    def lock(self) -> DirectoryLock | None:
-        """Take the directory for this process; None when it cannot be written anyway.
-
-        Raises:
-            ConfigError: another server has it.
-        """
-        try:
-            with _disk_errors(self.root):
-                _make_directory(self._state)
-                return DirectoryLock(self._state / "lock", self.root)
-        except Unsupported as error:
-            logger.warning("serving without a lock: %s", error)
-            return None
 
     def uploads(self) -> Path:
         """The directory for bodies that are still arriving."""

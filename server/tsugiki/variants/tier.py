@@ -6,10 +6,12 @@ know what it holds beyond sizes, nor loads, pins and references (residency.py).
 """
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
+
+from tsugiki.codecs.base import SharedPart
 
 
 class Sized(Protocol):
@@ -20,8 +22,8 @@ class Sized(Protocol):
         """Bytes that are its own."""
 
     @property
-    def shared(self) -> tuple[tuple[Hashable, int], ...]:
-        """(key, bytes) of each part that whoever has the same key holds too."""
+    def shared(self) -> tuple[SharedPart, ...]:
+        """The parts that whoever has an equal one holds too."""
 
 
 T = TypeVar("T", bound=Sized)
@@ -47,7 +49,7 @@ class _Books:
 
     own: int = 0
     shared: int = 0
-    holders: dict[Hashable, int] = field(default_factory=dict)
+    holders: dict[SharedPart, int] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -55,18 +57,18 @@ class _Books:
 
     def add(self, item: Sized) -> None:
         self.own += item.nbytes
-        for key, nbytes in item.shared:
-            count = self.holders.get(key, 0)
-            self.holders[key] = count + 1
-            self.shared += 0 if count else nbytes
+        for part in item.shared:
+            count = self.holders.get(part, 0)
+            self.holders[part] = count + 1
+            self.shared += 0 if count else part.nbytes
 
     def remove(self, item: Sized) -> None:
         self.own -= item.nbytes
-        for key, nbytes in item.shared:
-            self.holders[key] -= 1
-            if not self.holders[key]:
-                del self.holders[key]
-                self.shared -= nbytes
+        for part in item.shared:
+            self.holders[part] -= 1
+            if not self.holders[part]:
+                del self.holders[part]
+                self.shared -= part.nbytes
 
     def __copy__(self) -> "_Books":
         return _Books(self.own, self.shared, dict(self.holders))
@@ -74,19 +76,20 @@ class _Books:
 
 @dataclass(slots=True)
 class _Idle:
-    """Shared parts that no item holds any more, the first that became idle first. Keeping the key
-    of a part keeps the part: whoever shares one has it as its key."""
+    """Shared parts that no item holds any more, the first that became idle first."""
 
     limit: int  # bytes
     bytes: int = 0
-    parts: OrderedDict[Hashable, int] = field(default_factory=OrderedDict)
+    parts: OrderedDict[SharedPart, None] = field(default_factory=OrderedDict)
 
-    def add(self, key: Hashable, nbytes: int) -> None:
-        self.parts[key] = nbytes
-        self.bytes += nbytes
+    def add(self, part: SharedPart) -> None:
+        self.parts[part] = None
+        self.bytes += part.nbytes
 
-    def take(self, key: Hashable) -> None:
-        self.bytes -= self.parts.pop(key, 0)
+    def take(self, part: SharedPart) -> None:
+        if part in self.parts:
+            del self.parts[part]
+            self.bytes -= part.nbytes
 
     def shrink(self, room: int) -> None:
         while self.bytes > min(self.limit, room):
@@ -156,8 +159,8 @@ class Tier(Generic[T]):
         """Hold an item that was not held."""
         self._items[digest] = item
         self._books.add(item)
-        for key, _ in item.shared:
-            self._idle.take(key)
+        for part in item.shared:
+            self._idle.take(part)
         self._idle.shrink(self.budget_bytes - self._books.total)
 
     def drop(self, digest: str) -> int:
@@ -166,9 +169,9 @@ class Tier(Generic[T]):
         before = self.bytes
         if item is not None:
             self._books.remove(item)
-            for key, nbytes in item.shared:
-                if key not in self._books.holders:
-                    self._idle.add(key, nbytes)
+            for part in item.shared:
+                if part not in self._books.holders:
+                    self._idle.add(part)
             self._idle.shrink(self.budget_bytes - self._books.total)
         return before - self.bytes
 
