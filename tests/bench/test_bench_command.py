@@ -28,8 +28,9 @@ def test_a_closed_loop_warms_up_and_sends_four_requests_a_slot(
     server: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "bench.json"
-    flags = ["--concurrency", "3", "--model", "a", "b", "--max-tokens", "4", "--json", str(out)]
-    assert bench(server, *flags, "--slo-ttft-ms", "60000") == 0
+    flags = ["--concurrency", "3", "--model", "a", "--model", "b", "--max-tokens", "4"]
+    assert bench(server, *flags, "--slo-ttft-ms", "60000", "--json", str(out)) == 0
+    assert [body["model"] for body in server.bodies[:3]] == ["a", "b", "a"]
     summary = report(out)["summary"]
     assert summary["complete"] == 12
     assert summary["goodput"]["share"] == 1.0

@@ -52,7 +52,7 @@ def test_prompts_share_their_prefix_and_nothing_behind_it() -> None:
 
 
 def test_lengths_and_ids_stay_in_their_ranges() -> None:
-    prompts = TokenPrompts((3, 5), (10, 12))
+    prompts = TokenPrompts((3, 5), (10, 11))
     drawn = [prompts.draw(random.Random(seed)) for seed in range(60)]
     assert {len(prompt) for prompt in drawn} == {3, 4, 5}
     assert {token for prompt in drawn for token in prompt} == {10, 11}

@@ -38,18 +38,19 @@ class TokenPrompts:
 
     Attributes:
         length: fewest and most tokens behind the prefix, both included.
-        vocabulary: smallest id and the one behind the largest; keep special tokens out of it.
+        vocabulary: smallest and largest id; keep special tokens out of it.
         prefix: tokens at the start that every prompt shares, drawn from `seed`.
     """
 
     length: tuple[int, int] = (128, 128)
-    vocabulary: tuple[int, int] = (100, 40000)
+    vocabulary: tuple[int, int] = (100, 40_000)
     prefix: int = 0
     seed: int = 0
 
     def draw(self, generator: random.Random) -> list[int]:
         """Token ids of one prompt."""
-        ids = range(*self.vocabulary)
+        low, high = self.vocabulary
+        ids = range(low, high + 1)
         shared = random.Random(f"prefix {self.seed}").choices(ids, k=self.prefix)
         return shared + generator.choices(ids, k=generator.randint(*self.length))
 

@@ -59,8 +59,9 @@ def _add_load(group: "argparse._ArgumentGroup") -> None:
 
 def _add_requests(group: "argparse._ArgumentGroup") -> None:
     group.add_argument(
-        "--model", nargs="+", help="one or more, the most popular first (default: the server's)"
-    )
+        "--model", nargs="+", action="extend", metavar="NAME",
+        help="one or more, the most popular first (default: the server's first)",
+    )  # fmt: skip
     group.add_argument(
         "--distribution", choices=DISTRIBUTIONS, default="distinct",
         help="over the models; distinct: slot i asks model i (default)",
