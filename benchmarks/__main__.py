@@ -1,13 +1,23 @@
 """`python -m benchmarks`: every question that needs nothing but the checkout, one after the other.
 
 Not among them: `benchmarks.quality`, which needs the uncompressed fine-tunes (examples/README.md),
-and `benchmarks.churn`, which makes some hundred variants first and takes an hour.
+`benchmarks.churn`, which makes some hundred variants first and takes an hour, `benchmarks.soak`,
+half an hour by itself, and vLLM beside us (`benchmarks.peers --vllm`).
 """
 
 import subprocess
 import sys
 
-MODULES = ("oracle", "kernels_cpu", "speed", "cold_start")
+MODULES = (
+    "oracle",
+    "kernels_cpu",
+    "peers",
+    "idle_variants",
+    "many_variants",
+    "prefix_cache",
+    "fairness",
+    "cold_start",
+)
 
 
 def main() -> int:
