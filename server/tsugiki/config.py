@@ -100,8 +100,14 @@ class ServeConfig:
     max_model_len: int | None = setting(_integer, "longest prompt + output, in tokens", None)
     max_num_seqs: int = setting(_integer, "requests in one step", 64)
     max_num_batched_tokens: int = setting(_integer, "tokens in one step", 512)
+    prompt_lookup: bool = setting(
+        _boolean,
+        "draft tokens that followed the last few where they stood before (changes no token)",
+        False,
+        switch=True,
+    )
     step_time_target_ms: float = setting(
-        _number, "what a step may take, prompts included, while anybody decodes; 0: no limit", 100.0
+        _number, "what a step may take, prompts included, while anybody decodes; 0: no limit", 50.0
     )
     max_queued_requests: int = setting(_integer, "waiting requests before 429", 1024)
     block_size: int = setting(_integer, "tokens of one KV block", 16)

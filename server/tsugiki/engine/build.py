@@ -25,6 +25,7 @@ from tsugiki.engine.kv_blocks import BlockManager
 from tsugiki.engine.local import LocalEngine
 from tsugiki.engine.model_runner import ModelRunner, TorchModelRunner
 from tsugiki.engine.open_requests import OpenRequests
+from tsugiki.engine.prompt_lookup import PromptLookup
 from tsugiki.engine.scheduler import Limits, Scheduler
 from tsugiki.engine.sizing import Sizes, choose_sizes
 from tsugiki.engine.thread import Commands, EngineThread, wake
@@ -210,5 +211,7 @@ def _scheduler(config: ServeConfig, sizes: Sizes) -> Scheduler:
         config.max_num_batched_tokens,
         sizes.max_model_len,
         prefix_caching=config.prefix_caching,
+        step_time_target=config.step_time_target_ms / 1000 or None,
     )
-    return Scheduler(BlockManager(sizes.num_blocks, sizes.block_size), limits)
+    lookup = PromptLookup() if config.prompt_lookup else None
+    return Scheduler(BlockManager(sizes.num_blocks, sizes.block_size), limits, lookup)

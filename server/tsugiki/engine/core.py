@@ -140,9 +140,7 @@ class EngineCore:
             self.counters.steps += 1
             self.counters.last_step_seconds = self._clock() - begin
             self.counters.step_seconds += self.counters.last_step_seconds
-            self.scheduler.budget.record(
-                output.decode_rows, output.prompt_tokens, self.counters.last_step_seconds
-            )
+            self.scheduler.record(output, self.counters.last_step_seconds)
         events, self._events = self._events, []
         return events
 

@@ -11,10 +11,11 @@ Does not know tensors, text, where variants live (it asks `ready`), who holds wh
 import heapq
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tsugiki.engine.kv_blocks import BlockManager
 from tsugiki.engine.preemption import share_with_one_more
+from tsugiki.engine.prompt_lookup import PromptLookup
 from tsugiki.engine.request import FinishReason, Request, RequestStatus
 from tsugiki.engine.seats import Admission, Seats
 from tsugiki.engine.step_budget import StepBudget
@@ -71,9 +72,13 @@ class SchedulerOutput:
 class Scheduler:
     """Requests in, chunks out. `schedule` and `update` alternate, on one thread."""
 
-    def __init__(self, blocks: BlockManager, limits: Limits) -> None:
+    def __init__(
+        self, blocks: BlockManager, limits: Limits, lookup: PromptLookup | None = None
+    ) -> None:
+        """`lookup` drafts tokens; None: nobody does."""
         self.blocks = blocks
         self.limits = limits
+        self.lookup = lookup
         self.budget = StepBudget(limits.max_num_batched_tokens, limits.step_time_target)
         self.tenants = Tenants()
         self.seats = Seats(
@@ -122,10 +127,17 @@ class Scheduler:
         begun, decoding = self._by_tokens_left()
         most = self.limits.max_num_batched_tokens
         if begun or self.tenants.num_waiting:
-            budget = self.budget.prompt_tokens(min(most, len(decoding)))
-            self._schedule_prompts(begun, budget, ready, now, output)
+            self._schedule_prompts(begun, min(most, len(decoding)), ready, now, output)
         self._schedule_decodes(decoding, most, output)
+        if self.lookup is not None and not output.prompt_tokens:
+            self._add_drafts(self.lookup, output)
         return output
+
+    def record(self, output: SchedulerOutput, seconds: float) -> None:
+        """Learn from how long a step took."""
+        self.budget.record(output.decode_rows, output.prompt_tokens, seconds)
+        if self.lookup is not None and not output.prompt_tokens:
+            self.lookup.record(sum(chunk.num_rows for chunk in output.chunks), seconds)
 
     def update(self, computed: Iterable[tuple[Chunk, Sequence[int]]]) -> list[Request]:
         """Book one computed step: chunks of requests that still run, each with the tokens that it
@@ -135,6 +147,8 @@ class Scheduler:
         finished = []
         for chunk, token_ids in computed:
             request = chunk.request
+            if self.lookup is not None and chunk.draft:
+                self.lookup.learn(request, len(chunk.draft), right=len(token_ids) - 1)
             self.seats.advance(request, chunk.num_tokens)
             for number, token_id in enumerate(token_ids):
                 if number:
@@ -157,6 +171,8 @@ class Scheduler:
         if reason is FinishReason.ERROR:
             self.blocks.forget(request.block_table)  # nobody may build on what went wrong
         self.seats.leave(request)
+        if self.lookup is not None:
+            self.lookup.forget(request)
         request.status = RequestStatus.FINISHED
         request.finish_reason = reason
 
@@ -207,10 +223,27 @@ class Scheduler:
         output.decode_rows = len(output.chunks)
         output.chunks += prompts
 
+    def _add_drafts(self, lookup: PromptLookup, output: SchedulerOutput) -> None:
+        """Guesses beside the tokens of those that decode, where they take nobody's blocks."""
+        most = self.limits.max_num_batched_tokens - len(output.chunks)
+        drafts = lookup.drafts([chunk.request for chunk in output.chunks], most)
+        for index, (chunk, draft) in enumerate(zip(output.chunks, drafts, strict=True)):
+            table, tokens = chunk.request.block_table, chunk.request.num_tokens + len(draft)
+            need = self.blocks.missing(table, tokens)
+            if draft and (not need or need + len(self.running) <= self.blocks.num_free):
+                self.blocks.extend(table, tokens)
+                output.chunks[index] = replace(chunk, draft=draft)
+
     def _schedule_prompts(
-        self, begun: list[Request], budget: int, ready: Ready, now: float, output: SchedulerOutput
+        self,
+        begun: list[Request],
+        decode_rows: int,
+        ready: Ready,
+        now: float,
+        output: SchedulerOutput,
     ) -> None:
         """The budget, to whoever was served least: begun prompts, and new ones that get a seat."""
+        budget = self.budget.prompt_tokens(decode_rows)
         queues = self._queues(begun, {request.tenant for request in output.preempted})
         turns = [self._turn(queue, now) for queue in queues.values()]
         heapq.heapify(turns)
@@ -227,6 +260,8 @@ class Scheduler:
                     else self._admit(request, ready, computing, output)
                 )
             if verdict is Admission.ADMITTED:
+                if not output.prompt_tokens and self.tenants.of(request).running == 1:
+                    budget = max(budget, self.budget.newcomer_tokens(decode_rows))
                 budget -= self._give(request, budget, computing, output)
             elif verdict is not Admission.LATER:
                 closed = closed or verdict is Admission.NO_BLOCKS
