@@ -157,3 +157,13 @@ def test_every_route_describes_its_errors_in_our_shape(client: TestClient) -> No
                 if int(status) >= 400:
                     schema = response["content"]["application/json"]["schema"]
                     assert schema["$ref"].endswith("/ErrorAnswer"), (path, status)
+
+
+def test_the_gaps_between_tokens_are_a_cumulative_histogram() -> None:
+    gaps = metrics.TokenGaps()
+    gaps.observe([0.001, 0.0011, 0.3])
+    gaps.observe([9.0])
+    (family,) = gaps.collect()
+    counted = {sample.labels.get("le"): sample.value for sample in family.samples}
+    assert (counted["0.001"], counted["0.0025"], counted["0.5"], counted["+Inf"]) == (1, 2, 3, 4)
+    assert [s.value for s in family.samples if s.name.endswith("_sum")] == [pytest.approx(9.3021)]

@@ -111,7 +111,7 @@ def model_not_found(name: str) -> ModelNotFound:
     return ModelNotFound(f"The model {name!r} does not exist; GET /v1/models lists those that do")
 
 
-def _access(request: Request, services: ServicesDep) -> Access:
+async def _access(request: Request, services: ServicesDep) -> Access:
     key: ApiKey | None = request.scope.get(_STATE)
     if key is not None:
         record_of(request).tenant = key.id
@@ -133,7 +133,7 @@ def _require_running(services: Services) -> None:
 AccessDep = Annotated[Access, Depends(_access)]
 
 
-def require_management(request: Request, services: ServicesDep, access: AccessDep) -> None:
+async def require_management(request: Request, services: ServicesDep, access: AccessDep) -> None:
     """Refuse callers who may not change variants.
 
     Raises:

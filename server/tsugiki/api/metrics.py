@@ -5,7 +5,14 @@ bounded: names beyond the first `MAX_VARIANT_LABELS` are counted together. What 
 read from it when scraped (engine_metrics.py). Does not know HTTP routes.
 """
 
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from tsugiki.api.engine_metrics import MAX_VARIANT_LABELS, EngineCollector
 from tsugiki.api.record import RequestRecord
@@ -14,6 +21,32 @@ from tsugiki.engine.client import EngineClient
 OTHER_VARIANTS = "_other"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+
+
+class TokenGaps(Collector):
+    """A histogram of the seconds between tokens: the one series that counts every token, for which
+    the library's own takes longer than the token's way to its client."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(_TOKEN_SECONDS) + 1)
+        self._sum = 0.0
+
+    def observe(self, seconds: Sequence[float]) -> None:
+        """Count them."""
+        for value in seconds:
+            self._counts[bisect_left(_TOKEN_SECONDS, value)] += 1
+        self._sum += sum(seconds)
+
+    def describe(self) -> list[Metric]:
+        """Nothing: the name needs no value to be registered."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """The counts so far, cumulative over the buckets as Prometheus wants them."""
+        name, help = "tsugiki_inter_token_seconds", "between tokens of one request"
+        bounds = [*map(str, _TOKEN_SECONDS), "+Inf"]
+        buckets = list(zip(bounds, accumulate(self._counts), strict=True))
+        yield HistogramMetricFamily(name, help, buckets=buckets, sum_value=self._sum)
 
 
 class Metrics:
@@ -32,9 +65,8 @@ class Metrics:
         self._ttft = self._histogram(
             "tsugiki_time_to_first_token_seconds", "arrival to first token", _SECONDS
         )
-        self._gaps = self._histogram(
-            "tsugiki_inter_token_seconds", "between tokens of one request", _TOKEN_SECONDS
-        )
+        self._gaps = TokenGaps()
+        self._registry.register(self._gaps)
         self._uploads = Counter(
             "tsugiki_uploads", "uploads ended", ["outcome"], registry=self._registry
         )
@@ -52,8 +84,7 @@ class Metrics:
         self._seconds.observe(ended - record.started)
         if record.first_token is not None:
             self._ttft.observe(record.first_token - record.started)
-        for gap in record.token_gaps:
-            self._gaps.observe(gap)
+        self._gaps.observe(record.token_gaps)
 
     def upload(self, outcome: str) -> None:
         """Count one upload: created, unchanged, interrupted, or the code of its error."""

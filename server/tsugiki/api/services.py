@@ -32,7 +32,7 @@ class Services:
     resumable: ResumableUploads[Uploaded]
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:  # FastAPI gives plain functions to a thread
     services: Services = request.app.state.services
     return services
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
+import uvloop
 
 from tsugiki.config import ServeConfig, add_serve_arguments, load_config
 from tsugiki.engine.client import EngineClient
@@ -54,7 +55,8 @@ def run_server(engine: EngineClient, config: ServeConfig, listener: socket.socke
 
     server = DrainingServer(create_app(engine, config), engine, config)
     keep_what_was_imported()
-    asyncio.run(server.serve(sockets=[listener]))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(server.serve(sockets=[listener]))
     return 0 if server.ended_well else 1
 
 
@@ -127,6 +129,9 @@ class DrainingServer(uvicorn.Server):
     def __init__(self, app: object, engine: EngineClient, config: ServeConfig) -> None:
         settings = uvicorn.Config(
             app,  # type: ignore[arg-type]  # FastAPI is an ASGI application
+            http="httptools",
+            ws="none",
+            proxy_headers=False,  # nothing here asks for a client's address
             log_config=None,
             access_log=False,
             server_header=False,
