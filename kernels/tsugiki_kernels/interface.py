@@ -218,8 +218,8 @@ class KernelBackend(Protocol):
     ) -> None:
         """out[a:b, offset:offset+n] += x[a:b] @ D^T + bias, for each (a, b), each placed D.
 
-        x: [rows, in], out: [rows, fused out], same dtype, unit stride in the last dimension. All
-        staged values of one call hold the same kind of delta.
+        x: [rows, in], out: [rows, fused out], of one dtype, but out may be float32; unit stride in
+        the last dimension. All staged values of one call hold the same kind of delta.
         """
 
     def reconstruct(self, base: Tensor, staged: Staged, out: Tensor) -> None:

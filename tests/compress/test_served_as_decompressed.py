@@ -47,7 +47,7 @@ def served_logits(base_directory: Path, file: Path) -> Tensor:
     )
     cache = allocate_kv_cache(base.architecture, 1, 16, torch.float32)
     with torch.inference_mode():
-        return base.decoder.forward(batch, cache)
+        return base.decoder.forward(batch, cache).clone()
 
 
 def everything(tensors: Tensors) -> None:

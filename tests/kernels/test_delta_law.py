@@ -57,6 +57,18 @@ def test_apply_adds_the_dense_product_and_bias_to_its_rows_only(
     assert torch.equal(out[:, 60:], before[:, 60:])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_float32_output_of_16_bit_rows_is_not_rounded_to_their_dtype(
+    kernels: KernelBackend, kind: str
+) -> None:
+    delta = cast(KINDS[kind]((40, 50), 3), torch.bfloat16)
+    x, out = torch.randn(9, 50).bfloat16(), torch.randn(9, 40)
+    wide = out.clone()
+    kernels.apply(x, out, [kernels.stage([Placed(0, delta)])], [(0, 9)])
+    kernels.apply(x.float(), wide, [kernels.stage([Placed(0, delta)])], [(0, 9)])
+    torch.testing.assert_close(out, wide, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", ["sparse tiles 1 bit", "sparse rows 4 bits", "low rank", "sign"])
 def test_apply_equals_the_formula_for_every_span_layout(

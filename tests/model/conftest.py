@@ -47,7 +47,7 @@ class Sequencer:
         logits = self.base.decoder.forward(self._batch(spans), self.cache)
         at = 0
         for i, start, stop in spans:
-            self.logits[i].append(logits[at : at + stop - start])
+            self.logits[i].append(logits[at : at + stop - start].clone())
             at, self.done[i] = at + stop - start, stop
 
     def _batch(self, spans: Sequence[tuple[int, int, int]]) -> Batch:

@@ -63,8 +63,8 @@ class Decoder:
     def forward(self, batch: Batch, cache: KVCache) -> Tensor:
         """Logits of `batch.logit_rows`, and the rows' keys and values written into the cache.
 
-        Returns float32 [logit rows, largest vocabulary of these rows]; a row's logits beyond its
-        own vocabulary are -inf.
+        Returns float32 [logit rows, largest vocabulary of these rows], never rounded to less; a
+        row's logits beyond its own vocabulary are -inf. They stand until the next call.
         """
         step = self._steps.get(batch, cache)
         hidden = embed(batch.token_ids, self.weights.embedding, step.plan.variant_segments)
@@ -73,8 +73,8 @@ class Decoder:
         step.inputs.fill(hidden, self._rotations(batch.positions), batch.attention)
         step.program.run()
         last = step.last
-        logits = last.logits.to(torch.float32, copy=True)  # the next step writes over them
-        return finish_logits(logits, last.hidden, last.segments, self.architecture.vocab_size)
+        vocab = self.architecture.vocab_size
+        return finish_logits(last.logits, last.hidden, last.segments, vocab)
 
     def forget_variants(self) -> None:
         """Drop the recorded steps, which hold their variants in memory."""
@@ -128,5 +128,5 @@ class Decoder:
             segments=select_rows(batch.segments, wanted),
             hidden=space.take("last hidden", hidden, dtype),
             branch=space.take("last branch", hidden, dtype),
-            logits=space.take("logits", (len(wanted), self.architecture.vocab_size), dtype),
+            logits=space.take("logits", (len(wanted), self.architecture.vocab_size), torch.float32),
         )

@@ -27,7 +27,7 @@ class LogitsPart:
     segments: Sequence[Segment]  # over these rows
     hidden: Tensor  # [n, hidden], after the final norm
     branch: Tensor  # [n, hidden]: what the last layer adds
-    logits: Tensor  # [n, vocab], activation dtype
+    logits: Tensor  # float32 [n, vocab]
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,8 +38,8 @@ struct Step {
   int64_t inputs;
   void* out;
   int64_t out_stride;
-  Dtype dtype;
-  int32_t threads;
+  Dtype dtype, out_dtype;
+  int32_t threads, unused;
 };
 
 // One call for all variants of a step; linears[v] changes the rows of spans[v]. Mirrored by
@@ -194,8 +194,8 @@ struct Rows {
 // out[row, column .. column + count] += change, rounded once.
 inline void add_to_out(const Step& step, int64_t row, int64_t column, int64_t count, Floats change) {
   const int64_t index = row * step.out_stride + column;
-  const Floats old = load_up_to(step.dtype, step.out, index, count);
-  store_up_to(step.dtype, step.out, index, old + change, count);
+  const Floats old = load_up_to(step.out_dtype, step.out, index, count);
+  store_up_to(step.out_dtype, step.out, index, old + change, count);
 }
 
 // Bias of up to 16 outputs from `row` (a multiple of 16) on. Lanes beyond `count` hold anything.
