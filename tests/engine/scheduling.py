@@ -1,6 +1,7 @@
 """A scheduler of small limits, and steps that need no model."""
 
 from collections.abc import Callable
+from typing import Any
 
 from tsugiki.engine.kv_blocks import BlockManager
 from tsugiki.engine.request import Request
@@ -8,7 +9,7 @@ from tsugiki.engine.scheduler import Limits, Scheduler, SchedulerOutput
 
 
 def scheduler(
-    *, blocks: int = 64, block_size: int = 4, seqs: int = 8, tokens: int = 32, **limits: int
+    *, blocks: int = 64, block_size: int = 4, seqs: int = 8, tokens: int = 32, **limits: Any
 ) -> Scheduler:
     values = {"max_model_len": blocks * block_size} | limits
     return Scheduler(

@@ -53,6 +53,21 @@ def test_under_a_flood_a_newcomer_is_computed_in_its_first_step(
     assert calm.status is RequestStatus.FINISHED
 
 
+def test_a_newcomers_short_prompt_is_computed_whole_however_little_time_a_step_has(
+    make_request: RequestFactory,
+) -> None:
+    it = scheduler(seqs=64, tokens=512, blocks=2000, step_time_target=0.01)
+    for request in flood(make_request, prompt=400):
+        it.add(request)
+    for _ in range(20):
+        output = step(it)
+        it.budget.record(output.decode_rows, output.prompt_tokens, 1.0)
+    assert (output.decode_rows > 0, output.prompt_tokens) == (True, 16)
+    calm = make_request(prompt=range(7000, 7050), tenant="calm")
+    it.add(calm)
+    assert tokens_of(step(it), calm) == 50
+
+
 def test_a_newcomer_takes_some_seats_at_once_and_its_share_in_time(
     make_request: RequestFactory,
 ) -> None:

@@ -17,8 +17,14 @@ def test_a_step_that_decodes_takes_the_prompt_tokens_that_fit_its_time() -> None
     assert abs(learned(0.1, per_token=0.002).prompt_tokens(8) - 35) <= 1
 
 
-def test_a_step_takes_some_prompt_tokens_however_slow() -> None:
-    assert learned(0.01).prompt_tokens(8) == 16
+def test_prompts_get_half_as_much_time_as_the_decodes_and_some_tokens_however_slow() -> None:
+    assert abs(learned(0.01, decode=0.05).prompt_tokens(8) - 25) <= 1
+    assert learned(0.01, per_token=0.01).prompt_tokens(8) == 16
+
+
+def test_the_short_prompt_of_a_newcomer_is_not_cut() -> None:
+    assert learned(0.01).newcomer_tokens(8) == 64
+    assert StepBudget(20, None).newcomer_tokens(8) == 12
 
 
 def test_tokens_are_limited_as_well() -> None:

@@ -4,6 +4,7 @@ Owns: what a prompt token costs, measured. Does not know requests or clocks: it 
 step held and how long it took.
 """
 
+NEWCOMER_TOKENS = 64
 _KEEP = 0.8  # of what is known, at each new measurement
 
 
@@ -16,7 +17,8 @@ class StepBudget:
         Args:
             max_tokens: of one step, decode rows included.
             target_seconds: how long a step that decodes should take; None: as long as it takes.
-            least: prompt tokens that a step takes in any case, so that prompts get on.
+                Prompts get half as much time as the decodes in any case.
+            least: prompt tokens that a step takes however long they take.
         """
         self._max_tokens = max_tokens
         self._target = target_seconds
@@ -30,9 +32,14 @@ class StepBudget:
         room = self._max_tokens - decode_rows
         if self._target is None or not decode_rows or not self._prompt_seconds:
             return room
-        left = self._target - self._decode_seconds
-        fitting = int(left * self._prompt_tokens / self._prompt_seconds)
+        seconds = max(self._target - self._decode_seconds, self._decode_seconds / 2)
+        fitting = int(seconds * self._prompt_tokens / self._prompt_seconds)
         return min(room, max(self._least, fitting))
+
+    def newcomer_tokens(self, decode_rows: int) -> int:
+        """The same for the one prompt of a tenant that has nothing else running: when it is short,
+        its first token comes with the step."""
+        return min(self._max_tokens - decode_rows, NEWCOMER_TOKENS)
 
     def record(self, decode_rows: int, prompt_tokens: int, seconds: float) -> None:
         """Learn from a step that was computed."""
