@@ -45,20 +45,33 @@ class FinishRate:
 
 
 @dataclass(frozen=True, slots=True)
+class Queue:
+    """The open requests, running and waiting, that a new one finds."""
+
+    all: int
+    own: int  # of its tenant
+    tenants: int  # with open requests, its own included
+
+
+@dataclass(frozen=True, slots=True)
 class Admission:
-    """The limits of a server, checked on the event loop before a request reaches the engine."""
+    """The limits of a server, checked on the event loop before a request reaches the engine.
+
+    A full queue refuses those who fill it: a tenant with less than its share of the places is still
+    let in, so that there are never more than twice `max_open_requests`.
+    """
 
     max_model_len: int
     max_open_requests: int  # running and waiting
     rate: FinishRate
 
-    def check(self, spec: GenerationSpec, vocab_size: int, open_requests: int) -> None:
-        """Raise unless this request may be queued beside so many open ones.
+    def check(self, spec: GenerationSpec, vocab_size: int, queue: Queue) -> None:
+        """Raise unless this request may be queued beside those.
 
         Raises:
             InvalidRequest: no prompt, or token ids that the model does not have.
             ContextTooLong: prompt + max_tokens is over the limit.
-            Overloaded: the queue is full.
+            Overloaded: the queue is full, and its tenant has its share of it.
         """
         prompt, max_tokens = len(spec.prompt_token_ids), spec.params.max_tokens
         if not prompt:
@@ -70,10 +83,11 @@ class Admission:
                 param="max_tokens",
             )
         _check_token_ids(spec, vocab_size)
-        if open_requests >= self.max_open_requests:
+        full = queue.all >= self.max_open_requests
+        if full and (queue.own + 1) * queue.tenants > self.max_open_requests:
             raise Overloaded(
-                f"{open_requests} requests are open, the most this server takes; try again later",
-                retry_after=self.rate.seconds_for(open_requests),
+                f"{queue.all} requests are open, the most this server takes; try again later",
+                retry_after=self.rate.seconds_for(queue.all),
             )
 
 

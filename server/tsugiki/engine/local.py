@@ -101,7 +101,7 @@ class LocalEngine:
         if spec.request_id in self._open:
             raise InvalidRequest(f"request id {spec.request_id!r} is in use", param="request_id")
         text = self._view.text(spec.variant)
-        self._admission.check(spec, text.vocab_size, len(self._open))
+        self._admission.check(spec, text.vocab_size, self._open.queue(spec.tenant))
         opened = OpenRequest(spec, text, deliver)
         self._open.add(opened)
         return opened

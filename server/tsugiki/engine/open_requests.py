@@ -1,13 +1,14 @@
 """The requests that clients wait for, and who waits for them to end.
 
-Owns: which requests are open, and how many of each variant. Lives on the event loop. Does not know
-what the requests are about.
+Owns: which requests are open, and how many of each variant and tenant. Lives on the event loop.
+Does not know what the requests are about.
 """
 
 import asyncio
 from collections import Counter
 from collections.abc import Callable
 
+from tsugiki.engine.admission import Queue
 from tsugiki.engine.stream import OpenRequest
 
 
@@ -17,6 +18,7 @@ class OpenRequests:
     def __init__(self) -> None:
         self._requests: dict[str, OpenRequest] = {}
         self._of_digest: Counter[str | None] = Counter()
+        self._of_tenant: Counter[str] = Counter()
         self._waiters: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
 
     def __len__(self) -> int:
@@ -37,10 +39,14 @@ class OpenRequests:
         """A request was accepted."""
         self._requests[request.spec.request_id] = request
         self._of_digest[request.spec.variant.digest] += 1
+        self._of_tenant[request.spec.tenant] += 1
 
     def remove(self, request: OpenRequest) -> None:
         """A request has ended."""
         del self._requests[request.spec.request_id]
+        self._of_tenant[request.spec.tenant] -= 1
+        if not self._of_tenant[request.spec.tenant]:
+            del self._of_tenant[request.spec.tenant]
         self._of_digest[request.spec.variant.digest] -= 1
         if not self._of_digest[request.spec.variant.digest]:
             del self._of_digest[request.spec.variant.digest]
@@ -49,6 +55,11 @@ class OpenRequests:
     def of(self, digest: str) -> int:
         """How many use this variant."""
         return self._of_digest.get(digest, 0)
+
+    def queue(self, tenant: str) -> Queue:
+        """What a new request of this tenant finds."""
+        others = len(self._of_tenant.keys() - {tenant})
+        return Queue(len(self._requests), self._of_tenant.get(tenant, 0), others + 1)
 
     async def none_left(self) -> None:
         """Wait until nothing is open."""

@@ -17,7 +17,7 @@ from tsugiki.engine.kv_blocks import BlockManager
 from tsugiki.engine.preemption import share_with_one_more
 from tsugiki.engine.prompt_lookup import PromptLookup
 from tsugiki.engine.request import FinishReason, Request, RequestStatus
-from tsugiki.engine.seats import Admission, Seats
+from tsugiki.engine.seats import Seats, Verdict
 from tsugiki.engine.step_budget import StepBudget
 from tsugiki.engine.tenants import Tenants, Turn, turn
 from tsugiki.errors import ContextTooLong
@@ -252,19 +252,17 @@ class Scheduler:
         while turns and budget > 0:
             queue = queues[heapq.heappop(turns)[1]]
             request = queue.popleft()
-            verdict = Admission.ADMITTED
+            verdict = Verdict.ADMITTED
             if request.status is RequestStatus.WAITING:
                 verdict = (
-                    Admission.NO_BLOCKS
-                    if closed
-                    else self._admit(request, ready, computing, output)
+                    Verdict.NO_BLOCKS if closed else self._admit(request, ready, computing, output)
                 )
-            if verdict is Admission.ADMITTED:
+            if verdict is Verdict.ADMITTED:
                 if not output.prompt_tokens and self.tenants.of(request).running == 1:
                     budget = max(budget, self.budget.newcomer_tokens(decode_rows))
                 budget -= self._give(request, budget, computing, output)
-            elif verdict is not Admission.LATER:
-                closed = closed or verdict is Admission.NO_BLOCKS
+            elif verdict is not Verdict.LATER:
+                closed = closed or verdict is Verdict.NO_BLOCKS
                 queue.clear()  # those behind it wait too
             if queue:
                 heapq.heappush(turns, self._turn(queue, now))
@@ -287,13 +285,13 @@ class Scheduler:
 
     def _admit(
         self, request: Request, ready: Ready, computing: set[bytes], output: SchedulerOutput
-    ) -> Admission:
+    ) -> Verdict:
         if request in output.preempted or not ready(request):
-            return Admission.LATER
+            return Verdict.LATER
         busy = [chunk.request for chunk in output.chunks]
         verdict, preempted = self.seats.admit(request, computing, busy)
         output.preempted += preempted
-        if verdict is Admission.ADMITTED:
+        if verdict is Verdict.ADMITTED:
             output.admitted.append(request)
         return verdict
 

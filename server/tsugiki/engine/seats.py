@@ -15,7 +15,7 @@ from tsugiki.engine.request import Request, RequestStatus
 from tsugiki.engine.tenants import Tenants
 
 
-class Admission(Enum):
+class Verdict(Enum):
     """What became of a request that asked to run."""
 
     ADMITTED = "it runs"
@@ -59,7 +59,7 @@ class Seats:
 
     def admit(
         self, request: Request, computing: Collection[bytes], busy: Collection[Request]
-    ) -> tuple[Admission, list[Request]]:
+    ) -> tuple[Verdict, list[Request]]:
         """Let a waiting request run, and whom that preempted.
 
         Args:
@@ -68,20 +68,20 @@ class Seats:
         """
         shared, keys = self._cached_prefix(request)
         if self._worth_waiting(keys[len(shared) :], computing):
-            return Admission.LATER, []
+            return Verdict.LATER, []
         need = self._blocks.takes(shared, request.num_tokens) + len(self.running)
         lack = Lack(len(self.running) + 1 - self._count, need - self._blocks.num_free)
         victims: list[Request] = []
         if lack.seats > 0 or lack.blocks > 0:
             victims = self._claim(request, lack, busy)
             if not victims:
-                return (Admission.NO_SEAT if lack.seats > 0 else Admission.NO_BLOCKS), []
+                return (Verdict.NO_SEAT if lack.seats > 0 else Verdict.NO_BLOCKS), []
         # Blocks of a victim may be in `shared`: free ones are counted anew.
         need = self._blocks.takes(shared, request.num_tokens) + len(self.running)
         if need > self._blocks.num_free:
-            return Admission.NO_BLOCKS, victims
+            return Verdict.NO_BLOCKS, victims
         self._start(request, shared)
-        return Admission.ADMITTED, victims
+        return Verdict.ADMITTED, victims
 
     def leave(self, request: Request) -> None:
         """A request is over, wherever it stood."""
