@@ -1,10 +1,10 @@
 """How fast are we beside vLLM's CPU build, and what do mixed variants cost?
 
 Ours and theirs are measured with the same tool and protocol (benchmarks.load), interleaved pair by
-pair (A B B A ...); whoever is not measured is stopped with SIGSTOP. Ratios are medians of 7
-pairs with a 95 % bootstrap interval. About 60 minutes with vLLM, 25 without; run it alone on the
-machine. Interrupted, it goes on where it was (a journal for each commit lies in --work); --only
-PATTERN measures some of the rows.
+pair (A B B A ...); whoever is not measured is stopped with SIGSTOP. Ratios are medians of 7 pairs
+with a 95 % bootstrap interval. About 60 minutes with vLLM, 25 without, and 15 GB of memory; run it
+alone on the machine. Interrupted, it goes on where it was (a journal for each commit lies in
+--work); --only PATTERN measures some of the rows.
 
     python -m benchmarks.peers --fine-tunes ft/banking77 ft/pirate --vllm VENV
 
