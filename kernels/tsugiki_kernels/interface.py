@@ -247,6 +247,20 @@ class KernelBackend(Protocol):
         overlap x.
         """
 
+    def linear_rebuilt(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        staged: Staged,
+        out: Tensor,
+        spans: Sequence[Span],
+    ) -> None:
+        """`reconstruct` and `linear` in one, to the bit: out[a:b] = x[a:b] @ (weight + D)^T + bias.
+
+        For the long chunks of one variant. As `linear`; biases of `staged` are not added.
+        """
+
     def rms_norm(
         self,
         x: Tensor,

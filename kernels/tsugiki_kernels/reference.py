@@ -253,6 +253,21 @@ class ReferenceBackend:
             product = F.linear(x[start:stop].float(), weight.float())
             out[start:stop] = product if bias is None else product + bias.float()
 
+    def linear_rebuilt(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        staged: Staged,
+        out: Tensor,
+        spans: Sequence[Span],
+    ) -> None:
+        """See KernelBackend.linear_rebuilt."""
+        check_linear(x, weight, bias, out, spans)
+        rebuilt = torch.empty_like(weight)
+        self.reconstruct(weight, staged, rebuilt)
+        self.linear(x, rebuilt, bias, out, spans)
+
     def rms_norm(
         self,
         x: Tensor,

@@ -223,6 +223,28 @@ class CpuBackend:
         """
         self._do(dense.linear(x, weight, bias, out, spans))
 
+    def linear_rebuilt(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        staged: Staged,
+        out: Tensor,
+        spans: Sequence[Span],
+    ) -> None:
+        """See KernelBackend.linear_rebuilt.
+
+        Raises:
+            BadArgument: naming the argument that breaks the contract.
+        """
+        delta = own(staged)
+        _check_staged(weight, delta)
+        if delta.source is None:
+            return self._do(dense.linear_rebuilt(x, weight, bias, delta, out, spans))
+        rebuilt = torch.empty_like(weight)
+        self.reconstruct(weight, staged, rebuilt)
+        self.linear(x, rebuilt, bias, out, spans)
+
     def rms_norm(
         self,
         x: Tensor,
@@ -336,11 +358,15 @@ def _check_step(x: Tensor, out: Tensor, linears: Sequence[CpuStaged]) -> None:
             )
 
 
-def _check_reconstruct(base: Tensor, out: Tensor, linear: CpuStaged) -> None:
+def _check_staged(base: Tensor, linear: CpuStaged) -> None:
     if base.ndim != 2 or base.shape[1] != linear.inputs or base.shape[0] < linear.width:
         raise BadArgument(
             f"base: expected [at least {linear.width}, {linear.inputs}], found {tuple(base.shape)}"
         )
+
+
+def _check_reconstruct(base: Tensor, out: Tensor, linear: CpuStaged) -> None:
+    _check_staged(base, linear)
     if base.dtype not in ACTIVATIONS:
         raise BadArgument(f"base: expected float32, bfloat16 or float16, found {base.dtype}")
     if out.dtype != base.dtype or out.shape != base.shape:

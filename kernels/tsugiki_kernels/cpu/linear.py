@@ -1,6 +1,6 @@
-"""Calls into src/linear.cpp: argument checks and the C struct of one call.
+"""Calls into src/linear.cpp and src/linear_rebuilt.cpp: argument checks and the C structs.
 
-Owns: the mirror of src/linear.h. Knows nothing of the arithmetic.
+Owns: the mirror of their structs. Knows nothing of the arithmetic.
 """
 
 import ctypes
@@ -15,9 +15,9 @@ from torch import Tensor
 from tsugiki_kernels.check import check_linear
 from tsugiki_kernels.cpu.program import Operation
 from tsugiki_kernels.cpu.records import Fields
-from tsugiki_kernels.cpu.staging import DTYPES
+from tsugiki_kernels.cpu.staging import DTYPES, CpuStaged
 from tsugiki_kernels.errors import BadArgument
-from tsugiki_kernels.interface import Span
+from tsugiki_kernels.interface import SignDelta, Span, SparseDelta
 
 _I64, _I32, _PTR = ctypes.c_int64, ctypes.c_int32, ctypes.c_void_p
 
@@ -43,6 +43,15 @@ class Linear(ctypes.Structure):
     )
 
 
+class RebuiltLinear(ctypes.Structure):
+    """src/linear_rebuilt.cpp: RebuiltLinear."""
+
+    _fields_: ClassVar[Fields] = (("linear", Linear), ("delta", _PTR))
+
+
+_REBUILT = {SparseDelta: "tsugiki_sparse_linear", SignDelta: "tsugiki_sign_linear"}
+
+
 def linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, spans: Sequence[Span] | None
 ) -> Operation:
@@ -51,7 +60,31 @@ def linear(
     Raises:
         BadArgument: naming the argument that breaks the contract.
     """
-    spans = [(0, x.shape[0])] if spans is None else spans
+    call, kept = _call(x, weight, bias, out, [(0, x.shape[0])] if spans is None else spans)
+    return Operation("tsugiki_linear", call, kept=(kept,))
+
+
+def linear_rebuilt(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    delta: CpuStaged,
+    out: Tensor,
+    spans: Sequence[Span],
+) -> Operation:
+    """See KernelBackend.linear_rebuilt; the delta fits the weight and is of a kind in _REBUILT.
+
+    Raises:
+        BadArgument: naming the argument that breaks the contract.
+    """
+    call, kept = _call(x, weight, bias, out, spans)
+    return Operation(_REBUILT[delta.kind], RebuiltLinear(call, delta.address), kept=(kept, delta))
+
+
+def _call(
+    x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, spans: Sequence[Span]
+) -> tuple[Linear, object]:
+    """The struct, and what it points to that nobody else keeps."""
     check_linear(x, weight, bias, out, spans)
     for name, tensor in (("x", x), ("weight", weight), ("out", out)):
         if tensor.device.type != "cpu":
@@ -73,4 +106,4 @@ def linear(
         DTYPES[out.dtype],
         torch.get_num_threads(),
     )
-    return Operation("tsugiki_linear", call, kept=(x, weight, bias, out, flat))
+    return call, flat

@@ -1,41 +1,38 @@
 // Dense linears: out = x W^T + bias, the weight as it is stored.
 //
-// A task is a run of weight rows, contiguous in memory. With few rows of x the weight streams by once,
-// asked for AHEAD of its use; with many, panels of x that stay in the second-level cache meet
+// A task is a stretch of outputs. With few rows of x the weight streams by once, asked for AHEAD of its
+// use; with many, panels of x that stay in the second-level cache meet
 // blocks of eight weight rows that stay in the first.
 
 #include "linear_block.h"
 
 namespace tsugiki {
 
-constexpr int64_t AHEAD = 24 << 10;           // bytes from what is read to what is fetched
-constexpr int64_t PANEL_BYTES = 384 << 10;    // of x
-constexpr int64_t TASK_BYTES = 256 << 10;     // of weight, at most
+constexpr int64_t AHEAD = 24 << 10;         // bytes from what is read to what is fetched
+constexpr int64_t PANEL_BYTES = 384 << 10;  // of x
+constexpr int64_t TASK_BYTES = 256 << 10;   // of weight, at most
 constexpr int64_t LEAST_TASK = 32 << 10;
 constexpr int64_t TASKS_PER_THREAD = 4;
 
-// Rows of x at hand, by their place in x and out.
-struct Panel {
-  const int64_t* rows;
-  int64_t count;
-};
-
-// Eight outputs and their rows of weight. Outputs that do not exist repeat the last one.
+// Eight outputs and their rows of weight. Outputs beyond the stretch repeat its last one.
 template <class Lanes>
 struct Outputs {
-  int64_t first;
+  int64_t first, count;
   const typename Lanes::Element* weight[OUTPUTS_AT_ONCE];
+  const char* next;
 
-  Outputs(const Linear& linear, int64_t first) : first(first) {
+  Outputs(const Linear& linear, const Stretch& stretch, int64_t first)
+      : first(first),
+        count(std::min<int64_t>(OUTPUTS_AT_ONCE, stretch.last - first)),
+        next(stretch.next + (first - stretch.first) * linear.row_bytes()) {
     for (int64_t o = 0; o < OUTPUTS_AT_ONCE; ++o)
-      weight[o] = (const typename Lanes::Element*)linear.weight +
-                  std::min(first + o, linear.outputs - 1) * linear.inputs;
+      weight[o] = (const typename Lanes::Element*)stretch.weight +
+                  (std::min(first + o, stretch.last - 1) - stretch.first) * linear.inputs;
   }
 };
 
 // One row's eight sums into out, biased and rounded once.
-inline void finish(const Linear& linear, int64_t row, int64_t output, Half16 sums) {
-  const int64_t count = std::min<int64_t>(OUTPUTS_AT_ONCE, linear.outputs - output);
+inline void finish(const Linear& linear, int64_t row, int64_t output, int64_t count, Half16 sums) {
   if (linear.bias != nullptr)
     sums = sums + low(load_up_to(Dtype(linear.bias_dtype), linear.bias, output, count));
   alignas(64) char rounded[sizeof(Floats)];
@@ -59,7 +56,7 @@ void meet_rows(const Linear& linear, const Outputs<Lanes>& outputs, const int64_
     x[r] = (const typename Lanes::Element*)linear.x + rows[r] * linear.x_stride;
   Half16 sums[ROWS];
   multiply<Lanes, ROWS, LINES>(x, outputs.weight, linear.inputs, next, sums);
-  for (int r = 0; r < ROWS; ++r) finish(linear, rows[r], outputs.first, sums[r]);
+  for (int r = 0; r < ROWS; ++r) finish(linear, rows[r], outputs.first, outputs.count, sums[r]);
 }
 
 // The first ROWS_AT_ONCE rows of the panel, or as many as there are.
@@ -72,19 +69,18 @@ void meet_some(const Linear& linear, const Outputs<Lanes>& outputs, const Panel&
   meet_rows<Lanes, ROWS, LINES>(linear, outputs, panel.rows, next);
 }
 
-// The whole panel. Of the eight lines a step that lie AHEAD, LINES are fetched beside each group of
+// The whole panel. Of the eight lines a step that come next, LINES are fetched beside each group of
 // rows until all are: a burst beside the first group would hold it up.
 template <class Lanes, int LINES>
 void meet_groups(const Linear& linear, const Outputs<Lanes>& outputs, const Panel& panel) {
-  const int64_t share = LINES * linear.inputs * int64_t(sizeof(typename Lanes::Element));
-  const char* next = (const char*)outputs.weight[0] + AHEAD;
+  const char* next = outputs.next;
   for (int64_t from = 0, fetched = 0; from < panel.count; from += ROWS_AT_ONCE) {
     const Panel rest{panel.rows + from, panel.count - from};
     if (fetched < OUTPUTS_AT_ONCE)
       meet_some<Lanes, LINES>(linear, outputs, rest, next);
     else
       meet_some<Lanes, 0>(linear, outputs, rest, next);
-    fetched += LINES, next += share;
+    fetched += LINES, next += LINES * linear.row_bytes();
   }
 }
 
@@ -99,38 +95,25 @@ void meet_panel(const Linear& linear, const Outputs<Lanes>& outputs, const Panel
   }
 }
 
-// How the weight rows of a call are cut into tasks of `each` blocks of eight.
-struct Cut {
-  int64_t blocks, each;
-
-  Cut(const Linear& linear, int64_t block_bytes)
-      : blocks((linear.outputs + OUTPUTS_AT_ONCE - 1) / OUTPUTS_AT_ONCE) {
-    const int64_t wanted = linear.threads * TASKS_PER_THREAD;
-    const int64_t least = LEAST_TASK / block_bytes + 1, most = TASK_BYTES / block_bytes + 1;
-    each = std::min(most, std::max(least, (blocks + wanted - 1) / wanted));
-  }
-  int64_t tasks() const { return (blocks + each - 1) / each; }
-};
-
 template <class Lanes>
-void run(const Linear& linear, const Panel& all) {
-  const int64_t row_bytes =
-      std::max<int64_t>(1, linear.inputs * int64_t(sizeof(typename Lanes::Element)));
+void multiply(const Linear& linear, const Stretch& stretch, const Panel& all) {
+  const int64_t row_bytes = std::max<int64_t>(1, linear.row_bytes());
   const int64_t panel_rows = std::max<int64_t>(1, PANEL_BYTES / row_bytes / 24) * 24;
-  const Cut cut(linear, OUTPUTS_AT_ONCE * row_bytes);
-  // a vector of weight takes as long to arrive as to meet eight rows or more
-  const int64_t cost = linear.outputs * row_bytes / 64 * std::max<int64_t>(8, all.count);
-  parallel_for(cut.tasks(), linear.threads, cost >= FORK_FROM, [&](int64_t task) {
-    const int64_t first = task * cut.each, last = std::min(cut.blocks, first + cut.each);
-    for (int64_t from = 0; from < all.count; from += panel_rows) {
-      const Panel panel{all.rows + from, std::min(panel_rows, all.count - from)};
-      for (int64_t block = first; block < last; ++block)
-        meet_panel(linear, Outputs<Lanes>(linear, block * OUTPUTS_AT_ONCE), panel);
-    }
-  });
+  for (int64_t from = 0; from < all.count; from += panel_rows) {
+    const Panel panel{all.rows + from, std::min(panel_rows, all.count - from)};
+    for (int64_t output = stretch.first; output < stretch.last; output += OUTPUTS_AT_ONCE)
+      meet_panel(linear, Outputs<Lanes>(linear, stretch, output), panel);
+  }
 }
 
-// The rows of all spans, one after the other.
+void multiply_stretch(const Linear& linear, const Stretch& stretch, const Panel& rows) {
+  switch (linear.dtype) {
+    case BFLOAT16: return multiply<Bfloat16Pairs>(linear, stretch, rows);
+    case FLOAT16: return multiply<Float16Lanes>(linear, stretch, rows);
+    default: return multiply<Float32Lanes>(linear, stretch, rows);
+  }
+}
+
 Panel rows_of(const Linear& linear) {
   int64_t count = 0;
   for (int64_t s = 0; s < linear.span_count; ++s)
@@ -142,16 +125,30 @@ Panel rows_of(const Linear& linear) {
   return {rows, count};
 }
 
+int64_t outputs_per_task(const Linear& linear) {
+  const int64_t row_bytes = std::max<int64_t>(1, linear.row_bytes());
+  const int64_t share = linear.outputs / (linear.threads * TASKS_PER_THREAD);
+  const int64_t outputs = std::min(TASK_BYTES / row_bytes, std::max(LEAST_TASK / row_bytes, share));
+  return (outputs / LANES + 1) * LANES;
+}
+
+bool worth_forking(const Linear& linear, const Panel& rows) {
+  // a vector of weight takes as long to arrive as to meet eight rows or more
+  return linear.outputs * linear.row_bytes() / 64 * std::max<int64_t>(8, rows.count) >= FORK_FROM;
+}
+
 }  // namespace tsugiki
 
 using namespace tsugiki;
 
-extern "C" void tsugiki_linear(const Linear* linear) {
-  const Panel rows = rows_of(*linear);
-  if (rows.count == 0 || linear->outputs == 0) return;
-  switch (linear->dtype) {
-    case BFLOAT16: return run<Bfloat16Pairs>(*linear, rows);
-    case FLOAT16: return run<Float16Lanes>(*linear, rows);
-    default: return run<Float32Lanes>(*linear, rows);
-  }
+extern "C" void tsugiki_linear(const Linear* call) {
+  const Linear& linear = *call;
+  const Panel rows = rows_of(linear);
+  const int64_t each = outputs_per_task(linear);
+  parallel_for((linear.outputs + each - 1) / each, linear.threads, worth_forking(linear, rows),
+               [&](int64_t task) {
+                 const int64_t first = task * each, last = std::min(first + each, linear.outputs);
+                 const char* weight = (const char*)linear.weight + first * linear.row_bytes();
+                 multiply_stretch(linear, {first, last, weight, weight + AHEAD}, rows);
+               });
 }

@@ -1,4 +1,4 @@
-// One call of the dense linear: what it reads and writes; mirrored by linear.py.
+// One call of a dense linear, and its pieces of work. Structs are mirrored by linear.py.
 #pragma once
 
 #include "step.h"
@@ -16,6 +16,34 @@ struct Linear {
   int64_t span_count;
   int64_t inputs, outputs;
   int32_t dtype, bias_dtype, out_dtype, threads;
+
+  int64_t row_bytes() const { return inputs * dtype_size(Dtype(dtype)); }  // of weight
 };
+
+// Some rows of x, by their place in x and out.
+struct Panel {
+  const int64_t* rows;
+  int64_t count;
+};
+
+// Consecutive outputs, where their rows of weight lie, the linear's own or rebuilt ones, and what
+// to ask memory for meanwhile: as many bytes.
+struct Stretch {
+  int64_t first, last;  // last exclusive
+  const void* weight;
+  const char* next;
+};
+
+// The rows of all spans, one after the other, in scratch memory of this thread.
+Panel rows_of(const Linear& linear);
+
+// How many outputs a task takes: a multiple of 16.
+int64_t outputs_per_task(const Linear& linear);
+
+// Whether so many rows of x are work enough for several threads.
+bool worth_forking(const Linear& linear, const Panel& rows);
+
+// The outputs of a stretch for all rows. A row's bits depend on it and the weight alone.
+void multiply_stretch(const Linear& linear, const Stretch& stretch, const Panel& rows);
 
 }  // namespace tsugiki

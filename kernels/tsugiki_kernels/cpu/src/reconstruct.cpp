@@ -1,8 +1,7 @@
 // Rebuilding dense weights: out = base + D, one rounding per changed element.
 // Rows that no part covers are not touched; the caller has copied them.
 
-#include "dot.h"
-#include "sparse.h"
+#include "reconstruct.h"
 
 namespace tsugiki {
 
@@ -55,49 +54,45 @@ void add_row(const SparsePart& part, int64_t row, const float* weights, int64_t 
 }
 
 template <class Element>
-void rebuild_group(const SparsePart& part, int64_t group, int64_t inputs, const Element* base,
-                   Element* out) {
+void rebuild_as(const SparsePart& part, int64_t group, const Rebuilding& where) {
   float* weights = scratch(TILE, padded(part.kept) * LANES);
   decode_any(part, group, weights);
   for (int64_t i = 0; i < LANES && group * LANES + i < part.rows; ++i) {
-    const int64_t row = group * LANES + i, place = (part.offset + row) * inputs;
-    std::memcpy((void*)(out + place), (const void*)(base + place), inputs * sizeof(Element));
+    const int64_t row = part.offset + group * LANES + i, inputs = where.inputs;
+    Element* out = (Element*)where.out + (row - where.first) * inputs;
+    std::memcpy((void*)out, (const Element*)where.base + row * inputs, inputs * sizeof(Element));
     if (part.by_row)
-      add_row(part, row, weights + i * padded(part.kept), 1, out + place);
+      add_row(part, group * LANES + i, weights + i * padded(part.kept), 1, out);
     else
-      add_row(part, row, weights + i, LANES, out + place);
+      add_row(part, group * LANES + i, weights + i, LANES, out);
   }
 }
 
-void rebuild(const SparsePart& part, int64_t group, int64_t inputs, Dtype dtype, const void* base,
-             void* out) {
-  if (dtype == BFLOAT16)
-    return rebuild_group(part, group, inputs, (const Bfloat16*)base, (Bfloat16*)out);
-  if (dtype == FLOAT16)
-    return rebuild_group(part, group, inputs, (const Float16*)base, (Float16*)out);
-  rebuild_group(part, group, inputs, (const Float32*)base, (Float32*)out);
+void rebuild_group(const SparsePart& part, int64_t group, const Rebuilding& where) {
+  switch (where.dtype) {
+    case BFLOAT16: return rebuild_as<Bfloat16>(part, group, where);
+    case FLOAT16: return rebuild_as<Float16>(part, group, where);
+    default: return rebuild_as<Float32>(part, group, where);
+  }
 }
 
-struct SignTarget {
-  const SignPart& part;
-  int64_t inputs;
-  Dtype dtype;
-  const void* base;
-  void* out;
-};
-
-inline void rebuild_signs(const SignTarget& target, int64_t row) {
-  const SignPart& part = target.part;
+inline void rebuild_signs(const SignPart& part, int64_t row, const Rebuilding& where) {
   const Decoder<1> half(0.5f);  // -0.5 or +0.5
   const Floats scale = splat(2.0f * (f16_to_float(part.scale[row]) * part.gain));
   const uint8_t* signs = part.signs + row * part.sign_stride;
-  const int64_t place = (part.offset + row) * target.inputs;
-  for (int64_t c = 0; c < target.inputs; c += LANES) {
-    const int64_t count = std::min<int64_t>(LANES, target.inputs - c);
+  const int64_t from = (part.offset + row) * where.inputs;
+  const int64_t to = from - where.first * where.inputs;
+  for (int64_t c = 0; c < where.inputs; c += LANES) {
+    const int64_t count = std::min<int64_t>(LANES, where.inputs - c);
     const Floats sign = count == LANES ? half(signs + c / 8) : decode_some(half, signs + c / 8, count);
-    const Floats old = load_up_to(target.dtype, target.base, place + c, count);
-    store_up_to(target.dtype, target.out, place + c, fma(scale, sign, old), count);
+    const Floats old = load_up_to(where.dtype, where.base, from + c, count);
+    store_up_to(where.dtype, where.out, to + c, fma(scale, sign, old), count);
   }
+}
+
+void rebuild_group(const SignPart& part, int64_t group, const Rebuilding& where) {
+  for (int64_t row = group * LANES; row < std::min(part.rows, (group + 1) * LANES); ++row)
+    rebuild_signs(part, row, where);
 }
 
 // Mirrored by records.py.
@@ -108,30 +103,28 @@ struct Reconstruct {
   int64_t inputs;
   Dtype dtype;
   int32_t threads;
-
-  bool worth_forking(int64_t rows) const { return rows * inputs > 16 * FORK_FROM; }
 };
+
+template <class Whole>
+void reconstruct(const Reconstruct& call) {
+  const Whole& whole = *(const Whole*)call.linear;
+  const Rebuilding where{call.base, call.out, 0, call.inputs, call.dtype};
+  for (int64_t p = 0; p < whole.count; ++p) {
+    const auto& part = whole.parts[p];
+    const bool fork = part.rows * call.inputs > 16 * FORK_FROM;
+    parallel_for((part.rows + LANES - 1) / LANES, call.threads, fork,
+                 [&](int64_t group) { rebuild_group(part, group, where); });
+  }
+}
 
 }  // namespace tsugiki
 
 using namespace tsugiki;
 
 extern "C" void tsugiki_sparse_reconstruct(const Reconstruct* call) {
-  const SparseLinear& whole = *(const SparseLinear*)call->linear;
-  for (int64_t p = 0; p < whole.count; ++p) {
-    const SparsePart& part = whole.parts[p];
-    const int64_t groups = (part.rows + LANES - 1) / LANES;
-    parallel_for(groups, call->threads, call->worth_forking(part.rows), [&](int64_t g) {
-      rebuild(part, g, call->inputs, call->dtype, call->base, call->out);
-    });
-  }
+  reconstruct<SparseLinear>(*call);
 }
 
 extern "C" void tsugiki_sign_reconstruct(const Reconstruct* call) {
-  const SignLinear& whole = *(const SignLinear*)call->linear;
-  for (int64_t p = 0; p < whole.count; ++p) {
-    const SignTarget target{whole.parts[p], call->inputs, call->dtype, call->base, call->out};
-    parallel_for(target.part.rows, call->threads, call->worth_forking(target.part.rows),
-                 [&](int64_t row) { rebuild_signs(target, row); });
-  }
+  reconstruct<SignLinear>(*call);
 }
