@@ -110,6 +110,40 @@ struct Decoder {
 
 #endif
 
+#if defined(TSUGIKI_AVX512)
+
+// Where each of 16 consecutive codes lies: its two bytes, and its first bit there.
+struct CodePlaces {
+  alignas(64) uint8_t bytes[64];
+  alignas(64) int32_t shifts[LANES];
+};
+
+constexpr CodePlaces code_places(int bits) {
+  CodePlaces places{};
+  for (int i = 0; i < LANES; ++i) {
+    const int byte = i * bits / 8;
+    places.bytes[4 * i] = uint8_t(byte);
+    places.bytes[4 * i + 1] = byte + 1 < 16 ? uint8_t(byte + 1) : 0x80;  // 0x80: a zero
+    places.bytes[4 * i + 2] = places.bytes[4 * i + 3] = 0x80;
+    places.shifts[i] = i * bits % 8;
+  }
+  return places;
+}
+
+// Sixteen consecutive codes of 1 to 8 bits; reads 16 bytes: extents end with slack.
+inline Floats sixteen_codes(const uint8_t* p, int bits) {
+  static constexpr CodePlaces places[] = {code_places(0), code_places(1), code_places(2),
+                                          code_places(3), code_places(4), code_places(5),
+                                          code_places(6), code_places(7), code_places(8)};
+  const __m512i all = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)p));
+  const __m512i words = _mm512_shuffle_epi8(all, _mm512_load_si512(places[bits].bytes));
+  const __m512i codes = _mm512_srlv_epi32(words, _mm512_load_si512(places[bits].shifts));
+  const __m512i kept = _mm512_and_si512(codes, _mm512_set1_epi32((1 << bits) - 1));
+  return {_mm512_cvtepi32_ps(kept)};
+}
+
+#else
+
 // Eight consecutive codes of 1 to 8 bits, which are `bits` whole bytes; reads 8 of them.
 inline Half16 eight_codes(const uint8_t* p, int bits) {
   typedef uint64_t Words __attribute__((vector_size(64)));
@@ -125,6 +159,8 @@ inline Half16 eight_codes(const uint8_t* p, int bits) {
 inline Floats sixteen_codes(const uint8_t* p, int bits) {
   return join(eight_codes(p, bits), eight_codes(p + bits, bits));
 }
+
+#endif
 
 // Fewer than 16 codes, without reading past their last byte: lanes beyond `count` come out as 0.
 template <int BITS>

@@ -4,7 +4,8 @@
 #pragma once
 
 #include "decode.h"
-#include "step.h"
+#include "tasks.h"
+#include "tokens.h"
 
 namespace tsugiki {
 

@@ -5,6 +5,8 @@
 // fusing others, so that two code paths of one sum agree bit by bit.
 #pragma once
 
+#include <initializer_list>
+
 #include "dtypes.h"
 
 namespace tsugiki {
@@ -218,6 +220,24 @@ inline float largest(Floats a) {
   for (int half = 4; half >= 1; half /= 2)
     for (int i = 0; i < half; ++i) s[i] = s[i] > s[i + half] ? s[i] : s[i + half];
   return s[0];
+}
+
+// Rows become columns.
+inline void transpose8(Half16 (&r)[8]) {
+  Half16 s[8];
+  for (int i = 0; i < 4; ++i) {
+    s[2 * i] = __builtin_shuffle(r[2 * i], r[2 * i + 1], Uint8x{0, 8, 2, 10, 4, 12, 6, 14});
+    s[2 * i + 1] = __builtin_shuffle(r[2 * i], r[2 * i + 1], Uint8x{1, 9, 3, 11, 5, 13, 7, 15});
+  }
+  for (int i : {0, 1, 4, 5}) {
+    r[i] = __builtin_shuffle(s[i], s[i + 2], Uint8x{0, 1, 8, 9, 4, 5, 12, 13});
+    r[i + 2] = __builtin_shuffle(s[i], s[i + 2], Uint8x{2, 3, 10, 11, 6, 7, 14, 15});
+  }
+  for (int i = 0; i < 4; ++i) {
+    s[i] = __builtin_shuffle(r[i], r[i + 4], Uint8x{0, 1, 2, 3, 8, 9, 10, 11});
+    s[i + 4] = __builtin_shuffle(r[i], r[i + 4], Uint8x{4, 5, 6, 7, 12, 13, 14, 15});
+  }
+  for (int i = 0; i < 8; ++i) r[i] = s[i];
 }
 
 // Lanes that hold two bfloat16 each, the first in the low half, seen as floats.

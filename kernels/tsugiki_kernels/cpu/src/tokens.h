@@ -1,0 +1,200 @@
+// The rows of a call as the kernels read them: converted once, for all parts of all variants.
+#pragma once
+
+#include "step.h"
+
+namespace tsugiki {
+
+// Up to `width` tokens of one variant, interleaved: value c of token t stands at c * width + t.
+// Tokens beyond `tokens` are zero. width is 1, 2, 4 or 8. The values are float32, or bfloat16 as
+// they came when `words` is set; one or two such tokens are read where they are.
+struct TokenBlock {
+  int64_t first_row;
+  int tokens;
+  int width;
+  bool words;
+  const float* data;
+
+  const uint16_t* bfloat16() const { return (const uint16_t*)data; }
+};
+
+constexpr int WIDEST = 8;
+
+// Rows as they are, in float32, zero-padded to whole vectors.
+inline void convert_row(const Step& step, int64_t row, float* to) {
+  for (int64_t c = 0; c < step.inputs; c += LANES) {
+    const int64_t count = std::min<int64_t>(LANES, step.inputs - c);
+    store(to + c, load_up_to(step.dtype, step.x, row * step.x_stride + c, count));
+  }
+}
+
+inline void convert_block(const Step& step, const TokenBlock& block, float* to) {
+  for (int64_t c = 0; c < step.inputs; c += LANES) {
+    const int64_t count = std::min<int64_t>(LANES, step.inputs - c);
+    Half16 first[8], second[8];
+    for (int t = 0; t < WIDEST; ++t) {
+      const int64_t index = (block.first_row + t) * step.x_stride + c;
+      const Floats values =
+          t < block.tokens ? load_up_to(step.dtype, step.x, index, count) : zeros();
+      first[t] = low(values), second[t] = high(values);
+    }
+    transpose8(first), transpose8(second);
+    for (int i = 0; i < 8; ++i) {
+      std::memcpy(to + (c + i) * block.width, &first[i], block.width * sizeof(float));
+      std::memcpy(to + (c + 8 + i) * block.width, &second[i], block.width * sizeof(float));
+    }
+  }
+}
+
+#if defined(TSUGIKI_AVX512)
+
+// Sixteen columns of a row as bfloat16, in 32-bit lanes; those beyond the row are zero.
+inline __m512i words_of(const Step& step, const TokenBlock& block, int token, int64_t c) {
+  if (token >= block.tokens) return _mm512_setzero_si512();
+  const uint16_t* x = (const uint16_t*)step.x + (block.first_row + token) * step.x_stride + c;
+  const int64_t count = step.inputs - c;
+  const __mmask16 mask = count >= LANES ? 0xffff : __mmask16((1u << count) - 1);
+  return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, x));
+}
+
+inline __m512i words_of_two(const Step& step, const TokenBlock& block, int token, int64_t c) {
+  const __m512i even = words_of(step, block, token, c), odd = words_of(step, block, token + 1, c);
+  return _mm512_or_si512(even, _mm512_slli_epi32(odd, 16));
+}
+
+// Elements of a and b in turn: first the lower halves of both, then the upper ones.
+struct Interleaved {
+  __m512i low, high;
+};
+
+inline Interleaved interleave32(__m512i a, __m512i b) {
+  const __m512i order = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const __m512i eight = _mm512_set1_epi32(8);
+  return {_mm512_permutex2var_epi32(a, order, b),
+          _mm512_permutex2var_epi32(a, _mm512_add_epi32(order, eight), b)};
+}
+
+inline Interleaved interleave64(__m512i a, __m512i b) {
+  const __m512i order = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
+  return {_mm512_permutex2var_epi64(a, order, b),
+          _mm512_permutex2var_epi64(a, _mm512_add_epi64(order, _mm512_set1_epi64(4)), b)};
+}
+
+inline void interleave_words(const Step& step, const TokenBlock& block, uint16_t* to) {
+  for (int64_t c = 0; c < step.inputs; c += LANES, to += LANES * block.width) {
+    const __m512i first = words_of_two(step, block, 0, c);
+    const Interleaved four = interleave32(first, words_of_two(step, block, 2, c));
+    if (block.width == 4) {
+      _mm512_storeu_si512(to, four.low), _mm512_storeu_si512(to + 32, four.high);
+      continue;
+    }
+    const Interleaved last =
+        interleave32(words_of_two(step, block, 4, c), words_of_two(step, block, 6, c));
+    const Interleaved low = interleave64(four.low, last.low), high = interleave64(four.high, last.high);
+    _mm512_storeu_si512(to, low.low), _mm512_storeu_si512(to + 32, low.high);
+    _mm512_storeu_si512(to + 64, high.low), _mm512_storeu_si512(to + 96, high.high);
+  }
+}
+
+#else
+
+inline void interleave_words(const Step& step, const TokenBlock& block, uint16_t* to) {
+  for (int64_t c = 0; c < step.inputs; ++c)
+    for (int t = 0; t < block.width; ++t) {
+      const uint16_t* x = (const uint16_t*)step.x + (block.first_row + t) * step.x_stride + c;
+      to[c * block.width + t] = t < block.tokens ? *x : 0;
+    }
+}
+
+#endif
+
+// How the tokens of a block are laid out for the variant that they belong to.
+struct Form {
+  int width;
+  bool words;
+};
+
+// The rows of every span as token blocks; those of variant v are blocks[first[v] .. first[v + 1]].
+struct Tokens {
+  std::vector<TokenBlock>& blocks = reused<TokenBlock>();
+  std::vector<int64_t>& first = reused<int64_t>();
+
+  // form_for(variant, tokens): a width in {1, 2, 4, 8} that is >= tokens.
+  template <class FormFor>
+  Tokens(const Step& step, const Span* spans, int64_t variants, FormFor form_for) {
+    int64_t floats = 0;
+    for (int64_t v = 0; v < variants; ++v) {
+      first.push_back(int64_t(blocks.size()));
+      for (int64_t row = spans[v].start; row < spans[v].stop; row += WIDEST) {
+        const int tokens = int(std::min<int64_t>(WIDEST, spans[v].stop - row));
+        const Form form = form_for(v, tokens);
+        blocks.push_back({row, tokens, form.width, form.words, nullptr});
+        floats += size_of(step, blocks.back());
+      }
+    }
+    first.push_back(int64_t(blocks.size()));
+    fill(step, floats);
+  }
+
+  // Tokens of a variant as the kernels pay for them.
+  int64_t paid(int64_t variant) const {
+    int64_t total = 0;
+    for (int64_t b = first[variant]; b < first[variant + 1]; ++b) total += blocks[b].width;
+    return total;
+  }
+
+ private:
+  static int64_t size_of(const Step& step, const TokenBlock& block) {
+    if (block.words) return block.width <= 2 ? 0 : padded(step.inputs) * block.width / 2;
+    return padded(step.inputs) * block.width;
+  }
+
+  void fill(const Step& step, int64_t floats) {
+    float* to = scratch(ROWS, floats);
+    for (TokenBlock& block : blocks) {
+      block.data = to;
+      to += size_of(step, block);
+    }
+    parallel_for(int64_t(blocks.size()), step.threads, floats > 8 * FORK_FROM, [&](int64_t b) {
+      TokenBlock& block = blocks[b];
+      float* data = const_cast<float*>(block.data);
+      if (block.words && block.width <= 2) return;
+      if (block.words)
+        interleave_words(step, block, (uint16_t*)data);
+      else if (block.width == 1)
+        convert_row(step, block.first_row, data);
+      else
+        convert_block(step, block, data);
+    });
+  }
+};
+
+// The rows of every span one after the other, in float32, each padded to whole vectors.
+struct Rows {
+  int64_t stride;
+  std::vector<int64_t>& first = reused<int64_t>();  // number of rows before variant v
+
+  Rows(const Step& step, const Span* spans, int64_t variants) : stride(padded(step.inputs)) {
+    struct Row {
+      int64_t place;
+    };
+    std::vector<Row>& source = reused<Row>();
+    for (int64_t v = 0; v < variants; ++v) {
+      first.push_back(int64_t(source.size()));
+      for (int64_t row = spans[v].start; row < spans[v].stop; ++row) source.push_back({row});
+    }
+    first.push_back(int64_t(source.size()));
+    data = scratch(ROWS, stride * int64_t(source.size()));
+    const bool fork = stride * int64_t(source.size()) > 8 * FORK_FROM;
+    parallel_for(int64_t(source.size()), step.threads, fork,
+                 [&](int64_t i) { convert_row(step, source[i].place, data + i * stride); });
+  }
+
+  int64_t count(int64_t variant) const { return first[variant + 1] - first[variant]; }
+  const float* of(int64_t variant) const { return data + first[variant] * stride; }
+
+ private:
+  float* data;
+};
+
+}  // namespace tsugiki
