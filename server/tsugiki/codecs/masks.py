@@ -60,6 +60,11 @@ def words(mask: "Mask", tiles: NDArray[np.int64]) -> Words:
     return np.stack(stream, axis=2).reshape(len(tiles), -1)[:, : mask.columns]
 
 
+def kept_of(size: int, alpha: int) -> int:
+    """Columns kept in a group of `size`: size / alpha rounded half up, at least one."""
+    return max(1, (2 * size + alpha) // (2 * alpha))
+
+
 @dataclass(frozen=True, slots=True)
 class Mask:
     """What a mask depends on, and nothing else: equal values mean equal masks."""
@@ -78,8 +83,8 @@ class Mask:
         return -(-self.rows // self.rows_per_mask)
 
     def kept_in(self, size: int) -> int:
-        """Columns kept in a group of `size`: size / alpha rounded half up, at least one."""
-        return max(1, (2 * size + self.alpha) // (2 * self.alpha))
+        """See `kept_of`."""
+        return kept_of(size, self.alpha)
 
     def groups(self) -> list[tuple[int, int, int]]:
         """(size, kept, how many) of the full groups and of the short last group, where present."""

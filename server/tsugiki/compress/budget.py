@@ -12,16 +12,19 @@ from typing import Any
 
 from tsugiki.codecs import CODECS
 from tsugiki.codecs.base import Options, Packed
+from tsugiki.codecs.masks import kept_of
 from tsugiki.errors import CompressionRefused
 
 # Squared error of the best k-bit uniform quantizer of a Gaussian, gain matched, relative to its
 # variance; and what a coarse code costs beyond that noise, in the same unit: 1 bit carries a
 # systematic distortion of signs, 4 bits none. The costs are set by hand after the KL of a few files
-# of one 135M fine-tune, not fitted; they only decide which of two near-equal settings goes first.
-QUANTIZATION_NOISE: Mapping[int, float] = {1: 0.571, 2: 0.12, 4: 0.0115}
-SYSTEMATIC_COST: Mapping[int, float] = {1: 10.0, 2: 1.0, 4: 0.0}
+# of one 135M fine-tune, not fitted; they only decide which of two settings of about the size that
+# was asked for is taken.
+QUANTIZATION_NOISE: Mapping[int, float] = {1: 0.571, 2: 0.12, 3: 0.0374, 4: 0.0115}
+SYSTEMATIC_COST: Mapping[int, float] = {1: 10.0, 2: 1.0, 3: 0.3, 4: 0.0}
 MAX_ALPHA = 1024
-GROUP = 64  # entries, about; the group holds a whole number of survivors
+GROUP = 64  # entries of a group, about
+RATE_STEP = 1.01  # between two dropout rates that are worth telling apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +49,11 @@ def templates_of(packed: Iterable[tuple[Packed, int]]) -> list[Template]:
     return [Template(p.codec, tuple(p.shape), p.options, count) for p, count in packed]
 
 
-def choose(codec: str, templates: Iterable[Template], limit: int, fixed: Options) -> Options:
-    """The first candidate whose tensors take at most `limit` bytes.
+def choose(
+    codec: str, templates: Iterable[Template], limit: int, fixed: Options, least: int = 0
+) -> Options:
+    """The first candidate whose tensors take `least` to `limit` bytes; where there is none, the
+    first that takes less.
 
     `fixed` are options that the caller asked for by name; candidates that contradict them are out.
 
@@ -55,16 +61,21 @@ def choose(codec: str, templates: Iterable[Template], limit: int, fixed: Options
         CompressionRefused: even the smallest candidate is too large.
     """
     kinds = list(templates)
+    smaller: Options | None = None
     smallest: tuple[int, Options] | None = None
     for candidate in CANDIDATES[codec](fixed):
         if any(fixed.get(key, value) != value for key, value in candidate.items()):
             continue
         size = sum(kind.nbytes(candidate) for kind in kinds)
-        if size <= limit:
+        if least <= size <= limit:
             return candidate
-        if smallest is None or size < smallest[0]:
+        if size < least:
+            smaller = smaller or candidate
+        elif smallest is None or size < smallest[0]:
             smallest = (size, candidate)
-    raise CompressionRefused(_too_large(codec, limit, smallest))
+    if smaller is None:
+        raise CompressionRefused(_too_large(codec, limit, smallest))
+    return smaller
 
 
 def group_size_of(alpha: int) -> int:
@@ -73,19 +84,41 @@ def group_size_of(alpha: int) -> int:
 
 
 def deltadq_candidates(fixed: Options) -> Iterator[dict[str, Any]]:
-    """Bits and alpha by rising noise alpha (1 + q) - 1, in units of |D|^2, plus systematic cost.
+    """Bits and dropout by rising noise r (1 + q) - 1, in units of |D|^2, plus systematic cost.
 
-    At equal bytes more survivors of fewer bits win, until the distortion of 1 bit outweighs it.
+    r is what the mask really divides by, the size of a group / what is kept of it. At equal bytes
+    more survivors of fewer bits win, until the distortion of 1 bit outweighs it.
     """
-    group = "group_size" not in fixed
+    asked = fixed.get("group_size")
+    if asked is None:
+        dropouts = _dropouts()
+    else:
+        rates = ((asked / kept_of(asked, a), a, asked) for a in _alphas() if a <= asked)
+        dropouts = list(rates)
     settings = [
-        (alpha * (1 + noise) - 1 + SYSTEMATIC_COST[bits], alpha, bits)
+        (rate * (1 + noise) - 1 + SYSTEMATIC_COST[bits], alpha, bits, group)
         for bits, noise in QUANTIZATION_NOISE.items()
-        for alpha in _alphas()
+        for rate, alpha, group in dropouts
     ]
-    for _, alpha, bits in sorted(settings):
-        size = {"group_size": group_size_of(alpha)} if group else {}
-        yield {"bits": bits, "alpha": alpha, **size}
+    for _, alpha, bits, group in sorted(settings):
+        yield {"bits": bits, "alpha": alpha, "group_size": group}
+
+
+def _dropouts() -> list[tuple[float, int, int]]:
+    """(rate, alpha, group size), ascending, in steps of about 1 % where there are any.
+
+    alpha is an integer, but a group need not hold a whole number of survivors: of 18 entries at
+    alpha 5 are kept 4, which is a rate of 4.5. Of equal rates a whole one is taken, else that of
+    the group nearest to GROUP.
+    """
+    best: dict[int, tuple[bool, int, float, int, int]] = {}
+    for alpha in _alphas():
+        for group in (group_size_of(alpha), *range(alpha, 2 * GROUP)):
+            rate = group / kept_of(group, alpha)
+            found = (rate != alpha, abs(group - GROUP), rate, alpha, group)
+            step = round(math.log(rate, RATE_STEP))
+            best[step] = min(found, best.get(step, found))
+    return sorted((rate, alpha, group) for _, _, rate, alpha, group in best.values())
 
 
 def _alphas() -> list[int]:

@@ -18,6 +18,7 @@ from tsugiki.compress.report import BF16_BYTES
 from tsugiki.compress.survey import Change, Pairs
 from tsugiki.errors import CompressionRefused
 
+UNUSED = 0.04  # of the bytes that are allowed, at most, where the codec has a setting for that
 ATTEMPTS = 3  # tensor sizes are exact; a gain may be written with more digits than the example's
 
 
@@ -72,7 +73,11 @@ def pack_within(
     overhead -= sum(packed.nbytes for packed in sized.examples.values())
     for _ in range(ATTEMPTS):
         options = budget.choose(
-            spec.codec, _templates(sized.examples), allowed - overhead, packer.asked
+            spec.codec,
+            _templates(sized.examples),
+            allowed - overhead,
+            packer.asked,
+            least=int((1 - UNUSED) * allowed) - overhead,
         )
         text = f"packing with {describe(options)}"
         changes = progress.track(sized.changes, text)
