@@ -104,6 +104,15 @@ def test_added_tokens_exist_for_their_variant_only(byte_level: HfTextSide) -> No
     assert not {size, size + 1} & set(byte_level.encode("x<a>y<b>"))
 
 
+def test_variants_that_add_the_same_tokens_share_a_tokenizer(byte_level: HfTextSide) -> None:
+    size = byte_level.tokenizer.get_vocab_size()
+    added = [{"id": size, "content": "<a>", "special": True}]
+    first, second = (byte_level.for_variant({"added_tokens": added}) for _ in range(2))
+    assert first.tokenizer is second.tokenizer
+    plain = [{"id": size, "content": "<a>", "special": False}]
+    assert byte_level.for_variant({"added_tokens": plain}).tokenizer is not first.tokenizer
+
+
 def test_added_tokens_of_another_tokenizer_are_refused(byte_level: HfTextSide) -> None:
     with pytest.raises(InvalidArtifact, match="another tokenizer"):
         byte_level.for_variant({"added_tokens": [{"id": 9999, "content": "<a>", "special": True}]})

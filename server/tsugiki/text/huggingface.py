@@ -5,10 +5,11 @@ metadata changes about them. Does not know: requests, HTTP, the model.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 from tokenizers import AddedToken, Tokenizer
@@ -33,6 +34,19 @@ _RESERVED = {  # arguments of apply_chat_template that are not the template's va
 }
 
 
+KEPT = 16  # tokenizers with added tokens that are remembered; one may take tens of megabytes
+
+Added = tuple[tuple[int, str, bool], ...]  # id, content, special
+
+
+class Extended(NamedTuple):
+    """A tokenizer with added tokens, and what follows from it."""
+
+    tokenizer: Tokenizer
+    token_bytes: TokenBytes | None
+    longest_token: int
+
+
 @dataclass(frozen=True)
 class HfTextSide:
     """Text rules through `tokenizers` (encode, decode) and transformers (chat templates).
@@ -52,6 +66,9 @@ class HfTextSide:
     byte_fallback_ids: frozenset[int] = field(repr=False)
     token_bytes: TokenBytes | None = field(repr=False)
     longest_token: int
+    # Variants that add the same tokens share what this makes. The first of them is a file that is
+    # being verified, on a worker thread: an event loop that asks later need not wait.
+    _extend: Callable[[Added], Extended] = field(repr=False, compare=False)
     _anchor: tuple[int, ...]  # an ordinary token; what follows it is decoded as inside a text
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -121,13 +138,10 @@ class HfTextSide:
         stated = {name: value for name, value in (text or {}).items() if value is not None}
         side = self
         if stated.get("added_tokens"):
-            tokenizer = _with_added_tokens(self.tokenizer, stated["added_tokens"])
-            side = replace(
-                side,
-                tokenizer=tokenizer,
-                token_bytes=token_bytes(tokenizer),
-                longest_token=_longest_token(tokenizer),
+            tokens = (
+                (t["id"], t["content"], bool(t.get("special"))) for t in stated["added_tokens"]
             )
+            side = replace(side, **self._extend(tuple(sorted(tokens)))._asdict())
         return replace(
             side,
             chat_template=stated.get("chat_template", self.chat_template),
@@ -162,6 +176,7 @@ def load_text_side(base_dir: Path) -> HfTextSide:
         byte_fallback_ids=_byte_fallback_ids(tokenizer),
         token_bytes=token_bytes(tokenizer),
         longest_token=_longest_token(tokenizer),
+        _extend=lru_cache(KEPT)(partial(_extended, tokenizer)),
         _anchor=tuple(tokenizer.encode("a", add_special_tokens=False).ids[-1:]),
     )
 
@@ -234,18 +249,15 @@ def _longest_token(tokenizer: Tokenizer) -> int:
     return max(map(len, tokenizer.get_vocab(with_added_tokens=True)), default=1)
 
 
-def _with_added_tokens(base: Tokenizer, added: Sequence[Mapping[str, Any]]) -> Tokenizer:
+def _extended(base: Tokenizer, added: Added) -> Extended:
     tokenizer = Tokenizer.from_str(base.to_str())
-    for item in sorted(added, key=lambda item: int(item["id"])):
-        token = AddedToken(item["content"], special=bool(item.get("special")), normalized=False)
-        if item.get("special"):
-            tokenizer.add_special_tokens([token])
-        else:
-            tokenizer.add_tokens([token])
-        found = tokenizer.token_to_id(item["content"])
-        if found != item["id"]:
+    for token_id, content, special in added:
+        token = AddedToken(content, special=special, normalized=False)
+        (tokenizer.add_special_tokens if special else tokenizer.add_tokens)([token])
+        found = tokenizer.token_to_id(content)
+        if found != token_id:
             raise InvalidArtifact(
-                f"added token {item['content']!r} has id {item['id']} in the variant, but this "
+                f"added token {content!r} has id {token_id} in the variant, but this "
                 f"base's tokenizer gives it {found}; the variant was made on another tokenizer"
             )
-    return tokenizer
+    return Extended(tokenizer, token_bytes(tokenizer), _longest_token(tokenizer))
