@@ -11,6 +11,7 @@ import sys
 MODULES = (
     "oracle",
     "kernels_cpu",
+    "linears_cpu",
     "peers",
     "idle_variants",
     "many_variants",
