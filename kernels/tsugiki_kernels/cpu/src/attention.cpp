@@ -4,7 +4,9 @@
 // window begins, and a unit that a row does not see leaves its state untouched. So the arithmetic
 // of a row depends on its position and its own context only: decode and prefill agree bit by bit.
 //
-// A task is one KV head and up to 16 rows of one sequence, with all query heads of that KV head.
+// A task is some KV heads and up to 16 rows of one sequence, with all query heads of these KV heads.
+// While a unit is computed the next one is on its way from memory: contexts are long and lie in
+// blocks, which no hardware foresees.
 // The cache holds the keys of a block transposed (attention.h), so that 16 scores are one vector and
 // a score is a plain chain over the head dimension; bfloat16 keys are pairs of dimensions in 32-bit
 // lanes, which fits vdpbf16ps. Values become float32 as they lie.
@@ -50,12 +52,18 @@ void store_rows(const Attention& a, const QueryTile& task, const Workspace& w) {
     }
 }
 
-void attend(const Attention& a, const QueryTile& task) {
+// The rows of one KV head of the task; `next_head`: the one that the same thread takes up then, or
+// none (-1).
+void attend_head(const Attention& a, const QueryTile& task, int64_t next_head) {
   Workspace w(Dtype(a.dtype), a.dim, task.last_row - task.first_row, a.heads / a.kv_heads);
   load_queries(a, task, w);
   const int64_t newest = position_of(a, task.sequence, task.last_row - 1);
   const int64_t oldest = first_seen(a, position_of(a, task.sequence, task.first_row));
   for (int64_t unit = oldest / UNIT * UNIT; unit <= newest; unit += UNIT) {
+    if (unit + UNIT <= newest)
+      ask_for_unit(a, task.sequence, task.kv_head, unit + UNIT, newest + 1);
+    else if (next_head >= 0)
+      ask_for_unit(a, task.sequence, next_head, oldest / UNIT * UNIT, newest + 1);
     int64_t places[UNIT];
     find_places(a, task, unit, oldest, newest + 1, places);
     const UnitKeys keys = load_unit(a, unit, places, w);
@@ -67,6 +75,11 @@ void attend(const Attention& a, const QueryTile& task) {
     }
   }
   store_rows(a, task, w);
+}
+
+void attend(const Attention& a, QueryTile task) {
+  for (; task.kv_head < task.last_kv_head; ++task.kv_head)
+    attend_head(a, task, task.kv_head + 1 < task.last_kv_head ? task.kv_head + 1 : -1);
 }
 
 // Whether every block that the sequence uses lies in the cache.
@@ -87,7 +100,8 @@ inline int64_t cost_of(const Attention& a, const QueryTile& task) {
   const int64_t newest = position_of(a, task.sequence, task.last_row - 1) + 1;
   const int64_t seen = a.window > 0 ? std::min(newest, a.window + UNIT) : newest;
   const int64_t rows_heads = (task.last_row - task.first_row) * (a.heads / a.kv_heads);
-  return seen * (rows_heads + 4) * 2 * (padded(a.dim) / LANES);
+  const int64_t kv_heads = task.last_kv_head - task.kv_head;
+  return kv_heads * seen * (rows_heads + 4) * 2 * (padded(a.dim) / LANES);
 }
 
 }  // namespace tsugiki
@@ -100,12 +114,13 @@ extern "C" int32_t tsugiki_paged_attention(const Attention* attention) {
   for (int64_t s = 0; s < a.sequences; ++s)
     if (!within_cache(a, s)) return 1;
   std::vector<QueryTile> tasks;
+  const int64_t at_once = a.sequences >= 4 * a.threads ? a.kv_heads : 1;
   int64_t cost = 0;
   for (int64_t s = 0; s < a.sequences; ++s)
     for (int64_t row = a.query_start[s]; row < a.query_start[s + 1]; row += ROWS_PER_TASK)
-      for (int64_t h = 0; h < a.kv_heads; ++h) {
+      for (int64_t h = 0; h < a.kv_heads; h += at_once) {
         const int64_t last = std::min<int64_t>(row + ROWS_PER_TASK, a.query_start[s + 1]);
-        tasks.push_back({s, h, row, last});
+        tasks.push_back({s, h, h + at_once, row, last});
         cost += cost_of(a, tasks.back());
       }
   parallel_for(int64_t(tasks.size()), a.threads, cost >= FORK_FROM,

@@ -14,7 +14,7 @@ constexpr int64_t HEADS_AT_ONCE = 4;
 constexpr float MINUS_INFINITY = -std::numeric_limits<float>::infinity();
 
 struct QueryTile {
-  int64_t sequence, kv_head, first_row, last_row;  // rows of the step, last exclusive
+  int64_t sequence, kv_head, last_kv_head, first_row, last_row;  // "last" is exclusive
 };
 
 // Working memory of one task, in floats; a "step" of the head dimension is one float, or one pair of
@@ -67,6 +67,20 @@ void find_places(const Attention& a, const QueryTile& task, int64_t unit, int64_
     const int64_t first = (block * a.kv_heads + task.kv_head) * a.block_size;
     const int64_t stop = std::min(last, p + a.block_size - row);
     for (int64_t i = row; p < stop; ++i, ++p) places[p - unit] = (first + i) * a.dim;
+  }
+}
+
+// Asks the memory for the keys and values of a unit that will be met next.
+void ask_for_unit(const Attention& a, int64_t sequence, int64_t kv_head, int64_t unit,
+                  int64_t stop) {
+  const int64_t size = dtype_size(Dtype(a.dtype)), bytes = a.block_size * a.dim * size;
+  for (int64_t p = unit; p < std::min(stop, unit + UNIT); p += a.block_size) {
+    const int64_t block = a.block_tables[sequence * a.table_stride + p / a.block_size];
+    const char* keys = (const char*)a.cache + (block * a.kv_heads + kv_head) * bytes;
+    for (int64_t line = 0; line < bytes; line += 64) {
+      __builtin_prefetch(keys + line);
+      __builtin_prefetch(keys + a.side * size + line);
+    }
   }
 }
 
