@@ -5,6 +5,7 @@ least 4 requests a slot. Owns: these numbers and what of a measurement is writte
 """
 
 import asyncio
+import random
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -69,6 +70,4 @@ def seed_of(label: str) -> int:
 
 def prompt(length: int, label: str, prefix: Sequence[int] = ()) -> list[int]:
     """Random token ids behind a prefix."""
-    import random
-
     return [*prefix, *TokenPrompts((length, length)).draw(random.Random(label))]

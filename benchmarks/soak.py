@@ -134,10 +134,16 @@ async def sample_memory(pid: int, samples: list[tuple[float, int]]) -> None:
 def window(
     outcomes: Sequence[Outcome], samples: Sequence[tuple[float, int]], begin: float, end: float
 ) -> Window:
-    """Of the requests that were due in it."""
+    """Of the requests that were due in it.
+
+    Raises:
+        RuntimeError: none was answered whole.
+    """
     begin += (end - begin) / 10
     due = [o for o in outcomes if begin <= o.begin < end]
     complete = [o for o in due if o.complete]
+    if not complete:
+        raise RuntimeError("a window without a complete answer; give more --minutes")
     ttft = np.percentile([1000 * o.ttft for o in complete], (50, 95))
     return Window(
         requests=len(due),
