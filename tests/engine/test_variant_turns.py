@@ -67,6 +67,20 @@ def test_a_variant_is_fetched_before_anybody_asks_whether_it_is_there() -> None:
     assert scene.turns.num_cold == 0
 
 
+def test_a_variant_that_nobody_waits_for_any_more_gives_up_its_place_in_line() -> None:
+    scene = Scene(room=8)
+    for digest in "abcd":
+        scene.turns.wait(digest, "somebody")
+    scene.turns.advance()
+    assert set(scene.source.submitted) == {"a", "b"}, "two at a time"
+    scene.turns.leave("c", "somebody")
+    scene.turns.leave("a", "somebody")
+    scene.advance()
+    assert set(scene.source.submitted) == {"a", "b", "d"}
+    assert scene.turns.may_run("a"), "what was under way came all the same"
+    assert scene.residency.snapshot()["c"].state == "disk"
+
+
 def test_the_oldest_are_fetched_first_and_only_so_many_ahead() -> None:
     scene = Scene(room=8, load_ahead=1)
     for digest in "cab":

@@ -111,6 +111,12 @@ class ResidencyMachine(RuleBasedStateMachine):
         if index < len(self.source.pending):
             self.source.step(index)
 
+    @rule(wanted=st.sets(DIGESTS))
+    def abandon(self, wanted: set[str]) -> None:
+        """What is at the source comes back all the same; the rest is answered by the next poll."""
+        self.residency.abandon(wanted)
+        assert set(self.residency.without_room()) <= wanted
+
     @rule(keep=st.sets(SMALL, max_size=2))
     def poll(self, keep: set[str]) -> None:
         protected = {

@@ -76,6 +76,7 @@ class VariantTurns:
 
     def advance(self) -> list[LoadOutcome]:
         """Begin loads, take in what was loaded, choose who yields; the loads that ended."""
+        self._variants.abandon(self._waiting.keys())
         wanted = sorted(self._waiting, key=self._since)
         on_device = set(self._variants.on_device())
         for digest in [digest for digest in wanted if digest not in on_device][: self._load_ahead]:

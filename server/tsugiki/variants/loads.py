@@ -86,6 +86,10 @@ class LoadQueue:
             self.loaded.remove(outcome)
             self.answer(digest, reason)
 
+    def in_line(self) -> list[str]:
+        """Digests that nothing is done for now: not begun, or loaded and waiting for room."""
+        return [*self._queued, *(outcome.digest for outcome in self.loaded)]
+
     def start(self, packed: Callable[[str], PackedVariant | None]) -> None:
         """Hand to the source what there is room for, with the packed content where it is known."""
         while self._queued and len(self._loading) + len(self.loaded) < self._max_loads:

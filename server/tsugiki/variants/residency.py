@@ -27,6 +27,7 @@ from tsugiki.variants.tier import Tier, TierStats
 __all__ = ["EVICTED", "LoadSource", "LoadTotals", "Residency", "ResidencyInfo", "TierStats"]
 
 EVICTED = "evicted"  # the reason of a transition that made room
+ABANDONED = "nobody waits for it any more"
 
 
 class Residency:
@@ -99,6 +100,14 @@ class Residency:
         self._loads.add(digest)
         self._status.publish(digest, state="loading", error=None)
         self._loads.start(self._packed)
+
+    def abandon(self, wanted: Collection[str]) -> None:
+        """Give up what was requested and is no longer `wanted`, unless its load is under way: it
+        would keep others out of the line."""
+        for digest in self._loads.in_line():
+            if digest not in wanted:
+                self._loads.cancel(digest, ABANDONED)
+                self._status.publish(digest, ABANDONED, state=self._off_device(digest))
 
     def retain(self, digest: str) -> None:
         """One more request uses this digest; it need not be resident yet."""
