@@ -32,6 +32,7 @@ class Load:
     prompt: int = 128  # token ids
     new: int = 64  # tokens
     stream: bool = False
+    seed: int = 0  # of the prompts
 
     @property
     def tokens(self) -> int:
@@ -39,8 +40,8 @@ class Load:
         return self.concurrency * self.rounds * self.new
 
     def prompts(self) -> Iterator[list[int]]:
-        """The same random prompts every time."""
-        draw = random.Random(self.concurrency)
+        """Random prompts: the same ones for the same seed."""
+        draw = random.Random(self.seed)
         while True:
             yield [draw.randrange(*VOCABULARY) for _ in range(self.prompt)]
 
@@ -111,6 +112,7 @@ def run(url: str, load: Load) -> Outcome:
         for number, _ in poll.poll():
             slot = by_number[number]
             if slot.read() and not slot.send():
+                poll.unregister(number)  # the server may close it while others go on
                 busy -= 1
     seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
     poll.close()
@@ -153,7 +155,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("url")
     parser.add_argument("--model", required=True)
-    for name in ("concurrency", "rounds", "prompt", "new"):
+    for name in ("concurrency", "rounds", "prompt", "new", "seed"):
         parser.add_argument(f"--{name}", type=int, default=getattr(Load("x"), name))
     parser.add_argument("--stream", action="store_true")
     args = vars(parser.parse_args())

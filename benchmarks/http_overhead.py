@@ -22,7 +22,8 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ MICRO = 1e6
 def through_http(url: str, load: Load) -> Outcome:
     """A load from a client process."""
     command = [sys.executable, "-m", "benchmarks.http_load", url, *_flags(load)]
-    answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return Outcome(**json.loads(answer))
 
 
@@ -109,12 +110,13 @@ def compare(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def interleaved(
     url: str, bare: Callable[[Load], Outcome], load: Load, pairs: int
 ) -> dict[str, Any]:
-    """A B B A ..., after one of each to warm up."""
-    sides: list[Callable[[], Outcome]] = [lambda: through_http(url, load), lambda: bare(load)]
+    """A B B A ..., after one of each to warm up; every pair has prompts of its own."""
+    sides: list[Callable[[Load], Outcome]] = [partial(through_http, url), bare]
     measured = []
     for pair in range(-1, pairs):
+        fresh = replace(load, seed=2 * pair + load.stream)
         order = (0, 1) if pair % 2 == 0 else (1, 0)
-        taken = {side: sides[side]() for side in order}
+        taken = {side: sides[side](fresh) for side in order}
         if pair >= 0:
             measured.append((taken[0], taken[1]))
     ratio = median_interval([http.speed / engine.speed for http, engine in measured])

@@ -215,3 +215,14 @@ def test_text_that_json_escapes_is_the_same_streamed_and_whole(
         ]
         assert "".join(chunk["text"] for chunk in chunks) == whole["text"] == engine.answer
         assert all(set(chunk) == set(whole) for chunk in chunks)
+
+
+def test_an_answer_that_its_deadline_ended_says_so(client: TestClient, engine: FakeEngine) -> None:
+    async def late(spec: GenerationSpec) -> AsyncGenerator[GenerationEvent, None]:
+        yield GenerationEvent("a", (97,))
+        yield GenerationEvent("", (), finish_reason=FinishReason.TIMEOUT)
+
+    engine.script = late
+    whole = ask(client, timeout=1.5).json()["choices"][0]
+    assert (whole["text"], whole["finish_reason"]) == ("a", "timeout")
+    assert chunks_of(ask(client, stream=True).text)[-1]["choices"][0]["finish_reason"] == "timeout"
