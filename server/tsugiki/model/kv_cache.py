@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tsugiki.model.architecture import Architecture
+from tsugiki.model.slab import Slab, room
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +39,8 @@ def allocate_kv_cache(
     """A zeroed cache of `num_blocks` blocks (zeros, so that masked places never hold NaN)."""
     a = architecture
     shape = (2, num_blocks, a.num_kv_heads, block_size, a.head_dim)
-    return KVCache(
-        tuple(torch.zeros(shape, dtype=dtype, device=device) for _ in range(a.num_layers))
-    )
+    slab = Slab(a.num_layers * room(shape, dtype), device)
+    return KVCache(tuple(slab.take(shape, dtype) for _ in range(a.num_layers)))
 
 
 def bytes_per_block(architecture: Architecture, block_size: int, dtype: torch.dtype) -> int:

@@ -20,6 +20,7 @@ from tsugiki.model.checkpoint import EMBEDDING, LM_HEAD, Checkpoint, open_checkp
 from tsugiki.model.decoder import Decoder, Weights
 from tsugiki.model.fingerprint import base_fingerprint
 from tsugiki.model.layout import LinearName, all_linears, layout_of
+from tsugiki.model.slab import Slab, room
 from tsugiki_kernels.interface import KernelBackend
 from tsugiki_kernels.reference import ReferenceBackend
 
@@ -94,7 +95,7 @@ def load_base(
     architecture = read_architecture(checkpoint.config)
     layout = layout_of(architecture)
     _check_shapes(checkpoint, layout)
-    reader = _Reader(checkpoint, torch.device(device), _torch_dtype(dtype))
+    reader = _Reader(checkpoint, layout, torch.device(device), _torch_dtype(dtype))
     weights = reader.weights(architecture, layout)
     return BaseModel(
         id=checkpoint.path.resolve().name,
@@ -150,10 +151,13 @@ def _check_shapes(checkpoint: Checkpoint, layout: Layout) -> None:
 class _Reader:
     """Copies tensors of a checkpoint to their place."""
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, layout: Layout, device: torch.device, dtype: torch.dtype
+    ) -> None:
         self._checkpoint = checkpoint
-        self._device = device
         self._dtype = dtype
+        shapes = expected_shapes(layout).values()
+        self._slab = Slab(sum(room(shape, dtype) for shape in shapes), device)
 
     def weights(self, architecture: Architecture, layout: Layout) -> Weights:
         embedding = self._stacked([EMBEDDING], layout.embedding_shape)
@@ -172,7 +176,7 @@ class _Reader:
 
     def _stacked(self, names: list[str], shape: tuple[int, ...]) -> Tensor:
         """The tensors below each other, copied straight into their final place."""
-        out = torch.empty(shape, dtype=self._dtype, device=self._device)
+        out = self._slab.take(shape, self._dtype)
         at = 0
         for name in names:
             part = self._checkpoint.tensor(name)
