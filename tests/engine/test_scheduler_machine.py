@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.engine.scheduling import scheduler
+from tsugiki.engine.prompt_lookup import PromptLookup
 from tsugiki.engine.request import (
     FinishReason,
     Request,
@@ -31,6 +32,11 @@ def request_of(number: int, prompt: list[int], max_tokens: int, **fields: Any) -
     return Request(f"r{number}", VariantRef("v", digest), tuple(prompt), params, **values)
 
 
+def tokens_of(chunk: Chunk, right: int) -> tuple[int, ...]:
+    """What a chunk gives: the beginning of its draft, and one token more."""
+    return (*chunk.draft[:right], chunk.start % 2) if chunk.completes else ()
+
+
 class Cache:
     """What the blocks hold, written by the chunks of each step."""
 
@@ -42,8 +48,9 @@ class Cache:
         """Write a chunk, and check that everything before it is what the request would have."""
         request, stop = chunk.request, chunk.start + chunk.num_tokens
         assert 0 < chunk.num_tokens <= request.num_tokens - chunk.start
+        assert chunk.completes or not chunk.draft
         owner = (request.variant.digest, request.cache_salt)
-        for position, token in enumerate(request.tokens(0, stop)):
+        for position, token in enumerate([*request.tokens(0, stop), *chunk.draft]):
             place = (request.block_table[position // self._size], position % self._size)
             if position >= chunk.start:
                 self._places[place] = (*owner, token)
@@ -63,6 +70,7 @@ class Scheduling(RuleBasedStateMachine):
     )
     def begin(self, blocks: int, size: int, seqs: int, tokens: int) -> None:
         self.it = scheduler(blocks=blocks, block_size=size, seqs=seqs, tokens=tokens)
+        self.it.lookup = PromptLookup()
         self.cache = Cache(size)
         self.now = 0.0
         self.ready = {"a", "b", None}
@@ -105,8 +113,9 @@ class Scheduling(RuleBasedStateMachine):
             self.it.forget(digest)
             assert not self.it.blocks.cache.of(digest)
 
-    @rule(failing=st.sampled_from([None, None, None, 0, 1]))
-    def step(self, failing: int | None = None) -> None:
+    @rule(failing=st.sampled_from([None, None, None, 0, 1]), right=st.integers(0, 7))
+    def step(self, failing: int | None = None, right: int = 7) -> None:
+        """`right`: so many tokens of each draft are."""
         self.now += 1
         for request in self.it.expire(self.now):
             assert request.deadline is not None
@@ -114,20 +123,21 @@ class Scheduling(RuleBasedStateMachine):
             self.end(request, FinishReason.TIMEOUT)
         output = self.it.schedule(lambda request: request.variant.digest in self.ready, self.now)
         limits = self.it.limits
-        assert sum(chunk.num_tokens for chunk in output.chunks) <= limits.max_num_batched_tokens
+        assert sum(chunk.num_rows for chunk in output.chunks) <= limits.max_num_batched_tokens
         assert len({chunk.request for chunk in output.chunks}) == len(output.chunks)
         assert not {*output.admitted} & {*output.preempted}
         assert {chunk.request for chunk in output.chunks} <= {*self.it.running}
         for chunk in output.chunks:
             assert chunk.start == chunk.request.num_computed_tokens
             self.cache.compute(chunk)
+            self.writes_are_private(chunk)
         done = output.chunks
         if failing is not None and failing < len(done):
             request = done[failing].request
             self.it.finish(request, FinishReason.ERROR)
             self.end(request, FinishReason.ERROR)
             done = [chunk for chunk in done if chunk.request is not request]
-        for request in self.it.update([(c, (c.start % 2,) if c.completes else ()) for c in done]):
+        for request in self.it.update([(c, tokens_of(c, right)) for c in done]):
             self.end(request, FinishReason.LENGTH)
 
     @precondition(lambda self: self.ready >= {"a", "b"})
@@ -137,6 +147,13 @@ class Scheduling(RuleBasedStateMachine):
             self.step()
             self.books_are_exact()
         assert not len(self.it), "everything ends once nothing new comes"
+
+    def writes_are_private(self, chunk: Chunk) -> None:
+        """What is written is in nobody else's table."""
+        first = chunk.start // self.it.blocks.block_size
+        written = {*chunk.request.block_table[first:]}
+        for request in self.it.running:
+            assert request is chunk.request or not written & {*request.block_table}
 
     def end(self, request: Request, reason: FinishReason) -> None:
         assert request.request_id not in self.ended
@@ -170,7 +187,7 @@ class Scheduling(RuleBasedStateMachine):
 
 
 TestScheduling = Scheduling.TestCase
-TestScheduling.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestScheduling.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
 
 
 @settings(max_examples=30, deadline=None)
