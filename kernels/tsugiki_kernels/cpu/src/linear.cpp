@@ -10,9 +10,8 @@ namespace tsugiki {
 
 constexpr int64_t AHEAD = 24 << 10;         // bytes from what is read to what is fetched
 constexpr int64_t PANEL_BYTES = 384 << 10;  // of x
-constexpr int64_t TASK_BYTES = 256 << 10;   // of weight, at most
+constexpr int64_t TASK_BYTES = 1 << 20;     // of weight, at most
 constexpr int64_t LEAST_TASK = 32 << 10;
-constexpr int64_t TASKS_PER_THREAD = 4;
 
 // Eight outputs and their rows of weight. Outputs beyond the stretch repeat its last one.
 template <class Lanes>
@@ -125,9 +124,12 @@ Panel rows_of(const Linear& linear) {
   return {rows, count};
 }
 
-int64_t outputs_per_task(const Linear& linear) {
+// Each task begins with memory that nobody has fetched for it: the fewer rows meet the weight, the
+// fewer tasks pay.
+int64_t outputs_per_task(const Linear& linear, const Panel& rows) {
   const int64_t row_bytes = std::max<int64_t>(1, linear.row_bytes());
-  const int64_t share = linear.outputs / (linear.threads * TASKS_PER_THREAD);
+  const int64_t tasks = linear.threads * (rows.count <= 16 ? 2 : 8);
+  const int64_t share = linear.outputs / tasks;
   const int64_t outputs = std::min(TASK_BYTES / row_bytes, std::max(LEAST_TASK / row_bytes, share));
   return (outputs / LANES + 1) * LANES;
 }
@@ -144,7 +146,7 @@ using namespace tsugiki;
 extern "C" void tsugiki_linear(const Linear* call) {
   const Linear& linear = *call;
   const Panel rows = rows_of(linear);
-  const int64_t each = outputs_per_task(linear);
+  const int64_t each = outputs_per_task(linear, rows);
   parallel_for((linear.outputs + each - 1) / each, linear.threads, worth_forking(linear, rows),
                [&](int64_t task) {
                  const int64_t first = task * each, last = std::min(first + each, linear.outputs);

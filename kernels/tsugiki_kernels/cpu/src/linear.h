@@ -38,7 +38,7 @@ struct Stretch {
 Panel rows_of(const Linear& linear);
 
 // How many outputs a task takes: a multiple of 16.
-int64_t outputs_per_task(const Linear& linear);
+int64_t outputs_per_task(const Linear& linear, const Panel& rows);
 
 // Whether so many rows of x are work enough for several threads.
 bool worth_forking(const Linear& linear, const Panel& rows);

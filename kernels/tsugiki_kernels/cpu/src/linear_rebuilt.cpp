@@ -3,6 +3,8 @@
 // Each thread rebuilds a few rows of weight at a time, in memory of its own that stays in the
 // second-level cache, and multiplies at once: the rebuilt weight never goes to memory.
 
+#include <numeric>
+
 #include "linear.h"
 #include "reconstruct.h"
 
@@ -25,11 +27,12 @@ struct Piece {
 template <class Whole>
 class Pieces {
  public:
-  std::vector<Piece> pieces;
+  std::vector<Piece>& pieces = reused<Piece>();
 
-  Pieces(const Linear& linear, const Whole& delta) : each(outputs_per_task(linear)) {
-    std::vector<int64_t> order(delta.count);
-    for (int64_t p = 0; p < delta.count; ++p) order[p] = p;
+  Pieces(const Linear& linear, const Whole& delta, int64_t each) : each(each) {
+    std::vector<int64_t>& order = reused<int64_t>();
+    order.resize(delta.count);
+    std::iota(order.begin(), order.end(), 0);
     std::sort(order.begin(), order.end(),
               [&](int64_t a, int64_t b) { return delta.parts[a].offset < delta.parts[b].offset; });
     int64_t at = 0;
@@ -76,7 +79,7 @@ void run(const RebuiltLinear& call) {
   const Linear& linear = call.linear;
   const Whole& delta = *(const Whole*)call.delta;
   const Panel rows = rows_of(linear);
-  const Pieces<Whole> all(linear, delta);
+  const Pieces<Whole> all(linear, delta, outputs_per_task(linear, rows));
   parallel_for(int64_t(all.pieces.size()), linear.threads, worth_forking(linear, rows),
                [&](int64_t task) {
                  multiply_piece(linear, delta, all.pieces[task], rows);

@@ -33,6 +33,7 @@ class Team {
   void run(int64_t tasks, const Body& body) {
     call_ = [](const void* body, int64_t i) { (*static_cast<const Body*>(body))(i); };
     body_ = &body;
+    tasks_ = tasks;
     completed_.store(0, std::memory_order_relaxed);
     ticket_.store((++jobs_ << 32) | uint64_t(tasks), std::memory_order_release);
     while (take_one()) {
@@ -62,7 +63,7 @@ class Team {
     uint64_t seen = ticket_.load(std::memory_order_acquire);
     while (uint32_t(seen) != 0) {
       if (!ticket_.compare_exchange_weak(seen, seen - 1, std::memory_order_acq_rel)) continue;
-      call_(body_, int64_t(uint32_t(seen)) - 1);
+      call_(body_, tasks_ - int64_t(uint32_t(seen)));  // in order: neighbours in memory follow
       completed_.fetch_add(1, std::memory_order_release);
       return true;
     }
@@ -71,6 +72,7 @@ class Team {
 
   void (*call_)(const void*, int64_t) = nullptr;
   const void* body_ = nullptr;
+  int64_t tasks_ = 0;
   uint64_t jobs_ = 0;
   alignas(64) std::atomic<uint64_t> ticket_{0};
   alignas(64) std::atomic<int64_t> completed_{0};
