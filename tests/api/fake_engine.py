@@ -244,6 +244,8 @@ class FakeEngine:
             *(1, 2, 0, 100, 50, 7, 0, 3, 1, 1000, "reference", "cpu", "float32", 1),
             prefix_cache_queries=40,
             prefix_cache_hits=30,
+            drafted_tokens=21,
+            accepted_tokens=14,
         )
 
     def alive(self) -> bool:

@@ -64,6 +64,8 @@ def test_metrics_count_requests_and_tokens_by_variant(client: TestClient) -> Non
     assert found["tsugiki_variant_bytes", "tuned"] == 1000
     assert found["tsugiki_prefix_cache_queries_tokens_total", ""] == 40
     assert found["tsugiki_prefix_cache_hits_tokens_total", ""] == 30
+    assert found["tsugiki_drafted_tokens_total", ""] == 21
+    assert found["tsugiki_accepted_tokens_total", ""] == 14
     assert found["tsugiki_build_info", "cpu,float32,reference"] == 1
 
 

@@ -305,3 +305,24 @@ def in_turn(engine: LocalEngine, asks: Sequence[Ask]) -> list[GenerationEvent]:
         return results
 
     return asyncio.run(scenario())
+
+
+@pytest.mark.compiler
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_drafts_change_neither_tokens_nor_logprobs(
+    serve: Callable[..., LocalEngine], dtype: str
+) -> None:
+    """Greedy and sampled, the base and variants: most answers of these models end in circles."""
+    asks: list[Ask] = [
+        (model, PROMPTS[2], {"max_tokens": 60, "logprobs": 1} | sampling)
+        for model in ("base", *CODECS)
+        for sampling in ({}, {"temperature": 0.3, "seed": 3}, {"repetition_penalty": 1.2})
+    ]
+    settings = {"kernels": "cpu", "dtype": dtype, "prefix_caching": False}
+    plain = answer(serve(**settings), asks)
+    engine = serve(**settings, prompt_lookup=True)
+    drafted = answer(engine, asks)
+    assert engine.stats().accepted_tokens > 0
+    for one, other in zip(plain, drafted, strict=True):
+        assert one.token_ids == other.token_ids
+        assert one.logprobs == other.logprobs

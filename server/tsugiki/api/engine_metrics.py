@@ -22,7 +22,12 @@ _GAUGES = {
     "resident_variants": "variants in device memory",
     "resident_variant_bytes": "bytes of variants in device memory",
 }
-_COUNTERS = {"steps": "steps of the engine", "preemptions": "requests that were preempted"}
+_COUNTERS = {
+    "steps": "steps of the engine",
+    "preemptions": "requests that were preempted",
+    "drafted_tokens": "tokens that prompt lookup drafted",
+    "accepted_tokens": "drafted tokens that were right",
+}
 _PREFIX_CACHE = {"queries": "prompt tokens looked up", "hits": "prompt tokens found"}
 _TIER_GAUGES = {
     "budget_bytes": "bytes that variants may take in a tier",

@@ -196,6 +196,8 @@ class EngineStats:
     loads: LoadTotals = LoadTotals()
     prefix_cache_queries: int = 0  # prompt tokens looked up
     prefix_cache_hits: int = 0  # and found
+    drafted_tokens: int = 0  # by prompt lookup
+    accepted_tokens: int = 0  # of them: those that were right
 
 
 class EngineClient(Protocol):

@@ -34,4 +34,6 @@ def engine_stats(core: EngineCore, view: VariantView, machine: Machine) -> Engin
         loads=view.loads(),
         prefix_cache_queries=scheduler.seats.prefix_queries,
         prefix_cache_hits=scheduler.seats.prefix_hits,
+        drafted_tokens=scheduler.lookup.num_drafted if scheduler.lookup else 0,
+        accepted_tokens=scheduler.lookup.num_accepted if scheduler.lookup else 0,
     )
