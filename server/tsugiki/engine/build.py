@@ -35,6 +35,7 @@ from tsugiki.engine.variant_service import ConvertAdapter, VariantService
 from tsugiki.engine.variant_view import VariantView, names_of
 from tsugiki.errors import ConfigError
 from tsugiki.model.demo_base import resolve_base
+from tsugiki.model.fingerprint import derived_from
 from tsugiki.model.kv_cache import allocate_kv_cache
 from tsugiki.model.loader import BaseModel, load_base
 from tsugiki.text.huggingface import HfTextSide, load_text_side
@@ -144,7 +145,7 @@ def _base(config: ServeConfig) -> BaseModel:
 def _registry(
     config: ServeConfig, directory: DirectoryLock | None, base: BaseModel, text: HfTextSide
 ) -> Registry:
-    identity = BaseIdentity(base.fingerprint, base.layout, base.architecture.vocab_size)
+    identity = _identity(config, base)
     verify = _verify_text_too(verify_against(identity), text)
     return Registry(
         config.variants,
@@ -154,6 +155,16 @@ def _registry(
         trusted_keys=config.trusted_keys,
         directory=directory,
     )
+
+
+def _identity(config: ServeConfig, base: BaseModel) -> BaseIdentity:
+    original = derived_from(base.config) if config.accept_derived else None
+    if config.accept_derived and original is None:
+        raise ConfigError(
+            f"--accept-derived: config.json of {base.path} names no base that it was derived from "
+            "(tsugiki.derived_from); leave the option out"
+        )
+    return BaseIdentity(base.fingerprint, base.layout, base.architecture.vocab_size, original)
 
 
 def _machine(base: BaseModel) -> Machine:

@@ -15,13 +15,18 @@ and little-endian as in the file. The fingerprint is "sha256:" and the SHA-256 o
 import hashlib
 import json
 import os
+import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from tsugiki.errors import UnsupportedModel
 from tsugiki.model.checkpoint import Checkpoint
 
+FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
 CACHE_FILE = "fingerprints.json"
 
 
@@ -39,6 +44,22 @@ def base_fingerprint(checkpoint: Checkpoint, cache_dir: Path | None) -> str:
         known = {key: _compute(checkpoint)} | _read_cache(cache_dir)
         _write_cache(cache_dir, known)
     return known[key]
+
+
+def derived_from(config: Mapping[str, Any]) -> str | None:
+    """The fingerprint of the base that this one was made from, by compression or rounding: what
+    config.json says as {"tsugiki": {"derived_from": "sha256:<64 hex>"}}; None for an original.
+
+    Raises:
+        UnsupportedModel: it says something else.
+    """
+    ours = config.get("tsugiki", {})
+    found = ours.get("derived_from") if isinstance(ours, dict) else ours
+    if found is not None and not (isinstance(found, str) and FINGERPRINT.fullmatch(found)):
+        raise UnsupportedModel(
+            f"config.json has tsugiki.derived_from {found!r}; expected 'sha256:' and 64 hex digits"
+        )
+    return found
 
 
 def _compute(checkpoint: Checkpoint) -> str:
