@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from tsugiki.engine.client import GenerationEvent, GenerationSpec
 from tsugiki.engine.core import StepEvent
 from tsugiki.engine.events import merged
 from tsugiki.engine.mailbox import Mailbox
-from tsugiki.engine.request import FinishReason, SamplingParams, VariantRef
+from tsugiki.engine.request import FinishReason, SamplingParams, TokenLogprobs, VariantRef
 from tsugiki.engine.stream import EventStream, OpenRequest
 from tsugiki.text.huggingface import HfTextSide, load_text_side
 
@@ -133,3 +134,20 @@ def test_a_stop_string_ends_an_answer_that_is_told_once(text: HfTextSide) -> Non
     request = opened(text, final_only=True, stop=("END",), max_tokens=50)
     assert any(feed(request, ids[: len(text.encode("one END", add_special_tokens=False))]))
     assert [(e.text, e.stop_reason) for e in request.events] == [("one ", "END")]
+
+
+@pytest.mark.parametrize("min_tokens", [0, 3])
+def test_a_stop_string_within_a_step_of_several_tokens_ends_the_answer_there(
+    text: HfTextSide, min_tokens: int
+) -> None:
+    ids = text.encode("a b a b c d e", add_special_tokens=False)
+    options: dict[str, Any] = {"stop": ("a b",), "min_tokens": min_tokens, "logprobs": 0}
+    one, several = (opened(text, max_tokens=50, **options) for _ in range(2))
+    for token in ids:
+        if one.feed(StepEvent("r", (token,), (TokenLogprobs(token, 0.0, 1, ()),)), 0.0):
+            break
+    logprobs = tuple(TokenLogprobs(token, 0.0, 1, ()) for token in ids)
+    step = StepEvent("r", tuple(ids), logprobs, finish_reason=FinishReason.LENGTH)
+    several.feed(step, 0.0)
+    assert several.events == [replace(merged(one.events), gaps=())]  # a step has no gaps in it
+    assert several.events[0].completion_tokens < len(ids)

@@ -98,19 +98,49 @@ class OpenRequest:
         """Add to the text what may be shown now; the stop string that it completed."""
         ids = self._token_ids[self._decoded :]
         self._decoded = len(self._token_ids)
+        new = len(ids)
         if reason is FinishReason.STOP and not self.spec.include_stop:
             ids = ids[:-1]  # the stop token
-        text = self._detokenizer.add(ids)
+        if self.spec.stop:
+            return self._decode_watchfully(ids, new, reason)
+        self._text += self._detokenizer.add(ids)
         if reason is not None:
-            text += self._detokenizer.flush()
-        if not self.spec.stop or self._completion_tokens <= self.spec.params.min_tokens:
+            self._text += self._detokenizer.flush()
+        return None
+
+    def _decode_watchfully(
+        self, ids: list[int], new: int, reason: FinishReason | None
+    ) -> str | None:
+        """One token after the other, also where one step brought several (`new` in all): what comes
+        after a stop string was never said."""
+        count = self._completion_tokens - new
+        for place, token_id in enumerate(ids):
+            matched = self._show(self._detokenizer.add((token_id,)), count + place + 1)
+            if matched is not None:
+                self._unsay(new - place - 1)
+                return matched
+        if reason is None:
+            return None
+        matched = self._show(self._detokenizer.flush(), self._completion_tokens)
+        if matched is None:
+            self._text += self._stops.flush()
+        return matched
+
+    def _show(self, text: str, count: int) -> str | None:
+        """Add the text of the `count`-th token, up to a stop string; which one it was."""
+        if count <= self.spec.params.min_tokens:
             self._text += text
             return None
         shown, matched = self._stops.feed(text)
-        if matched is None and reason is not None:
-            shown += self._stops.flush()
         self._text += shown
         return matched
+
+    def _unsay(self, tokens: int) -> None:
+        """Take the last ones back."""
+        if tokens:
+            self._completion_tokens -= tokens
+            del self._token_ids[-tokens:]
+            del self._logprobs[-tokens:]
 
     def _tell(self, step: StepEvent, reason: FinishReason | None, matched: str | None) -> None:
         stop_reason: str | int | None = matched
