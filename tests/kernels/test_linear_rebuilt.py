@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels.deltas import KINDS, cast, sparse
+from tests.kernels.deltas import KINDS, cast, dense, sparse
 from tsugiki_kernels.errors import BadArgument
-from tsugiki_kernels.interface import KernelBackend, Placed, Span, Staged
+from tsugiki_kernels.interface import Delta, KernelBackend, Placed, Span, Staged
 
 
 def in_one_and_in_two(
@@ -51,6 +51,24 @@ def test_parts_may_lie_anywhere_in_a_fused_weight(kernels: KernelBackend) -> Non
     x, weight = torch.randn(30, 576).bfloat16(), torch.randn(700, 576).bfloat16()
     found, expected = in_one_and_in_two(kernels, x, weight, None, staged, [(0, 30)])
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "delta", [sparse((40, 50), 3), dense((40, 50), 3)], ids=["sparse", "dense"]
+)
+def test_a_recorded_one_keeps_a_bias_that_nobody_else_keeps(
+    kernels: KernelBackend, delta: Delta
+) -> None:
+    staged = kernels.stage([Placed(0, delta)])
+    x, weight, out = torch.randn(9, 50), torch.randn(40, 50), torch.empty(9, 40)
+
+    def body(recorder: KernelBackend) -> None:
+        recorder.linear_rebuilt(x, weight, torch.ones(40), staged, out, [(0, 9)])
+
+    program = kernels.record(body)
+    program.run()
+    _, expected = in_one_and_in_two(kernels, x, weight, torch.ones(40), staged, [(0, 9)])
+    assert torch.equal(out, expected)
 
 
 def test_it_refuses_a_weight_that_the_deltas_do_not_fit(kernels: KernelBackend) -> None:

@@ -241,9 +241,14 @@ class CpuBackend:
         _check_staged(weight, delta)
         if delta.source is None:
             return self._do(dense.linear_rebuilt(x, weight, bias, delta, out, spans))
-        rebuilt = torch.empty_like(weight)
-        self.reconstruct(weight, staged, rebuilt)
-        self.linear(x, rebuilt, bias, out, spans)
+        source = delta.source
+
+        def in_two() -> None:  # a recorded step keeps no rebuilt weight
+            rebuilt = torch.empty_like(weight)
+            self._reference.reconstruct(weight, source, rebuilt)
+            run(self._library, dense.linear(x, rebuilt, bias, out, spans))
+
+        self._do_in_torch(in_two)
 
     def rms_norm(
         self,

@@ -84,7 +84,7 @@ def linear_rebuilt(
 def _call(
     x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, spans: Sequence[Span]
 ) -> tuple[Linear, object]:
-    """The struct, and what it points to that nobody else keeps."""
+    """The struct, and what it points to that nobody else may keep."""
     check_linear(x, weight, bias, out, spans)
     for name, tensor in (("x", x), ("weight", weight), ("out", out)):
         if tensor.device.type != "cpu":
@@ -106,4 +106,4 @@ def _call(
         DTYPES[out.dtype],
         torch.get_num_threads(),
     )
-    return call, flat
+    return call, (flat, bias)

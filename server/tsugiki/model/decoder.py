@@ -46,10 +46,7 @@ class Decoder:
         self.weights = weights
         self.kernels = kernels
         self._workspace = Workspace(weights.embedding.device)
-        self._linears = {
-            name: VariantLinear(name, form, self._workspace)
-            for name, form in weights.linears.items()
-        }
+        self._linears = {name: VariantLinear(name, form) for name, form in weights.linears.items()}
         self._ropes = sorted(set(architecture.ropes))
         self._layers = [self._layer(i) for i in range(architecture.num_layers)]
         self._norms = NormWeights(weights.norms, architecture.norm_plus_one)

@@ -9,19 +9,17 @@ from torch import Tensor
 
 from tsugiki.model.base_form import BaseForm
 from tsugiki.model.step_plan import LinearPlan, Rebuilt
-from tsugiki.model.workspace import Workspace
 from tsugiki_kernels.interface import KernelBackend
 
 
 class VariantLinear:
     """A fused linear of the base, plus whatever the variants of a step change in it."""
 
-    __slots__ = ("_workspace", "form", "name")
+    __slots__ = ("form", "name")
 
-    def __init__(self, name: str, form: BaseForm, workspace: Workspace) -> None:
+    def __init__(self, name: str, form: BaseForm) -> None:
         self.name = name  # "layers.3.qkv"
         self.form = form
-        self._workspace = workspace  # where a rebuilt weight lives for a moment
 
     def forward(
         self, x: Tensor, out: Tensor, plan: LinearPlan | None, kernels: KernelBackend
@@ -39,10 +37,8 @@ class VariantLinear:
 
     def _rebuild(self, x: Tensor, out: Tensor, rebuilt: Rebuilt, kernels: KernelBackend) -> None:
         base, staged = self.form.dense(), rebuilt.linear.staged
-        weight = self._workspace.take("rebuilt weight", base.shape, base.dtype)
-        kernels.reconstruct(base, staged, weight)
         bias = self._bias(kernels.bias(staged, base.shape[0]), out.dtype)
-        kernels.linear(x, weight, bias, out, rebuilt.spans)
+        kernels.linear_rebuilt(x, base, bias, staged, out, rebuilt.spans)
 
     def _bias(self, change: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         """The base's bias plus the variant's, summed in float32."""
