@@ -114,3 +114,19 @@ def test_a_preempted_request_does_not_score_its_prompt_again(make_request: Reque
     again = plan(chunk(request, 0, 7))
     assert again.batch.logit_rows.tolist() == [6]
     assert (again.logit_rows[0].prompt, again.logit_rows[0].sampled) == (range(0), range(1))
+
+
+def test_a_draft_adds_rows_to_sample_from_but_is_computed_like_one_token(
+    make_request: RequestFactory,
+) -> None:
+    request = make_request(prompt=3, output=[50], digest="a")
+    drafted = replace(chunk(request, 3, 1), draft=(60, 61))
+    request.block_table.append(14)
+    made = plan(drafted, chunk(make_request(digest="a", prompt=2, output=[51]), 2, 1))
+    assert made.batch.token_ids.tolist() == [50, 60, 61, 51]
+    assert made.batch.positions.tolist() == [3, 4, 5, 2]
+    assert made.batch.attention.context.tolist() == [6, 3]
+    assert made.batch.attention.slots.tolist() == [43, 56, 57, 82]
+    assert [(s.start, s.stop, s.chunk_tokens) for s in made.batch.segments] == [(0, 4, 1)]
+    assert made.batch.logit_rows.tolist() == [0, 1, 2, 3]
+    assert [w.sampled for w in made.logit_rows] == [range(3), range(3, 4)]
