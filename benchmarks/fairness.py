@@ -37,7 +37,8 @@ from tsugiki.model.demo_base import resolve_base
 FLOOD, LONG_PROMPT, LONG = 32, 256, 256  # requests at once, tokens in, tokens out
 SHORT_PROMPT, SHORT = 32, 4
 PAUSE = (0.05, 0.35)  # seconds between two short requests: no rhythm with the flood's steps
-BACKLOG, RUNNING = 16, 8  # requests of each tenant; requests in one step
+BACKLOG, RUNNING, NEW = 16, 8, 32  # requests of each tenant, requests in one step, tokens of each
+GENERATIONS = 10  # a share is told by so many requests in each place of a step
 TOLERANCE = 0.10
 
 
@@ -132,13 +133,17 @@ async def keep_flooding(client: LoadClient, model: str, stop: asyncio.Event) -> 
 async def backlogged(
     url: str, keys: dict[str, str], model: str, weight: float, seconds: float
 ) -> dict[str, Any]:
-    """Tokens that two tenants received in one stretch of time, both with a queue throughout."""
+    """Tokens that two tenants received in one stretch of time, both with a queue throughout.
+
+    Raises:
+        RuntimeError: too few to tell their shares.
+    """
     warm, ends = seconds / 6, seconds / 6 + seconds
     loop = ClosedLoop(BACKLOG, turns=None, seconds=ends)
     start = time.perf_counter()
 
     async def tenant(name: str, seed: int) -> int:
-        workload = Workload([model], TokenPrompts((64, 64)), 32, seed=seed)
+        workload = Workload([model], TokenPrompts((64, 64)), NEW, seed=seed)
         async with LoadClient(url, api_key=keys[name]) as client:
 
             async def send(slot: int, turn: int, begin: float) -> Outcome:
@@ -149,6 +154,8 @@ async def backlogged(
         return sum(warm <= moment < ends for moment in moments)
 
     light, heavy = await asyncio.gather(tenant("light", 1), tenant("heavy", 2))
+    if light + heavy < GENERATIONS * RUNNING * NEW:
+        raise RuntimeError(f"{light + heavy} tokens tell no shares; give more --seconds")
     share, expected = heavy / (light + heavy), weight / (1 + weight)
     off = max(abs(share / expected - 1), abs((1 - share) / (1 - expected) - 1))
     return {
