@@ -1,4 +1,4 @@
-"""Calls into src/sampling.cpp: argument checks and the C structs of one call.
+"""Calls into src/sampling.cpp and src/logprobs.cpp: argument checks and the C structs of one call.
 
 Owns: the mirror of its structs. Knows nothing of the arithmetic.
 """
@@ -18,7 +18,7 @@ _I64, _I32, _PTR = ctypes.c_int64, ctypes.c_int32, ctypes.c_void_p
 
 
 class LogitRows(ctypes.Structure):
-    """src/sampling.cpp: Logits."""
+    """src/logits.h: Logits."""
 
     _fields_: ClassVar[Fields] = (
         ("data", _PTR),
@@ -46,7 +46,7 @@ class SamplingCall(ctypes.Structure):
 
 
 class LogprobsCall(ctypes.Structure):
-    """src/sampling.cpp: Logprobs."""
+    """src/logprobs.cpp: Logprobs."""
 
     _fields_: ClassVar[Fields] = (
         ("logits", LogitRows),
