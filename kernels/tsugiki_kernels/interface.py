@@ -244,7 +244,7 @@ class KernelBackend(Protocol):
         x: [rows, in]; weight: [out, in], contiguous, as it is stored; out: [rows, out]; of one
         dtype, but out may be float32; unit stride in the last dimension. bias: [out], contiguous,
         of the dtype of x or float32. The bias is added before the one rounding. out may not
-        overlap x.
+        overlap x. Processors with bfloat16 products (vdpbf16ps) take bfloat16 denormals for zero.
         """
 
     def linear_rebuilt(
