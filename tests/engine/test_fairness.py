@@ -122,6 +122,30 @@ def test_backlogged_tenants_get_tokens_by_weight(
     assert share == pytest.approx(weights[0] / sum(weights), rel=0.05)
 
 
+def test_newcomers_who_keep_coming_do_not_keep_out_who_is_there(
+    make_request: RequestFactory,
+) -> None:
+    it = scheduler(seqs=2, tokens=16, blocks=400)
+    for i in range(40):
+        it.add(make_request(tenant="stays", prompt=range(50 * i, 50 * i + 8), max_tokens=8))
+    for i in range(50):  # as much as can be served
+        it.add(make_request(tenant=f"new{i}", prompt=range(5000 + i, 5008 + i), max_tokens=8))
+        for _ in range(4):
+            step(it)
+    assert sum(r.tenant == "stays" for r in it.requests()) <= 36
+
+
+def test_who_is_gone_is_forgotten_unless_in_debt(make_request: RequestFactory) -> None:
+    it = scheduler(seqs=2)
+    it.add(make_request(tenant="stays", prompt=4, max_tokens=200))
+    it.add(make_request(tenant="indebted", prompt=range(100, 130), max_tokens=1))
+    for i in range(20):
+        it.add(make_request(tenant=f"t{i}", prompt=range(200 + i, 203 + i), max_tokens=1))
+        step(it)
+    assert len(it.tenants) <= 8  # of 22
+    assert it.tenants.of(make_request(tenant="indebted")).service > 20
+
+
 def test_what_is_computed_again_is_not_charged(make_request: RequestFactory) -> None:
     it = scheduler(blocks=12, block_size=2, prefix_caching=False)
     requests = [make_request(prompt=6, max_tokens=12) for _ in range(2)]

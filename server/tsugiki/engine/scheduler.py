@@ -125,10 +125,9 @@ class Scheduler:
         """
         output = SchedulerOutput(preempted=self.seats.make_room_to_grow())
         begun, decoding = self._by_tokens_left()
-        most = self.limits.max_num_batched_tokens
         if begun or self.tenants.num_waiting:
-            self._schedule_prompts(begun, min(most, len(decoding)), ready, now, output)
-        self._schedule_decodes(decoding, most, output)
+            self._schedule_prompts(begun, len(decoding), ready, now, output)
+        self._schedule_decodes(decoding, output)
         if self.lookup is not None and not output.prompt_tokens:
             self._add_drafts(self.lookup, output)
         return output
@@ -206,13 +205,12 @@ class Scheduler:
             (decoding if left == 1 else begun).append(request)
         return begun, decoding
 
-    def _schedule_decodes(
-        self, decoding: list[Request], most: int, output: SchedulerOutput
-    ) -> None:
-        """One token for each that still has its seat."""
+    def _schedule_decodes(self, decoding: list[Request], output: SchedulerOutput) -> None:
+        """One token for each that still has its seat. They fit: nobody is given a seat in a step
+        that has no token for it, so that no more run than a step has tokens."""
         prompts, output.chunks = output.chunks, []
         size = self.blocks.block_size
-        for request in decoding[:most]:
+        for request in decoding:
             if request.status is not RequestStatus.RUNNING:
                 continue
             stop = request.num_tokens

@@ -6,7 +6,7 @@ chunks or variants.
 
 The tenant served least goes first; among equals the one that holds fewer seats for its weight.
 Being away earns no credit: who has nothing waiting and comes back starts no lower than the least
-served of those who are there. What is computed again after a preemption is not charged.
+served of those who run. What is computed again after a preemption is not charged.
 
 Priorities (lower first) rank a tenant's own requests. Between tenants a priority below 0 gains
 nothing, so that nobody can take another's share by asking; above 0 it yields to everybody. A
@@ -47,13 +47,17 @@ def rank(request: Request) -> float:
 
 
 class Tenants:
-    """All tenants ever seen, and every request that waits."""
+    """Every request that waits; the tenants who are there, and who left with a debt: they were
+    served more than those who stayed."""
 
     def __init__(self) -> None:
         self.num_waiting = 0
         self._tenants: dict[str, Tenant] = {}
         self._waiting: dict[str, Tenant] = {}  # those of them with requests waiting
         self._floor = 0.0  # the service of the tenant that became idle last
+
+    def __len__(self) -> int:
+        return len(self._tenants)
 
     def of(self, request: Request) -> Tenant:
         """The tenant of a request that was added."""
@@ -116,8 +120,17 @@ class Tenants:
             del self._waiting[tenant.name]
 
     def _lift(self, tenant: Tenant) -> None:
-        others = (t.service for t in self._tenants.values() if t.active and t is not tenant)
-        tenant.service = max(tenant.service, min(others, default=self._floor))
+        others = [t for t in self._tenants.values() if t.active and t is not tenant]
+        # Of those who run, where any do: else newcomers who keep coming would all start where the
+        # first one did, and stay ahead of everybody.
+        started = [other for other in others if other.running] or others
+        least = min((other.service for other in started), default=self._floor)
+        tenant.service = max(tenant.service, least)
+        self._tenants = {
+            known.name: known
+            for known in self._tenants.values()
+            if known.active or known is tenant or known.service > least
+        }
 
 
 def turn(tenant: Tenant, request: Request, now: float) -> Turn:
