@@ -1,8 +1,9 @@
 """What do compressed deltas cost on the CPU, beside the dense bfloat16 layer they ride on?
 
 Microseconds a call, call overhead included, over distinct weights of 256 MB in all, so that caches
-do not hold them. Ratios are taken interleaved (A B B A ...) against torch's linear of the same
-shape and rows, and reported as median with a 95 % bootstrap interval. Run it alone.
+do not hold them. Ratios are taken interleaved (A B B A ...) against our own dense linear of the
+same shape and rows, rebuilding a weight against a copy of it; they are reported as median with a
+95 % bootstrap interval. Run it alone.
 
     python -m benchmarks.kernels_cpu [--threads N] [--pairs 9]
 """
@@ -15,7 +16,6 @@ from itertools import cycle, islice
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.results import median_interval, save
@@ -32,8 +32,9 @@ from tsugiki_kernels.interface import (
 from tsugiki_kernels.select import backend
 
 BYTES = 256 << 20
-SHAPES = ((1536, 576), (4096, 4096))  # out, in
-LOADS = ((1, 1), (8, 1), (32, 1), (8, 8), (32, 32))  # rows, variants
+SHAPES = ((3072, 576), (4096, 4096))  # out, in
+LOADS = ((1, 1), (2, 1), (8, 1), (128, 1), (8, 8), (16, 8), (64, 64))  # rows, variants
+REBUILD = (0, 0)  # the load of rebuilding
 
 
 def sparse(shape: tuple[int, int], rows_per_mask: int, bits: int, alpha: int) -> SparseDelta:
@@ -44,7 +45,7 @@ def sparse(shape: tuple[int, int], rows_per_mask: int, bits: int, alpha: int) ->
     return SparseDelta(
         shape=shape,
         rows_per_mask=rows_per_mask,
-        rows_per_step=1,
+        rows_per_step=16,
         bits=bits,
         zero=((1 << bits) - 1) / 2,
         gain=1e-3,
@@ -52,7 +53,7 @@ def sparse(shape: tuple[int, int], rows_per_mask: int, bits: int, alpha: int) ->
         codes=torch.randint(
             0, 256, (tiles, -(-kept * rows_per_mask * bits // 8)), dtype=torch.uint8
         ),
-        step=torch.ones(out, dtype=torch.float16),
+        step=torch.ones(-(-out // 16), dtype=torch.float16),
         bias=None,
     )
 
@@ -109,11 +110,19 @@ class Side:
         return (now - start) / calls * 1e6
 
 
-def dense_side(shape: tuple[int, int], rows: int) -> Side:
-    """torch's bfloat16 linear."""
+def dense_side(kernels: KernelBackend, shape: tuple[int, int], rows: int) -> Side:
+    """Our own bfloat16 linear."""
     weight, x = torch.randn(shape).bfloat16(), torch.randn(rows, shape[1]).bfloat16()
+    out = torch.empty(rows, shape[0], dtype=torch.bfloat16)
     weights = cycle([weight.clone() for _ in range(-(-BYTES // weight.nbytes))])
-    return Side(lambda: F.linear(x, next(weights)))
+    return Side(lambda: kernels.linear(x, next(weights), None, out))
+
+
+def copy_side(shape: tuple[int, int]) -> Side:
+    """A weight copied into memory that is there."""
+    base = torch.randn(shape).bfloat16()
+    out = torch.empty_like(base)
+    return Side(lambda: out.copy_(base))
 
 
 def delta_side(
@@ -139,19 +148,39 @@ def rebuild_side(kernels: KernelBackend, staged: list[Staged], shape: tuple[int,
     return Side(lambda: kernels.reconstruct(base, next(deltas), out))
 
 
-def compare(side: Side, dense: Side, pairs: int) -> dict[str, Any]:
+def compare(side: Side, beside: Side, pairs: int) -> dict[str, Any]:
     """Both sides' medians and the interval of their ratio, interleaved A B B A."""
     times: list[tuple[float, float]] = []
-    side.microseconds(), dense.microseconds()
+    side.microseconds(), beside.microseconds()
     for i in range(pairs):
         if i % 2:
-            b, a = dense.microseconds(), side.microseconds()
+            b, a = beside.microseconds(), side.microseconds()
         else:
-            a, b = side.microseconds(), dense.microseconds()
+            a, b = side.microseconds(), beside.microseconds()
         times.append((a, b))
     ratio, low, high = median_interval([a / b for a, b in times])
-    mine, linear = (median_interval([t[i] for t in times])[0] for i in (0, 1))
-    return {"us": mine, "dense_us": linear, "ratio": ratio, "low": low, "high": high}
+    mine, other = (median_interval([t[i] for t in times])[0] for i in (0, 1))
+    return {"us": mine, "beside_us": other, "ratio": ratio, "low": low, "high": high}
+
+
+def sides(
+    kernels: KernelBackend, staged: list[Staged], shape: tuple[int, int], load: tuple[int, int]
+) -> tuple[Side, Side]:
+    """What is measured, and beside what."""
+    if load == REBUILD:
+        return rebuild_side(kernels, staged, shape), copy_side(shape)
+    return delta_side(kernels, staged, shape, load), dense_side(kernels, shape, load[0])
+
+
+def show(shape: tuple[int, int], kind: str, load: tuple[int, int], row: dict[str, Any]) -> None:
+    """One line of the table."""
+    what = "rebuild / copy" if load == REBUILD else f"{load[0]:3} rows, {load[1]:2} variants"
+    print(
+        f"{shape[0]}x{shape[1]:<5} {kind:26} {what:21} {row['us']:8.1f} us   beside "
+        f"{row['beside_us']:8.1f} us   ratio {row['ratio']:.3f} "
+        f"[{row['low']:.3f}, {row['high']:.3f}]",
+        flush=True,
+    )
 
 
 def main() -> None:
@@ -167,18 +196,10 @@ def main() -> None:
     for shape in SHAPES:
         for kind in args.kind or KINDS:
             staged = staged_copies(kernels, KINDS[kind](shape))
-            sides = {load: delta_side(kernels, staged, shape, load) for load in LOADS}
-            for load, side in [*sides.items(), ((0, 0), rebuild_side(kernels, staged, shape))]:
-                dense = dense_side(shape, max(1, load[0]))
-                row = compare(side, dense, args.pairs)
+            for load in (*LOADS, REBUILD):
+                row = compare(*sides(kernels, staged, shape, load), args.pairs)
                 table.append({"shape": shape, "kind": kind, "load": load, **row})
-                what = "rebuild " if load == (0, 0) else f"{load[0]:2} rows, {load[1]:2} variants"
-                print(
-                    f"{shape[0]}x{shape[1]:<5} {kind:26} {what:20} {row['us']:8.1f} us   dense "
-                    f"{row['dense_us']:8.1f} us   ratio {row['ratio']:.3f} "
-                    f"[{row['low']:.3f}, {row['high']:.3f}]",
-                    flush=True,
-                )
+                show(shape, kind, load, row)
     print(save("kernels_cpu", {"threads": args.threads, "rows": table}))
 
 

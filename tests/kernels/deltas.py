@@ -171,3 +171,9 @@ def expected64(
                 change = change + bias64(delta.bias, delta.shape[0])
             result[start:stop, columns] += change
     return result
+
+
+def close(found: Tensor, expected: Tensor, relative: float) -> bool:
+    """Whether no value is further off than `relative` of the largest expected one (or of 1)."""
+    worst = float((found.double() - expected).abs().max())
+    return worst <= relative * max(1.0, float(expected.abs().max()))

@@ -7,6 +7,7 @@ from tests.kernels.deltas import (
     KINDS,
     bias64,
     cast,
+    close,
     dense,
     dense64,
     expected64,
@@ -25,11 +26,6 @@ LAYOUTS: dict[str, list[Span]] = {
     "many rows of one": [(0, 21)],
     "one row each": [(i, i + 1) for i in range(9)],
 }
-
-
-def close(found: torch.Tensor, expected: torch.Tensor, relative: float) -> bool:
-    worst = float((found.double() - expected).abs().max())
-    return worst <= relative * max(1.0, float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))

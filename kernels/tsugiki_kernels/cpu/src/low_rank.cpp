@@ -24,117 +24,210 @@ constexpr int64_t RANKS_AT_ONCE = 8;
 
 // The shrunk tokens of each part of each variant: [tokens, rank] each.
 struct Middle {
-  std::vector<int64_t> start;         // where each part begins, parts in order
-  std::vector<int64_t> first_of;      // index of variant v's first part
+  struct Place {
+    int64_t first;  // float, of the variant's first part; the other parts follow
+  };
+  const LowRankLinear* const* linears;
+  const Span* spans;
+  std::vector<Place>& places = reused<Place>();
   float* data;
 
-  Middle(const LowRankLinear* const* linears, int64_t variants, const Rows& rows) {
+  Middle(const LowRankLinear* const* linears, const Span* spans, int64_t variants)
+      : linears(linears), spans(spans) {
     int64_t floats = 0;
     for (int64_t v = 0; v < variants; ++v) {
-      first_of.push_back(int64_t(start.size()));
-      for (int64_t p = 0; p < linears[v]->count; ++p) {
-        start.push_back(floats);
-        floats += linears[v]->parts[p].rank * rows.count(v);
-      }
+      places.push_back({floats});
+      for (int64_t p = 0; p < linears[v]->count; ++p) floats += size_of(v, p);
     }
     data = scratch(MIDDLE, floats);
   }
 
-  float* of(int64_t variant, int64_t part) const { return data + start[first_of[variant] + part]; }
+  float* of(int64_t variant, int64_t part) const {
+    int64_t at = places[variant].first;
+    for (int64_t p = 0; p < part; ++p) at += size_of(variant, p);
+    return data + at;
+  }
+
+ private:
+  int64_t size_of(int64_t variant, int64_t part) const {
+    return linears[variant]->parts[part].rank * (spans[variant].stop - spans[variant].start);
+  }
 };
 
-template <Dtype dtype, int TOKENS, bool WHOLE>
-inline void expand_tokens(const LowRankPart& part, int64_t row, int64_t count, const float* middle,
-                          Floats* sums) {
-  Floats total[TOKENS];
-  for (int t = 0; t < TOKENS; ++t) total[t] = zeros();
-  for (int64_t k = 0; k < part.rank; ++k) {
-    const int64_t place = k * part.rows + row;
-    const Floats weights =
-        WHOLE ? load_as(dtype, part.b, place) : load_some(dtype, part.b, place, count);
+#if defined(TSUGIKI_AVX512) && defined(__AVX512BF16__)
+
+// Rows of A against tokens, both bfloat16 as they are, two inputs a lane: sums[token][row].
+template <int ROWS, int TOKENS>
+inline void shrink_tile(const uint16_t* a, const uint16_t* x, int64_t x_stride, int64_t inputs,
+                        float* sums, int64_t rank) {
+  Floats total[ROWS][TOKENS];
+  for (int r = 0; r < ROWS; ++r)
+    for (int t = 0; t < TOKENS; ++t) total[r][t] = zeros();
+  for (int64_t c = 0; c < inputs; c += 2 * LANES) {
+    const int64_t left = inputs - c;
+    const __mmask32 mask = left >= 2 * LANES ? ~0u : (1u << left) - 1;
+    __m512bh tokens[TOKENS];
     for (int t = 0; t < TOKENS; ++t)
-      total[t] = fma(weights, splat(middle[t * part.rank + k]), total[t]);
+      tokens[t] = (__m512bh)_mm512_maskz_loadu_epi16(mask, x + t * x_stride + c);
+    for (int r = 0; r < ROWS; ++r) {
+      const __m512bh row = (__m512bh)_mm512_maskz_loadu_epi16(mask, a + r * inputs + c);
+      for (int t = 0; t < TOKENS; ++t)
+        total[r][t].v = _mm512_dpbf16_ps(total[r][t].v, row, tokens[t]);
+    }
   }
-  for (int t = 0; t < TOKENS; ++t) sums[t] = total[t];
+  for (int t = 0; t < TOKENS; ++t)
+    for (int r = 0; r < ROWS; ++r) sums[t * rank + r] = sum(total[r][t]);
 }
 
-template <Dtype dtype, bool WHOLE>
-void expand_group(const Step& step, const LowRankPart& part, int64_t group, const Span& span,
-                  const float* middle) {
-  const int64_t row = group * LANES, count = std::min<int64_t>(LANES, part.rows - row);
-  const Floats scale = splat(part.scale), bias = bias_of(part.bias, row, count);
-  for (int64_t t = span.start; t < span.stop;) {
-    const bool four = t + 4 <= span.stop;
-    Floats sums[4];
-    const float* from = middle + (t - span.start) * part.rank;
-    if (four)
-      expand_tokens<dtype, 4, WHOLE>(part, row, count, from, sums);
-    else
-      expand_tokens<dtype, 1, WHOLE>(part, row, count, from, sums);
-    for (int i = 0; i < (four ? 4 : 1); ++i, ++t)
-      add_to_out(step, t, part.offset + row, count, fma(scale, sums[i], bias));
+template <int ROWS>
+inline void shrink_rows(const uint16_t* a, const uint16_t* x, int64_t x_stride, int64_t inputs,
+                        int64_t tokens, float* sums, int64_t rank) {
+  int64_t t = 0;
+  for (; t + 2 <= tokens; t += 2)
+    shrink_tile<ROWS, 2>(a, x + t * x_stride, x_stride, inputs, sums + t * rank, rank);
+  if (t < tokens)
+    shrink_tile<ROWS, 1>(a, x + t * x_stride, x_stride, inputs, sums + t * rank, rank);
+}
+
+// The ranks first .. last of one part for the tokens of its span.
+inline void shrink_pairs(const Step& step, const LowRankPart& part, int64_t first, int64_t last,
+                         const Span& span, float* middle) {
+  const uint16_t* x = (const uint16_t*)step.x + span.start * step.x_stride;
+  const uint16_t* a = (const uint16_t*)part.a;
+  const int64_t tokens = span.stop - span.start;
+  int64_t k = first;
+  for (; k + RANKS_AT_ONCE <= last; k += RANKS_AT_ONCE)
+    shrink_rows<RANKS_AT_ONCE>(a + k * step.inputs, x, step.x_stride, step.inputs, tokens,
+                               middle + k, part.rank);
+  for (; k < last; ++k)
+    shrink_rows<1>(a + k * step.inputs, x, step.x_stride, step.inputs, tokens, middle + k,
+                   part.rank);
+}
+
+inline bool has_pairs(const Step& step, const LowRankPart& part) {
+  return step.dtype == BFLOAT16 && part.dtype == BFLOAT16;
+}
+
+#else
+
+inline void shrink_pairs(const Step&, const LowRankPart&, int64_t, int64_t, const Span&, float*) {}
+inline bool has_pairs(const Step&, const LowRankPart&) { return false; }
+
+#endif
+
+// GROUPS groups of 16 outputs side by side: memory comes in longer runs. Only a single one may be
+// incomplete.
+template <Dtype dtype, int TOKENS, int GROUPS>
+inline void expand_tile(const LowRankPart& part, int64_t row, const float* middle,
+                        Floats (&sums)[TOKENS][GROUPS]) {
+  const int64_t count = std::min<int64_t>(LANES, part.rows - row);
+  for (int t = 0; t < TOKENS; ++t)
+    for (int g = 0; g < GROUPS; ++g) sums[t][g] = zeros();
+  for (int64_t k = 0; k < part.rank; ++k) {
+    const int64_t place = k * part.rows + row;
+    Floats weights[GROUPS];
+    for (int g = 0; g < GROUPS; ++g)
+      weights[g] = GROUPS > 1 ? load_as(dtype, part.b, place + g * LANES)
+                              : load_up_to(dtype, part.b, place, count);
+    for (int t = 0; t < TOKENS; ++t)
+      for (int g = 0; g < GROUPS; ++g)
+        sums[t][g] = fma(weights[g], splat(middle[t * part.rank + k]), sums[t][g]);
   }
+}
+
+template <Dtype dtype, int TOKENS, int GROUPS>
+inline void expand_tokens(const Step& step, const LowRankPart& part, int64_t group, int64_t token,
+                          const float* middle) {
+  Floats sums[TOKENS][GROUPS];
+  expand_tile<dtype, TOKENS, GROUPS>(part, group * LANES, middle, sums);
+  for (int g = 0; g < GROUPS; ++g) {
+    const int64_t row = (group + g) * LANES, count = std::min<int64_t>(LANES, part.rows - row);
+    const Floats scale = splat(part.scale), bias = bias_of(part.bias, row, count);
+    for (int t = 0; t < TOKENS; ++t)
+      add_to_out(step, token + t, part.offset + row, count, fma(scale, sums[t][g], bias));
+  }
+}
+
+template <Dtype dtype, int GROUPS>
+void expand_groups(const Step& step, const LowRankPart& part, int64_t group, const Span& span,
+                   const float* middle) {
+  int64_t t = span.start;
+  for (; t + 4 <= span.stop; t += 4, middle += 4 * part.rank)
+    expand_tokens<dtype, 4, GROUPS>(step, part, group, t, middle);
+  for (; t < span.stop; ++t, middle += part.rank)
+    expand_tokens<dtype, 1, GROUPS>(step, part, group, t, middle);
 }
 
 template <Dtype dtype>
-void expand_any(const Step& step, const LowRankPart& part, int64_t group, const Span& span,
-                const float* middle) {
-  if ((group + 1) * LANES <= part.rows)
-    expand_group<dtype, true>(step, part, group, span, middle);
-  else
-    expand_group<dtype, false>(step, part, group, span, middle);
+void expand_as(const Step& step, const LowRankPart& part, int64_t first, int64_t last,
+               const Span& span, const float* middle) {
+  for (; first + 4 <= last && (first + 4) * LANES <= part.rows; first += 4)
+    expand_groups<dtype, 4>(step, part, first, span, middle);
+  for (; first < last; ++first) expand_groups<dtype, 1>(step, part, first, span, middle);
 }
 
-void expand(const Step& step, const LowRankPart& part, int64_t group, const Span& span,
+void expand(const Step& step, const LowRankPart& part, const Task& task, const Span& span,
             const float* middle) {
-  if (part.dtype == BFLOAT16) return expand_any<BFLOAT16>(step, part, group, span, middle);
-  if (part.dtype == FLOAT16) return expand_any<FLOAT16>(step, part, group, span, middle);
-  expand_any<FLOAT32>(step, part, group, span, middle);
+  const auto expand = part.dtype == BFLOAT16  ? expand_as<BFLOAT16>
+                      : part.dtype == FLOAT16 ? expand_as<FLOAT16>
+                                              : expand_as<FLOAT32>;
+  expand(step, part, task.first_group, task.last_group, span, middle);
 }
 
 // Tasks over groups of rows or of ranks: groups(part) of them, cost(part) each and token.
 template <class Groups, class Cost>
-TaskList tasks_of(const LowRankLinear* const* linears, int64_t variants, const Rows& rows,
-                  int threads, Groups groups, Cost cost) {
+TaskList tasks_of(const Apply& call, const LowRankLinear* const* linears, Groups groups,
+                  Cost cost) {
   TaskList list;
-  for (int64_t v = 0; v < variants; ++v)
+  for (int64_t v = 0; v < call.variants; ++v)
     for (int64_t p = 0; p < linears[v]->count; ++p) {
       const LowRankPart& part = linears[v]->parts[p];
-      list.add(v, p, groups(part), cost(part) * rows.count(v));
+      list.add(v, p, groups(part), cost(part) * (call.spans[v].stop - call.spans[v].start));
     }
-  list.cut(threads);
+  list.cut(call.threads);
   return list;
 }
 
-void shrink_all(const Step& step, const LowRankLinear* const* linears, int64_t variants,
-                const Rows& rows, const Middle& middle) {
+void shrink(const Apply& call, const LowRankPart& part, const Task& task, const Rows* rows,
+            float* middle) {
+  const int64_t first = task.first_group * RANKS_AT_ONCE;
+  const int64_t last = std::min(part.rank, task.last_group * RANKS_AT_ONCE);
+  if (has_pairs(call, part))
+    return shrink_pairs(call, part, first, last, call.spans[task.variant], middle);
+  dot_dense(Dtype(part.dtype), part.a, first, last - first, call.inputs, rows->of(task.variant),
+            rows->stride, rows->count(task.variant), middle + first, part.rank);
+}
+
+// `rows`: x in float32; null when no part reads it.
+void shrink_all(const Apply& call, const LowRankLinear* const* linears, const Rows* rows,
+                const Middle& middle) {
   const TaskList list = tasks_of(
-      linears, variants, rows, step.threads,
+      call, linears,
       [](const LowRankPart& part) { return (part.rank + RANKS_AT_ONCE - 1) / RANKS_AT_ONCE; },
-      [&](const LowRankPart&) { return RANKS_AT_ONCE * (step.inputs / LANES + 4); });
-  parallel_for(int64_t(list.tasks.size()), step.threads, list.worth_forking(), [&](int64_t i) {
+      [&](const LowRankPart&) { return RANKS_AT_ONCE * (call.inputs / LANES + 4); });
+  parallel_for(int64_t(list.tasks.size()), call.threads, list.worth_forking(), [&](int64_t i) {
     const Task& task = list.tasks[i];
-    const LowRankPart& part = linears[task.variant]->parts[task.part];
-    const int64_t first = task.first_group * RANKS_AT_ONCE;
-    const int64_t last = std::min(part.rank, task.last_group * RANKS_AT_ONCE);
-    dot_dense(Dtype(part.dtype), part.a, first, last - first, step.inputs, rows.of(task.variant),
-              rows.stride, rows.count(task.variant),
-              middle.of(task.variant, task.part) + first, part.rank);
+    shrink(call, linears[task.variant]->parts[task.part], task, rows,
+           middle.of(task.variant, task.part));
   });
 }
 
-void expand_all(const Step& step, const LowRankLinear* const* linears, const Span* spans,
-                int64_t variants, const Rows& rows, const Middle& middle) {
+void expand_all(const Apply& call, const LowRankLinear* const* linears, const Middle& middle) {
   const TaskList list = tasks_of(
-      linears, variants, rows, step.threads,
-      [](const LowRankPart& part) { return (part.rows + LANES - 1) / LANES; },
+      call, linears, [](const LowRankPart& part) { return (part.rows + LANES - 1) / LANES; },
       [](const LowRankPart& part) { return part.rank + 4; });
-  parallel_for(int64_t(list.tasks.size()), step.threads, list.worth_forking(), [&](int64_t i) {
+  parallel_for(int64_t(list.tasks.size()), call.threads, list.worth_forking(), [&](int64_t i) {
     const Task& task = list.tasks[i];
     const LowRankPart& part = linears[task.variant]->parts[task.part];
-    for (int64_t g = task.first_group; g < task.last_group; ++g)
-      expand(step, part, g, spans[task.variant], middle.of(task.variant, task.part));
+    expand(call, part, task, call.spans[task.variant], middle.of(task.variant, task.part));
   });
+}
+
+bool all_have_pairs(const Apply& call, const LowRankLinear* const* linears) {
+  for (int64_t v = 0; v < call.variants; ++v)
+    for (int64_t p = 0; p < linears[v]->count; ++p)
+      if (!has_pairs(call, linears[v]->parts[p])) return false;
+  return true;
 }
 
 }  // namespace tsugiki
@@ -142,9 +235,13 @@ void expand_all(const Step& step, const LowRankLinear* const* linears, const Spa
 using namespace tsugiki;
 
 extern "C" void tsugiki_low_rank_apply(const Apply* call) {
-  const auto* all = (const LowRankLinear* const*)call->linears;
-  const Rows rows(*call, call->spans, call->variants);
-  const Middle middle(all, call->variants, rows);
-  shrink_all(*call, all, call->variants, rows, middle);
-  expand_all(*call, all, call->spans, call->variants, rows, middle);
+  const auto* linears = (const LowRankLinear* const*)call->linears;
+  const Middle middle(linears, call->spans, call->variants);
+  if (all_have_pairs(*call, linears)) {
+    shrink_all(*call, linears, nullptr, middle);
+  } else {
+    const Rows rows(*call, call->spans, call->variants);
+    shrink_all(*call, linears, &rows, middle);
+  }
+  expand_all(*call, linears, middle);
 }

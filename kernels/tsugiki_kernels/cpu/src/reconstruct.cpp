@@ -5,75 +5,120 @@
 
 namespace tsugiki {
 
-// Sparse: base rows are copied and only the kept elements rewritten.
+// Sparse: what changes in each of 16 rows, kept column by kept column, [row][stride] float32; room
+// for four rows more.
+struct Changes {
+  int64_t stride;
+  float* values;
 
-template <int BITS>
-void decode_group(const SparsePart& part, int64_t group, float* weights) {
-  const Decoder<BITS> decode(part.zero);
-  const Group where = group_of(part, group);
-  for (int64_t j = 0; j < part.kept; ++j)
-    store(weights + j * LANES, decode(where.codes + j * part.rows_per_mask * BITS / 8));
+  explicit Changes(const SparsePart& part)
+      : stride(padded(part.kept)), values(scratch(TILE, stride * (LANES + 4))) {}
+  float* of(int64_t row) const { return values + row * stride; }
+};
+
+// lanes[j]: 16 rows of column j. Written row by row.
+inline void transpose_into(Floats (&lanes)[LANES], const Changes& changes, int64_t j) {
+  Half16 block[2][2][8];  // rows half, columns half
+  for (int i = 0; i < LANES; ++i) {
+    block[0][i / 8][i % 8] = low(lanes[i]);
+    block[1][i / 8][i % 8] = high(lanes[i]);
+  }
+  for (int half = 0; half < 2; ++half) {
+    transpose8(block[half][0]), transpose8(block[half][1]);
+    for (int r = 0; r < 8; ++r)
+      store(changes.of(half * 8 + r) + j, join(block[half][0][r], block[half][1][r]));
+  }
 }
 
 template <int BITS>
-void decode_row(const SparsePart& part, int64_t row, float* weights) {
+void decode_tile(const SparsePart& part, int64_t group, const Changes& changes) {
+  const Decoder<BITS> decode(part.zero);
+  const Group where = group_of(part, group);
+  const int64_t stride = part.rows_per_mask * BITS / 8, row = group * LANES;
+  const Floats steps = steps_of(part, row, std::min<int64_t>(LANES, part.rows - row));
+  for (int64_t j = 0; j < part.kept; j += LANES) {
+    const int64_t last = part.kept - 1;  // columns that do not exist repeat the last one
+    Floats lanes[LANES];
+    for (int i = 0; i < LANES; ++i)
+      lanes[i] = steps * decode(where.codes + std::min(j + i, last) * stride);
+    transpose_into(lanes, changes, j);
+  }
+}
+
+template <int BITS>
+void decode_row(const SparsePart& part, int64_t row, float* values) {
   const Decoder<BITS> decode(part.zero);
   const uint8_t* codes = part.codes + row * part.code_stride;
+  const Floats step = splat(step_of(part, row));
   for (int64_t j = 0; j < part.kept; j += LANES) {
     const int64_t count = std::min<int64_t>(LANES, part.kept - j);
     const uint8_t* p = codes + j * BITS / 8;
-    store(weights + j, count == LANES ? decode(p) : decode_some(decode, p, count));
+    store(values + j, step * (count == LANES ? decode(p) : decode_some(decode, p, count)));
   }
 }
 
 template <int BITS>
-void decode_weights(const SparsePart& part, int64_t group, float* weights) {
-  if (!part.by_row) return decode_group<BITS>(part, group, weights);
+void decode_group(const SparsePart& part, int64_t group, const Changes& changes) {
+  if (!part.by_row) return decode_tile<BITS>(part, group, changes);
   for (int64_t i = 0; i < LANES && group * LANES + i < part.rows; ++i)
-    decode_row<BITS>(part, group * LANES + i, weights + i * padded(part.kept));
+    decode_row<BITS>(part, group * LANES + i, changes.of(i));
 }
 
-void decode_any(const SparsePart& part, int64_t group, float* weights) {
+void decode_any(const SparsePart& part, int64_t group, const Changes& changes) {
   switch (part.bits) {
-    case 1: return decode_weights<1>(part, group, weights);
-    case 2: return decode_weights<2>(part, group, weights);
-    case 4: return decode_weights<4>(part, group, weights);
-    default: return decode_weights<8>(part, group, weights);
+    case 1: return decode_group<1>(part, group, changes);
+    case 2: return decode_group<2>(part, group, changes);
+    case 4: return decode_group<4>(part, group, changes);
+    default: return decode_group<8>(part, group, changes);
   }
 }
 
-template <class Element>
-void add_row(const SparsePart& part, int64_t row, const float* weights, int64_t stride,
-             Element* out) {
-  const uint16_t* columns = part.columns + row / part.rows_per_mask * part.kept;
-  const float step = step_of(part, row);
-  for (int64_t j = 0; j < part.kept; ++j) {
-    Element& element = out[columns[j]];
-    element = Element::from(element.value() + step * weights[j * stride]);
-  }
+template <class Word>
+inline void collect(const uint16_t* columns, int64_t kept, const Word* row, Word* elements) {
+#pragma GCC unroll 4
+  for (int64_t j = 0; j < kept; ++j) elements[j] = row[columns[j]];
 }
 
-template <class Element>
+template <class Word>
+inline void put_back(const uint16_t* columns, int64_t kept, const Word* elements, Word* row) {
+#pragma GCC unroll 4
+  for (int64_t j = 0; j < kept; ++j) row[columns[j]] = elements[j];
+}
+
+// A few rows at a time, which stay in the first-level cache: the elements at kept columns are
+// collected, changed as vectors, and put into copies of the base's rows. (Row by row the vectors would
+// wait for the words just written.) Word: an integer of the element's size.
+template <class Word>
 void rebuild_as(const SparsePart& part, int64_t group, const Rebuilding& where) {
-  float* weights = scratch(TILE, padded(part.kept) * LANES);
-  decode_any(part, group, weights);
-  for (int64_t i = 0; i < LANES && group * LANES + i < part.rows; ++i) {
-    const int64_t row = part.offset + group * LANES + i, inputs = where.inputs;
-    Element* out = (Element*)where.out + (row - where.first) * inputs;
-    std::memcpy((void*)out, (const Element*)where.base + row * inputs, inputs * sizeof(Element));
-    if (part.by_row)
-      add_row(part, group * LANES + i, weights + i * padded(part.kept), 1, out);
-    else
-      add_row(part, group * LANES + i, weights + i, LANES, out);
+  constexpr int64_t FEW = 4;
+  const Changes changes(part);
+  decode_any(part, group, changes);
+  const int64_t rows = std::min<int64_t>(LANES, part.rows - group * LANES);
+  const int64_t first = (part.offset + group * LANES) * where.inputs;
+  const Word* base = (const Word*)where.base + first;
+  Word* out = (Word*)where.out + first - where.first * where.inputs;
+  Word* elements = (Word*)changes.of(LANES);  // [FEW][stride]
+  const auto columns = [&](int64_t i) {
+    return part.columns + (group * LANES + i) / part.rows_per_mask * part.kept;
+  };
+  for (int64_t from = 0; from < rows; from += FEW) {
+    const int64_t few = std::min(FEW, rows - from), place = from * where.inputs;
+    for (int64_t i = 0; i < few; ++i)
+      collect(columns(from + i), part.kept, base + place + i * where.inputs,
+              elements + i * changes.stride);
+    std::memcpy(out + place, base + place, few * where.inputs * sizeof(Word));
+    const float* change = changes.of(from);
+    for (int64_t j = 0; j < few * changes.stride; j += LANES)
+      store_as(where.dtype, elements, j, load_as(where.dtype, elements, j) + load(change + j));
+    for (int64_t i = 0; i < few; ++i)
+      put_back(columns(from + i), part.kept, elements + i * changes.stride,
+               out + place + i * where.inputs);
   }
 }
 
 void rebuild_group(const SparsePart& part, int64_t group, const Rebuilding& where) {
-  switch (where.dtype) {
-    case BFLOAT16: return rebuild_as<Bfloat16>(part, group, where);
-    case FLOAT16: return rebuild_as<Float16>(part, group, where);
-    default: return rebuild_as<Float32>(part, group, where);
-  }
+  if (where.dtype == FLOAT32) return rebuild_as<uint32_t>(part, group, where);
+  rebuild_as<uint16_t>(part, group, where);
 }
 
 inline void rebuild_signs(const SignPart& part, int64_t row, const Rebuilding& where) {
