@@ -13,6 +13,7 @@ MODULES = (
     "kernels_cpu",
     "linears_cpu",
     "peers",
+    "http_overhead",
     "idle_variants",
     "many_variants",
     "prefix_cache",
