@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.kernels.attention_cases import PagedCase
-from tests.kernels.deltas import KINDS, cast
+from tests.kernels.deltas import KINDS, cast, close, expected64, sparse
 from tsugiki_kernels.cpu.backend import CpuBackend
 from tsugiki_kernels.interface import Placed
 
@@ -33,6 +33,22 @@ def test_a_row_is_bit_equal_alone_in_chunks_and_beside_other_variants(
         mixed[start:stop] = scratch[start:stop]
     assert torch.equal(together, alone)
     assert torch.equal(together[:27], mixed[:27])
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+@pytest.mark.parametrize("kept", [1, 2, 3, 4, 36])
+def test_any_number_of_kept_columns_gives_the_same_bits_for_any_number_of_tokens(
+    cpu_backend: CpuBackend, kept: int, bits: int
+) -> None:
+    parts = [Placed(0, sparse((72, 50), bits, bits=bits, kept=kept))]
+    staged = cpu_backend.stage(parts)
+    x, base = torch.randn(15, 50).bfloat16(), torch.randn(15, 72).bfloat16()
+    together, apart = base.clone(), base.clone()
+    cpu_backend.apply(x, together, [staged], [(0, 15)])
+    for span in ((0, 1), (1, 3), (3, 6), (6, 11), (11, 15)):
+        cpu_backend.apply(x, apart, [staged], [span])
+    assert torch.equal(together, apart)
+    assert close(together, expected64(x, base, [parts], [(0, 15)]), 4e-3)
 
 
 @pytest.mark.parametrize("window", [None, 1, 70, 100])
