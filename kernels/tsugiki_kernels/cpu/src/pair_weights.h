@@ -15,8 +15,8 @@ constexpr bool HAS_PAIRS = true;
 constexpr bool HAS_PAIRS = false;
 #endif
 
-// Whether there are kernels for the part's codes, and its weights code - zero are bfloat16: halves of
-// small whole numbers are.
+// Whether there are kernels for the part's codes, and its weights code - zero are bfloat16: halves
+// of small whole numbers are.
 inline bool pairs_are_exact(const SparsePart& part) {
   if (part.by_row || part.bits > 4) return false;
   if (part.bits == 1) return part.zero == 0.5f;

@@ -1,4 +1,4 @@
-// The resident form of a sparse quantized delta, mirrored by records.py, and what its kernels share.
+// The resident form of a sparse quantized delta, mirrored by records.py; what its kernels share.
 #pragma once
 
 #include "decode.h"
@@ -60,8 +60,9 @@ inline Floats steps_of(const SparsePart& part, int64_t row, int64_t count) {
 }
 
 // out += S * sums + bias for 16 rows of the part, each of the tokens.
-__attribute__((noinline)) inline void finish(const Step& step, const SparsePart& part, int64_t group, int64_t first_row,
-                   int tokens, const Floats* sums) {
+__attribute__((noinline)) inline void finish(const Step& step, const SparsePart& part,
+                                             int64_t group, int64_t first_row, int tokens,
+                                             const Floats* sums) {
   const int64_t row = group * LANES, count = std::min<int64_t>(LANES, part.rows - row);
   const Floats steps = steps_of(part, row, count), bias = bias_of(part.bias, row, count);
   for (int t = 0; t < tokens; ++t)

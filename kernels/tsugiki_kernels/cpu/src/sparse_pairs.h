@@ -1,6 +1,6 @@
-// The tile form for bfloat16 activations where the processor has a product of pairs: two kept columns
-// of 16 rows meet one token at a time. Sums of every other pair, in order, the second column of a pair
-// before the first; the same for every number of tokens.
+// The tile form for bfloat16 activations where the processor has a product of pairs: two kept
+// columns of 16 rows meet one token at a time. Sums of every other pair, in order, the second column
+// of a pair before the first; the same for every number of tokens.
 #pragma once
 
 #include "pair_weights.h"
@@ -41,15 +41,15 @@ inline __attribute__((always_inline)) void finish_pairs(const Step& step, const 
   }
 }
 
-// total += the products of a pair of bfloat16 with 16 pairs of weights. (From intrinsics the compiler
-// makes two loads of the pair, of which the core has one a cycle.)
+// total += the products of a pair of bfloat16 with 16 pairs of weights. (From intrinsics the
+// compiler makes a load of the pair into 512 bits, of which the core has one a cycle.)
 inline void add_products(__m512& total, __m512bh weights, const uint32_t* pair) {
   asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(total) : "v"(weights), "m"(*pair));
 }
 
-// One block of tokens meets groups of 16 rows one after the other. While the pairs of one group meet
-// their weights, those of the next are gathered: the one is work for the vector units, the other for
-// the rest of the core.
+// One block of tokens meets groups of 16 rows one after the other. While the pairs of one group
+// meet their weights, those of the next are gathered: the one is work for the vector units, the
+// other for the rest of the core.
 template <int BITS, int TOKENS, bool NEIGHBOURS>
 struct PairBlock {
   const Step& step;
@@ -121,8 +121,8 @@ struct PairBlock {
   }
 };
 
-// x of two columns of one token in all lanes, by two loads: the core turns words of general registers
-// into vectors more slowly.
+// x of two columns of one token in all lanes, by two loads: words of general registers become
+// vectors more slowly.
 inline __m512bh pair_of(const uint16_t* first, const uint16_t* second) {
   __m512i pair;
   asm("vpbroadcastw %1, %0\n\tvpbroadcastw %2, %0%{%3%}"

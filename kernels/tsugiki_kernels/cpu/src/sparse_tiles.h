@@ -1,6 +1,6 @@
 // The tile form in float32: 16 rows share their columns, so one x meets 16 weights, one vector per
 // kept column, and no lanes are summed. The columns come in order but for neighbours, of which the
-// second is added first, as sparse_pairs.h must.
+// second is added first: the one order, for every number of tokens.
 #pragma once
 
 #include "sparse.h"

@@ -90,7 +90,8 @@ inline void interleave_words(const Step& step, const TokenBlock& block, uint16_t
     }
     const Interleaved last =
         interleave32(words_of_two(step, block, 4, c), words_of_two(step, block, 6, c));
-    const Interleaved low = interleave64(four.low, last.low), high = interleave64(four.high, last.high);
+    const Interleaved low = interleave64(four.low, last.low);
+    const Interleaved high = interleave64(four.high, last.high);
     _mm512_storeu_si512(to, low.low), _mm512_storeu_si512(to + 32, low.high);
     _mm512_storeu_si512(to + 64, high.low), _mm512_storeu_si512(to + 96, high.high);
   }
