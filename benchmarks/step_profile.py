@@ -137,8 +137,14 @@ async def closed_loop(engine: EngineClient, models: Sequence[str], load: Load) -
 def medians(
     steps: Sequence[tuple[list[int], dict[str, float]]], shape: Sequence[int]
 ) -> dict[str, float]:
-    """Milliseconds of the stages of steps that had chunks of just these many tokens."""
+    """Milliseconds of the stages of steps that had chunks of just these many tokens.
+
+    Raises:
+        RuntimeError: there was no such step.
+    """
     fitting = [seconds for chunks, seconds in steps if chunks == list(shape)]
+    if not fitting:
+        raise RuntimeError(f"no step had chunks of {list(shape)} tokens; give more --rounds")
     names = {name for seconds in fitting for name in seconds}
     return {n: 1000 * statistics.median(s.get(n, 0.0) for s in fitting) for n in names}
 
@@ -147,7 +153,7 @@ def combine(whole: Mapping[str, float], divided: Mapping[str, float]) -> dict[st
     """Kernels from the divided steps; everything else, and the total, from the whole ones."""
     row = {name: divided.get(name, 0.0) for name in KERNELS}
     inside = sum(row.values())
-    row["around"] = max(0.0, whole["forward"] - inside)  # embedding, rotations, a copy of logits
+    row["around"] = max(0.0, whole["forward"] - inside)  # embedding, rotations, copies into place
     row["timers"] = max(0.0, inside - whole["forward"])
     for name in ("sampling", "batching", "schedule, book", "step"):
         row[name] = whole.get(name, 0.0)
@@ -244,7 +250,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         variants = Path(folder) / "variants"
         shutil.copytree(args.variants, variants, ignore=shutil.ignore_patterns("[!a-zA-Z0-9]*"))
-        config = ServeConfig(args.base, variants, dtype=args.dtype, prefix_caching=False)
+        config = ServeConfig(
+            args.base,
+            variants,
+            dtype=args.dtype,
+            prefix_caching=False,
+            step_time_target_ms=0.0,  # else a slow machine never has all slots decoding at once
+        )
         rows = asyncio.run(measure(args, config))
         if args.http:
             add_http(rows, config, args.rounds)
