@@ -47,6 +47,11 @@ class Journal:
         part.write_text(json.dumps(self.pairs))
         part.replace(self.path)
 
+    def whole(self, comparison: Comparison) -> list[dict[str, Any]]:
+        """Its pairs, if all have been measured; else none."""
+        pairs = self.pairs.get(comparison.title, [])
+        return pairs if len(pairs) >= comparison.pairs else []
+
 
 def compare(comparison: Comparison, journal: Journal) -> dict[str, Any]:
     """Measure the pairs that are missing; the row of the table."""

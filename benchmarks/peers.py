@@ -1,10 +1,11 @@
 """How fast are we beside vLLM's CPU build, and what do mixed variants cost?
 
 Ours and theirs are measured with the same tool and protocol (benchmarks.load), interleaved pair by
-pair (A B B A ...); whoever is not measured is stopped with SIGSTOP. Ratios are medians of 7 pairs
-with a 95 % bootstrap interval. About 60 minutes with vLLM, 25 without, and 15 GB of memory; run it
-alone on the machine. Interrupted, it goes on where it was (a journal for each commit lies in
---work); --only PATTERN measures some of the rows.
+pair (A B B A ...); whoever is not measured is stopped with SIGSTOP. Ours is one server that knows
+all the variants, also while only the base is asked. Ratios are medians of 7 pairs with a 95 %
+bootstrap interval. About 60 minutes with vLLM, 25 without, and 15 GB of memory; run it alone on the
+machine. Interrupted, or run in pieces (--only PATTERN: rows whose title matches), it goes on where
+it was: a journal for each commit lies in --work, and the result holds all that it has whole.
 
     python -m benchmarks.peers --fine-tunes ft/banking77 ft/pirate --vllm VENV
 
@@ -26,21 +27,24 @@ import subprocess
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from benchmarks import load
 from benchmarks.adapters import save_adapter
-from benchmarks.interleaved import HEADER, Cell, Comparison, Journal, compare, show
+from benchmarks.interleaved import HEADER, Cell, Comparison, Journal, compare, row, show
 from benchmarks.resident import Resident, tsugiki_server, vllm_server
 from benchmarks.results import machine, save
 from benchmarks.variants import adapter_variants, decompressed, distinct_variants
+from tsugiki.codecs.artifact import read_header
+from tsugiki.compress.report import ratio
 from tsugiki.config import default_cache_dir
 from tsugiki.model.demo_base import resolve_base
 
 VARIANTS = 8
 Options = dict[str, int]
-# honest ratios of 197 and 35 on the demo base; both mask layouts
+# honest ratios of 185 to 197, and 35, on the demo base; both mask layouts
 LAYOUTS: dict[str, tuple[str, float | None, Options]] = {
     "deltadq 1 bit, 1 of 16, tiles": (
         "t128",
@@ -73,14 +77,15 @@ def main() -> int:
             lora = vllm_server(args.vllm, base, args.work / "vllm-lora.log", adapters)
             started["vllm"] = servers.enter_context(plain)
             started["vllm lora"] = servers.enter_context(lora)
-        wanted = [c for c in comparisons(started, models, args) if re.search(args.only, c.title)]
+        every = comparisons(started, models, args)
         print(HEADER)
-        rows = []
-        for comparison in wanted:
-            rows.append(compare(comparison, journal))
-            show(rows[-1])
-    save("peers", {"rows": rows, "models": models, "peer": peer_versions(args.vllm)})
-    return int(any(row["met"] is False for row in rows))
+        for comparison in every:
+            if re.search(args.only, comparison.title):
+                show(compare(comparison, journal))
+    rows = [row(comparison, pairs) for comparison in every if (pairs := journal.whole(comparison))]
+    files = {kind: described(args.work / "variants", models[kind]) for kind in list(models)[1:]}
+    save("peers", {"rows": rows, "files": files, "peer": peer_versions(args.vllm)})
+    return int(any(found["met"] is False for found in rows))
 
 
 def make_models(base: Path, args: argparse.Namespace) -> dict[str, list[str]]:
@@ -131,6 +136,21 @@ def comparisons(
 def _measure(server: Resident, models: list[str], slots: int, label: str) -> dict[str, Any]:
     with server.awake():
         return load.closed_loop(server.url, models, slots, label)
+
+
+def described(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
+    """The very files that were timed: digest, bytes, honest ratio."""
+    headers = {name: read_header(folder / f"{name}.safetensors") for name in names}
+    return {
+        name: {
+            "digest": header.digest,
+            "bytes": header.file_bytes,
+            "honest_ratio": round(
+                ratio(sum(prod(m.shape) for m in header.modules.values()), header.file_bytes), 1
+            ),
+        }
+        for name, header in headers.items()
+    }
 
 
 def peer_versions(venv: Path | None) -> dict[str, str]:

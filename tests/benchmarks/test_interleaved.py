@@ -47,9 +47,11 @@ def test_pairs_are_measured_a_b_b_a(clock: Clock, tmp_path: Path) -> None:
 def test_an_interrupted_run_measures_only_what_is_missing(clock: Clock, tmp_path: Path) -> None:
     path = tmp_path / "journal.json"
     compare(comparison(clock, pairs=2), Journal.open(path))
+    assert not Journal.open(path).whole(comparison(clock, pairs=3))
     clock.labels.clear()
     row = compare(comparison(clock, pairs=3), Journal.open(path))
     assert clock.labels == ["a / b 2 a", "a / b 2 b"]
+    assert Journal.open(path).whole(comparison(clock, pairs=3)) == row["pairs"]
     assert len(row["pairs"]) == 3
 
 
