@@ -20,15 +20,14 @@ from torch import Tensor
 
 from benchmarks.results import median_interval, save
 from tsugiki.config import default_cache_dir
-from tsugiki_kernels.interface import (
+from tsugiki_kernels.deltas import (
     Delta,
-    KernelBackend,
     LowRankDelta,
     Placed,
     SignDelta,
     SparseDelta,
-    Staged,
 )
+from tsugiki_kernels.interface import KernelBackend, Staged
 from tsugiki_kernels.select import backend
 
 BYTES = 256 << 20

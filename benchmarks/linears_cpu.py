@@ -22,7 +22,8 @@ from torch import Tensor
 from benchmarks.kernels_cpu import Side, compare, sparse
 from benchmarks.results import save
 from tsugiki.config import default_cache_dir
-from tsugiki_kernels.interface import KernelBackend, Placed
+from tsugiki_kernels.deltas import Placed
+from tsugiki_kernels.interface import KernelBackend
 from tsugiki_kernels.select import backend
 
 LAYERS = 30

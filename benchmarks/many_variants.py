@@ -45,7 +45,7 @@ from tsugiki.bench.workload import TokenPrompts, Workload
 from tsugiki.codecs.artifact import read_header
 from tsugiki.config import default_cache_dir
 from tsugiki.model.demo_base import resolve_base
-from tsugiki_kernels.interface import Placed
+from tsugiki_kernels.deltas import Placed
 from tsugiki_kernels.select import backend
 
 VARIANTS, LANES, ALPHA = 64, 16, 16

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tsugiki_kernels.errors import BadArgument
-from tsugiki_kernels.interface import (
+from tsugiki_kernels.deltas import (
     Bias,
     CodedBias,
     Delta,
@@ -18,9 +17,10 @@ from tsugiki_kernels.interface import (
     LowRankDelta,
     Placed,
     SignDelta,
-    Span,
     SparseDelta,
 )
+from tsugiki_kernels.errors import BadArgument
+from tsugiki_kernels.interface import Span
 
 ACTIVATIONS = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -20,98 +20,16 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from tsugiki_kernels.deltas import Placed
+
 Span = tuple[int, int]
 Activation = Literal["silu", "gelu", "gelu_pytorch_tanh"]
 Allocate = Callable[[int], Tensor]  # bytes -> uint8 [bytes] in host memory, aligned to 64
 
 
-@dataclass(frozen=True, slots=True)
-class CodedBias:
-    """b[r] = scale * (code_r - 2^(bits - 1)), in float32."""
-
-    codes: Tensor  # uint8 [ceil(out * bits / 8)]; code r at bit r * bits, least significant first
-    bits: int  # 2 .. 8
-    scale: float
-
-
-Bias = Tensor | CodedBias  # float32 [out], or codes
-
-
-@dataclass(frozen=True, slots=True)
-class SparseDelta:
-    """A quantized sparse delta whose kept columns are shared by tiles of rows (deltadq).
-
-    D[r, columns[t, j]] += S[r // rows_per_step] * (code(t, j, r % rows_per_mask) - zero)
-    with S = step * gain rounded to float32 and t = r // rows_per_mask. Tiles: ceil(out /
-    rows_per_mask); the last may be ragged and its missing rows hold code 0, which is never read
-    into an output.
-    """
-
-    shape: tuple[int, int]  # (out, in), in <= 65536
-    rows_per_mask: int
-    rows_per_step: int
-    bits: int  # 1, 2, 4 or 8
-    zero: float
-    gain: float
-    # uint16 [tiles, kept], ascending within a tile; other deltas may share it: it is never copied
-    columns: Tensor
-    # uint8 [tiles, ceil(kept * rows_per_mask * bits / 8)]; value j * rows_per_mask + r of a tile
-    # sits at bit (j * rows_per_mask + r) * bits, least significant bit first
-    codes: Tensor
-    step: Tensor  # float16 [ceil(out / rows_per_step)]
-    bias: Bias | None  # added once per row of x
-
-
-@dataclass(frozen=True, slots=True)
-class LowRankDelta:
-    """y += scale * (x A^T) B^T (lora)."""
-
-    a: Tensor  # [rank, in], activation dtype
-    b: Tensor  # [out, rank], activation dtype
-    scale: float
-    bias: Bias | None
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(out, in)."""
-        return (self.b.shape[0], self.a.shape[1])
-
-
-@dataclass(frozen=True, slots=True)
-class SignDelta:
-    """D[r, c] = S[r] * (+1 if bit c of row r is set else -1), with S = scale * gain rounded to
-    float32 (bitdelta)."""
-
-    shape: tuple[int, int]
-    gain: float
-    signs: Tensor  # uint8 [out, ceil(in / 8)], column c at byte c // 8, bit c % 8
-    scale: Tensor  # float16 [out]
-    bias: Bias | None
-
-
-@dataclass(frozen=True, slots=True)
-class DenseDelta:
-    """D as it is: y += x D^T + bias. Either part may be missing (a bias alone is a delta too)."""
-
-    shape: tuple[int, int]
-    weight: Tensor | None  # [out, in], activation dtype
-    bias: Bias | None
-
-
 def empty_extent(nbytes: int) -> Tensor:
     """Memory of torch's own allocator, which aligns to 64."""
     return torch.empty(nbytes, dtype=torch.uint8)
-
-
-Delta = SparseDelta | LowRankDelta | SignDelta | DenseDelta
-
-
-@dataclass(frozen=True, slots=True)
-class Placed:
-    """A delta and the output column of the fused linear at which it starts."""
-
-    offset: int
-    delta: Delta
 
 
 class Staged(Protocol):

@@ -1,12 +1,12 @@
 """The oracle: every operation in plain torch, on any device, written to be read.
 
-Owns: the meaning of each delta as a formula. Knows nothing of speed; other backends are tested
+Owns: the backend that computes formulas.py. Knows nothing of speed; other backends are tested
 against it. Arithmetic is float32 with one rounding into `out`. Sums are torch's own, so values are
 equal across row layouts to float32 rounding, not bit by bit as in the compiled backends.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 
@@ -16,25 +16,21 @@ from torch import Tensor
 
 from tsugiki_kernels import sampling
 from tsugiki_kernels.check import check_linear, check_parts, check_spans
+from tsugiki_kernels.deltas import (
+    Placed,
+)
 from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.extent import Extent
+from tsugiki_kernels.formulas import bias_values, dense_weight, own_tensors, product, with_tensors
 from tsugiki_kernels.interface import (
     Activation,
     Allocate,
     AttentionBatch,
-    Bias,
-    CodedBias,
     ColumnDraw,
-    Delta,
-    DenseDelta,
     Draws,
     KernelBackend,
     Logprobs,
-    LowRankDelta,
-    Placed,
-    SignDelta,
     Span,
-    SparseDelta,
     Staged,
     StagedLinears,
     empty_extent,
@@ -45,7 +41,6 @@ ACTIVATION_FUNCTIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
 }
-ROWS_AT_ONCE = 64  # bounds the gathered copy of x: [rows, tiles, kept] float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,112 +48,6 @@ class StagedParts:
     """The parts of one linear, their tensors in an extent."""
 
     parts: tuple[Placed, ...]
-
-
-def own_tensors(delta: Delta) -> dict[str, Tensor]:
-    """A delta's tensors by the name of their field, but for columns, which deltas share."""
-    found: dict[str, Tensor] = {}
-    for field in fields(delta):
-        value = getattr(delta, field.name)
-        if isinstance(value, CodedBias):
-            value = value.codes
-        if isinstance(value, Tensor) and field.name != "columns":
-            found[field.name] = value
-    return found
-
-
-def with_tensors(delta: Delta, tensors: Mapping[str, Tensor]) -> Delta:
-    """The delta with other tensors in the fields that `own_tensors` names."""
-    changes: dict[str, Bias] = dict(tensors)
-    if isinstance(delta.bias, CodedBias):
-        changes["bias"] = replace(delta.bias, codes=tensors["bias"])
-    return replace(delta, **changes)  # type: ignore[arg-type]
-
-
-def unpack_codes(codes: Tensor, bits: int, count: int) -> Tensor:
-    """uint8 [tiles, bytes] -> float32 [tiles, count]: `count` fields of `bits`, LSB first."""
-    shifts = torch.arange(0, 8, bits, device=codes.device, dtype=torch.uint8)
-    values = (codes.unsqueeze(-1) >> shifts) & ((1 << bits) - 1)
-    return values.flatten(1)[:, :count].float()
-
-
-def times_gain(values: Tensor, gain: float) -> Tensor:
-    """float32, rounded once."""
-    return values.float() * torch.tensor(gain, dtype=torch.float32)
-
-
-def bias_values(bias: Bias, rows: int) -> Tensor:
-    """float32 [rows]."""
-    if isinstance(bias, Tensor):
-        return bias
-    place = torch.arange(rows, device=bias.codes.device) * bias.bits
-    padded = torch.nn.functional.pad(bias.codes, (0, 1)).int()  # a code may straddle two bytes
-    word = padded[place // 8] | padded[place // 8 + 1] << 8
-    code = (word >> (place % 8)) & ((1 << bias.bits) - 1)
-    return times_gain(code - (1 << (bias.bits - 1)), bias.scale)
-
-
-def unpack_signs(delta: SignDelta) -> Tensor:
-    """float32 [out, in] of +1 and -1."""
-    return 2.0 * unpack_codes(delta.signs, 1, delta.shape[1]) - 1.0
-
-
-def sparse_values(delta: SparseDelta) -> Tensor:
-    """float32 [tiles, kept, rows_per_mask]: code - zero, before the row's step is applied."""
-    tiles, kept = delta.columns.shape
-    codes = unpack_codes(delta.codes, delta.bits, kept * delta.rows_per_mask)
-    return codes.view(tiles, kept, delta.rows_per_mask) - delta.zero
-
-
-def row_steps(delta: SparseDelta) -> Tensor:
-    """float32 [out]: the quantization step of each row, gain included."""
-    step = times_gain(delta.step, delta.gain)
-    return step.repeat_interleave(delta.rows_per_step)[: delta.shape[0]]
-
-
-def dense_weight(delta: Delta) -> Tensor:
-    """D as float32 [out, in]."""
-    match delta:
-        case SparseDelta():
-            return _dense_sparse(delta)
-        case LowRankDelta():
-            return delta.scale * (delta.b.float() @ delta.a.float())
-        case SignDelta():
-            return times_gain(delta.scale, delta.gain)[:, None] * unpack_signs(delta)
-        case DenseDelta(weight=Tensor() as weight):
-            return weight.float()
-        case DenseDelta():
-            return torch.zeros(delta.shape)
-
-
-def _dense_sparse(delta: SparseDelta) -> Tensor:
-    rows, columns = delta.shape
-    tiles, kept = delta.columns.shape
-    tile_rows = torch.zeros(tiles, delta.rows_per_mask, columns, device=delta.columns.device)
-    where = delta.columns.long()[:, None, :].expand(tiles, delta.rows_per_mask, kept)
-    tile_rows.scatter_add_(2, where, sparse_values(delta).transpose(1, 2))
-    return tile_rows.flatten(0, 1)[:rows] * row_steps(delta)[:, None]
-
-
-def product(x: Tensor, delta: Delta) -> Tensor:
-    """x D^T as float32 [rows, out], for x float32 [rows, in]; biases apart."""
-    match delta:
-        case SparseDelta():
-            chunks = torch.split(x, ROWS_AT_ONCE)
-            return torch.cat([_sparse_product(chunk, delta) for chunk in chunks])
-        case LowRankDelta():
-            return delta.scale * (x @ delta.a.float().T @ delta.b.float().T)
-        case SignDelta():
-            return (x @ unpack_signs(delta).T) * times_gain(delta.scale, delta.gain)
-        case DenseDelta():
-            return x @ dense_weight(delta).T
-
-
-def _sparse_product(x: Tensor, delta: SparseDelta) -> Tensor:
-    """Each tile meets only its kept columns of x: a small dense product per tile."""
-    gathered = x[:, delta.columns.long()]  # [rows, tiles, kept]
-    tile_sums = torch.einsum("ntk,tkr->ntr", gathered, sparse_values(delta))
-    return tile_sums.flatten(1)[:, : delta.shape[0]] * row_steps(delta)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ from torch import Tensor
 from tsugiki.codecs import CODECS
 from tsugiki.codecs.base import Packed, PlacedPacked
 from tsugiki.codecs.masks import MaskCache
-from tsugiki_kernels.interface import KernelBackend, Placed, Staged
+from tsugiki_kernels.deltas import Placed
+from tsugiki_kernels.interface import KernelBackend, Staged
 
 # eps of the activation dtype: the output is rounded once, factors of lora once each
 ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2**-7, torch.float16: 2**-9}

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from tsugiki_kernels.interface import (
+from tsugiki_kernels.deltas import (
     Bias,
     CodedBias,
     Delta,
@@ -14,9 +14,9 @@ from tsugiki_kernels.interface import (
     LowRankDelta,
     Placed,
     SignDelta,
-    Span,
     SparseDelta,
 )
+from tsugiki_kernels.interface import Span
 
 
 def sparse(

@@ -6,7 +6,7 @@ import torch
 from tests.kernels.attention_cases import PagedCase
 from tests.kernels.deltas import KINDS, cast, close, expected64, sparse
 from tsugiki_kernels.cpu.backend import CpuBackend
-from tsugiki_kernels.interface import Placed
+from tsugiki_kernels.deltas import Placed
 
 pytestmark = pytest.mark.compiler
 

@@ -91,7 +91,7 @@ def test_the_kernels_load_in_a_fresh_process_with_threads(compiled: Path) -> Non
         "import torch; torch.set_num_threads(2)\n"
         "from pathlib import Path\n"
         "from tsugiki_kernels.cpu.backend import CpuBackend\n"
-        "from tsugiki_kernels.interface import Placed, DenseDelta\n"
+        "from tsugiki_kernels.deltas import Placed, DenseDelta\n"
         f"backend = CpuBackend(Path({str(compiled)!r}))\n"
         "part = Placed(0, DenseDelta((2000, 512), torch.ones(2000, 512), None))\n"
         "out = torch.zeros(9, 2000)\n"

@@ -9,7 +9,8 @@ from tests.kernels.attention_cases import PagedCase
 from tests.kernels.deltas import KINDS, bias64, cast, close, dense64, expected64, random_bias
 from tsugiki_kernels.cpu.backend import CpuBackend
 from tsugiki_kernels.cpu.build import LEVELS, cpu_flags, supported_levels
-from tsugiki_kernels.interface import ColumnDraw, DenseDelta, Placed
+from tsugiki_kernels.deltas import DenseDelta, Placed
+from tsugiki_kernels.interface import ColumnDraw
 from tsugiki_kernels.reference import ReferenceBackend
 
 pytestmark = pytest.mark.compiler

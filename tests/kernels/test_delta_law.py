@@ -16,7 +16,8 @@ from tests.kernels.deltas import (
     sign,
     sparse,
 )
-from tsugiki_kernels.interface import DenseDelta, KernelBackend, Placed, Span
+from tsugiki_kernels.deltas import DenseDelta, Placed
+from tsugiki_kernels.interface import KernelBackend, Span
 
 DTYPES = {torch.float32: 2e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}  # one rounding, relative
 LAYOUTS: dict[str, list[Span]] = {

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from tests.kernels.deltas import KINDS, cast, dense, sparse
+from tsugiki_kernels.deltas import Delta, Placed
 from tsugiki_kernels.errors import BadArgument
-from tsugiki_kernels.interface import Delta, KernelBackend, Placed, Span, Staged
+from tsugiki_kernels.interface import KernelBackend, Span, Staged
 
 
 def in_one_and_in_two(

@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 
 from tsugiki_kernels.cpu.backend import CpuBackend
+from tsugiki_kernels.deltas import DenseDelta, LowRankDelta, Placed
 from tsugiki_kernels.errors import BadArgument
-from tsugiki_kernels.interface import DenseDelta, KernelBackend, LowRankDelta, Placed
+from tsugiki_kernels.interface import KernelBackend
 
 
 class Chain:

@@ -9,8 +9,9 @@ import torch
 
 from tests.kernels.deltas import dense, low_rank, sign, sparse
 from tsugiki_kernels.cpu.backend import CpuBackend
+from tsugiki_kernels.deltas import CodedBias, Delta, Placed
 from tsugiki_kernels.errors import BadArgument
-from tsugiki_kernels.interface import CodedBias, Delta, KernelBackend, Placed
+from tsugiki_kernels.interface import KernelBackend
 from tsugiki_kernels.reference import ReferenceBackend
 
 SHAPE = (32, 48)

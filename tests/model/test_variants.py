@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Pr
 
 from tsugiki.codecs.base import EmbeddingDelta, Packed, ResidentVariant, StagedLinear
 from tsugiki.model.loader import BaseModel, load_base
-from tsugiki_kernels.interface import DenseDelta, KernelBackend, Placed, Span, Staged
+from tsugiki_kernels.deltas import DenseDelta, Placed
+from tsugiki_kernels.interface import KernelBackend, Span, Staged
 from tsugiki_kernels.reference import ReferenceBackend
 
 SIZES: dict[str, Any] = {

@@ -5,53 +5,38 @@ What the kernels do not speed up goes to the reference.
 """
 
 import ctypes
-from array import array
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import astuple
-from itertools import chain
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from tsugiki_kernels.check import ACTIVATIONS, check_spans
-from tsugiki_kernels.cpu import attention, build, elementwise, sampling, staging
+from tsugiki_kernels.check import check_spans
+from tsugiki_kernels.cpu import attention, build, deltas, elementwise, sampling, staging
 from tsugiki_kernels.cpu import linear as dense
+from tsugiki_kernels.cpu.deltas import own
 from tsugiki_kernels.cpu.program import Operation, Program, Step, run
-from tsugiki_kernels.cpu.records import AddBiases, Apply, Draw, Reconstruct
-from tsugiki_kernels.cpu.staging import DTYPES, CpuStaged
+from tsugiki_kernels.cpu.records import AddBiases, Draw
+from tsugiki_kernels.deltas import (
+    Placed,
+)
 from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.interface import (
     Activation,
     Allocate,
     AttentionBatch,
     ColumnDraw,
-    DenseDelta,
     Draws,
     KernelBackend,
     Logprobs,
-    LowRankDelta,
-    Placed,
-    SignDelta,
     Span,
-    SparseDelta,
     Staged,
     StagedLinears,
     empty_extent,
 )
 from tsugiki_kernels.reference import ReferenceBackend
-
-_APPLY = {
-    SparseDelta: "tsugiki_sparse_apply",
-    SignDelta: "tsugiki_sign_apply",
-    DenseDelta: "tsugiki_dense_apply",
-    LowRankDelta: "tsugiki_low_rank_apply",
-}
-_RECONSTRUCT = {
-    SparseDelta: "tsugiki_sparse_reconstruct",
-    SignDelta: "tsugiki_sign_reconstruct",
-}
 
 
 class CpuBackend:
@@ -146,27 +131,8 @@ class CpuBackend:
             BadArgument: naming the argument that breaks the contract.
         """
         check_spans(x, out, len(staged), spans)
-        if not staged:
-            return
-        linears = [own(variant) for variant in staged]
-        _check_step(x, out, linears)
-        addresses = array("Q", [linear.address for linear in linears])
-        flat = array("q", chain.from_iterable(spans))
-        call = Apply(
-            x.data_ptr(),
-            x.stride(0),
-            x.shape[1],
-            out.data_ptr(),
-            out.stride(0),
-            DTYPES[x.dtype],
-            DTYPES[out.dtype],
-            torch.get_num_threads(),
-            0,
-            addresses.buffer_info()[0],
-            flat.buffer_info()[0],
-            len(linears),
-        )
-        self._do(Operation(_APPLY[linears[0].kind], call, kept=(x, out, linears, addresses, flat)))
+        if staged:
+            self._do(deltas.apply(x, out, [own(variant) for variant in staged], spans))
 
     def reconstruct(self, base: Tensor, staged: Staged, out: Tensor) -> None:
         """See KernelBackend.reconstruct.
@@ -175,21 +141,13 @@ class CpuBackend:
             BadArgument: naming the argument that breaks the contract.
         """
         linear = own(staged)
-        _check_reconstruct(base, out, linear)
+        deltas.check_reconstruct(base, out, linear)
         if linear.source is not None:
             source = linear.source
             return self._do_in_torch(lambda: self._reference.reconstruct(base, source, out))
         if linear.covered < base.shape[0]:
             self._do_in_torch(lambda: out.copy_(base))
-        call = Reconstruct(
-            linear.address,
-            base.data_ptr(),
-            out.data_ptr(),
-            linear.inputs,
-            DTYPES[base.dtype],
-            torch.get_num_threads(),
-        )
-        self._do(Operation(_RECONSTRUCT[linear.kind], call, kept=(linear, base, out)))
+        self._do(deltas.reconstruct(base, linear, out))
 
     def bias(self, staged: Staged, rows: int) -> Tensor | None:
         """See KernelBackend.bias.
@@ -238,7 +196,7 @@ class CpuBackend:
             BadArgument: naming the argument that breaks the contract.
         """
         delta = own(staged)
-        _check_staged(weight, delta)
+        deltas.check_staged(weight, delta)
         if delta.source is None:
             return self._do(dense.linear_rebuilt(x, weight, bias, delta, out, spans))
         source = delta.source
@@ -329,58 +287,3 @@ class CpuBackend:
             BadArgument: naming the argument that breaks the contract.
         """
         return sampling.logprobs(self._library, logits, rows, token_ids, width)
-
-
-def own(staged: Staged) -> CpuStaged:
-    """The staged value as this backend made it.
-
-    Raises:
-        BadArgument: the value was staged by another backend.
-    """
-    if not isinstance(staged, CpuStaged):
-        raise BadArgument(f"staged: made by another backend ({type(staged).__name__})")
-    return staged
-
-
-def _check_step(x: Tensor, out: Tensor, linears: Sequence[CpuStaged]) -> None:
-    for name, tensor in (("x", x), ("out", out)):
-        if tensor.stride(1) != 1 or tensor.device.type != "cpu":
-            raise BadArgument(
-                f"{name}: expected unit stride in the last dimension on cpu, found strides "
-                f"{tensor.stride()} on {tensor.device}"
-            )
-    inputs, outputs, kind = x.shape[1], out.shape[1], linears[0].kind
-    for linear in linears:
-        if linear.kind is not kind:
-            raise BadArgument(
-                f"staged: expected one kind of delta, found {kind.__name__} and "
-                f"{linear.kind.__name__}"
-            )
-        if linear.inputs != inputs or linear.width > outputs:
-            raise BadArgument(
-                f"x, out: a delta of {linear.inputs} inputs and outputs up to {linear.width} does "
-                f"not fit {tuple(x.shape)} and {tuple(out.shape)}"
-            )
-
-
-def _check_staged(base: Tensor, linear: CpuStaged) -> None:
-    if base.ndim != 2 or base.shape[1] != linear.inputs or base.shape[0] < linear.width:
-        raise BadArgument(
-            f"base: expected [at least {linear.width}, {linear.inputs}], found {tuple(base.shape)}"
-        )
-
-
-def _check_reconstruct(base: Tensor, out: Tensor, linear: CpuStaged) -> None:
-    _check_staged(base, linear)
-    if base.dtype not in ACTIVATIONS:
-        raise BadArgument(f"base: expected float32, bfloat16 or float16, found {base.dtype}")
-    if out.dtype != base.dtype or out.shape != base.shape:
-        raise BadArgument(
-            f"out: expected {base.dtype} {tuple(base.shape)} as base, found {out.dtype} "
-            f"{tuple(out.shape)}"
-        )
-    if out.data_ptr() == base.data_ptr():
-        raise BadArgument("out: may not be base itself")
-    for name, tensor in (("base", base), ("out", out)):
-        if not tensor.is_contiguous() or tensor.device.type != "cpu":
-            raise BadArgument(f"{name}: expected a contiguous tensor on cpu")

@@ -16,8 +16,9 @@ from tsugiki_kernels.check import check_linear
 from tsugiki_kernels.cpu.program import Operation
 from tsugiki_kernels.cpu.records import Fields
 from tsugiki_kernels.cpu.staging import DTYPES, CpuStaged
+from tsugiki_kernels.deltas import SignDelta, SparseDelta
 from tsugiki_kernels.errors import BadArgument
-from tsugiki_kernels.interface import SignDelta, Span, SparseDelta
+from tsugiki_kernels.interface import Span
 
 _I64, _I32, _PTR = ctypes.c_int64, ctypes.c_int32, ctypes.c_void_p
 

@@ -23,10 +23,7 @@ from tsugiki_kernels.cpu.records import (
     SignPart,
     SparsePart,
 )
-from tsugiki_kernels.errors import BadArgument
-from tsugiki_kernels.extent import Extent
-from tsugiki_kernels.interface import (
-    Allocate,
+from tsugiki_kernels.deltas import (
     Bias,
     CodedBias,
     Delta,
@@ -35,9 +32,12 @@ from tsugiki_kernels.interface import (
     Placed,
     SignDelta,
     SparseDelta,
-    StagedLinears,
 )
-from tsugiki_kernels.reference import StagedParts, own_tensors, unpack_codes, with_tensors
+from tsugiki_kernels.errors import BadArgument
+from tsugiki_kernels.extent import Extent
+from tsugiki_kernels.formulas import own_tensors, unpack_codes, with_tensors
+from tsugiki_kernels.interface import Allocate, StagedLinears
+from tsugiki_kernels.reference import StagedParts
 
 LANES = 16
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from tsugiki.codecs.masks import Masks
-from tsugiki_kernels.interface import Delta, KernelBackend, Span, Staged
+from tsugiki_kernels.deltas import Delta
+from tsugiki_kernels.interface import KernelBackend, Span, Staged
 
 Role = Literal["delta", "parameters"]
 Options = Mapping[str, Any]

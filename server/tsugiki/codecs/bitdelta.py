@@ -26,7 +26,7 @@ from tsugiki.codecs.quantize import (
     stored_bias,
 )
 from tsugiki.errors import CompressionRefused
-from tsugiki_kernels.interface import SignDelta
+from tsugiki_kernels.deltas import SignDelta
 
 STORED = ("gain", "bias_bits", "bias_scale")
 WANTED = ("bias_bits", "gain_matching", "name")

@@ -42,7 +42,7 @@ from tsugiki.codecs.quantize import (
     symmetric_steps,
 )
 from tsugiki.errors import CompressionRefused
-from tsugiki_kernels.interface import SparseDelta
+from tsugiki_kernels.deltas import SparseDelta
 
 GRIDS = ("minmax", "symmetric")
 SHAPING = frozenset(

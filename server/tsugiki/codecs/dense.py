@@ -18,7 +18,7 @@ from tsugiki.codecs.masks import Masks
 from tsugiki.codecs.options import choice, decimal, integer, number, only
 from tsugiki.codecs.quantize import difference
 from tsugiki.errors import CompressionRefused, InvalidArtifact
-from tsugiki_kernels.interface import DenseDelta
+from tsugiki_kernels.deltas import DenseDelta
 
 MODES = ("replace", "delta", "rows", "none")
 DTYPES = {

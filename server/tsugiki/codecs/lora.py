@@ -17,7 +17,7 @@ from tsugiki.codecs.masks import Masks
 from tsugiki.codecs.options import choice, decimal, integer, number, only
 from tsugiki.codecs.quantize import difference
 from tsugiki.errors import CompressionRefused
-from tsugiki_kernels.interface import LowRankDelta
+from tsugiki_kernels.deltas import LowRankDelta
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEFAULTS = {"rank": 16, "dtype": "float16"}

@@ -13,7 +13,7 @@ from tsugiki.codecs import packing
 from tsugiki.codecs.base import Packed, PlacedPacked
 from tsugiki.codecs.options import decimal
 from tsugiki.errors import CompressionRefused
-from tsugiki_kernels.interface import Bias, CodedBias
+from tsugiki_kernels.deltas import Bias, CodedBias
 
 CANDIDATES = torch.logspace(-1.4, 0.0, 24)  # of a step, relative to the one that clips nothing
 REFINEMENTS = 3

@@ -38,7 +38,8 @@ from tsugiki.codecs.fit import (
 )
 from tsugiki.codecs.masks import MaskCache, MaskLease
 from tsugiki.errors import InvalidArtifact
-from tsugiki_kernels.interface import Allocate, KernelBackend, Placed, empty_extent
+from tsugiki_kernels.deltas import Placed
+from tsugiki_kernels.interface import Allocate, KernelBackend, empty_extent
 
 __all__ = ["Destination", "check_base", "stage_variant"]
 

@@ -1,0 +1,136 @@
+"""Calls that apply and rebuild deltas: argument checks and the C structs of one call.
+
+Owns: which entry point serves which kind of delta. Knows nothing of the arithmetic, nor of how
+deltas come to lie in memory (staging.py).
+"""
+
+from array import array
+from collections.abc import Sequence
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from tsugiki_kernels.check import ACTIVATIONS
+from tsugiki_kernels.cpu.program import Operation
+from tsugiki_kernels.cpu.records import Apply, Reconstruct
+from tsugiki_kernels.cpu.staging import DTYPES, CpuStaged
+from tsugiki_kernels.deltas import DenseDelta, LowRankDelta, SignDelta, SparseDelta
+from tsugiki_kernels.errors import BadArgument
+from tsugiki_kernels.interface import Span, Staged
+
+_APPLY = {
+    SparseDelta: "tsugiki_sparse_apply",
+    SignDelta: "tsugiki_sign_apply",
+    DenseDelta: "tsugiki_dense_apply",
+    LowRankDelta: "tsugiki_low_rank_apply",
+}
+_RECONSTRUCT = {
+    SparseDelta: "tsugiki_sparse_reconstruct",
+    SignDelta: "tsugiki_sign_reconstruct",
+}
+
+
+def apply(x: Tensor, out: Tensor, linears: Sequence[CpuStaged], spans: Sequence[Span]) -> Operation:
+    """See KernelBackend.apply; spans are checked already.
+
+    Raises:
+        BadArgument: naming the argument that breaks the contract.
+    """
+    _check_step(x, out, linears)
+    addresses = array("Q", [linear.address for linear in linears])
+    flat = array("q", chain.from_iterable(spans))
+    call = Apply(
+        x.data_ptr(),
+        x.stride(0),
+        x.shape[1],
+        out.data_ptr(),
+        out.stride(0),
+        DTYPES[x.dtype],
+        DTYPES[out.dtype],
+        torch.get_num_threads(),
+        0,
+        addresses.buffer_info()[0],
+        flat.buffer_info()[0],
+        len(linears),
+    )
+    return Operation(_APPLY[linears[0].kind], call, kept=(x, out, linears, addresses, flat))
+
+
+def reconstruct(base: Tensor, linear: CpuStaged, out: Tensor) -> Operation:
+    """See KernelBackend.reconstruct, of arguments that were checked: the rows that the parts of the
+    linear cover, whose kind must have kernels of its own."""
+    call = Reconstruct(
+        linear.address,
+        base.data_ptr(),
+        out.data_ptr(),
+        linear.inputs,
+        DTYPES[base.dtype],
+        torch.get_num_threads(),
+    )
+    return Operation(_RECONSTRUCT[linear.kind], call, kept=(linear, base, out))
+
+
+def own(staged: Staged) -> CpuStaged:
+    """The staged value as this backend made it.
+
+    Raises:
+        BadArgument: the value was staged by another backend.
+    """
+    if not isinstance(staged, CpuStaged):
+        raise BadArgument(f"staged: made by another backend ({type(staged).__name__})")
+    return staged
+
+
+def _check_step(x: Tensor, out: Tensor, linears: Sequence[CpuStaged]) -> None:
+    for name, tensor in (("x", x), ("out", out)):
+        if tensor.stride(1) != 1 or tensor.device.type != "cpu":
+            raise BadArgument(
+                f"{name}: expected unit stride in the last dimension on cpu, found strides "
+                f"{tensor.stride()} on {tensor.device}"
+            )
+    inputs, outputs, kind = x.shape[1], out.shape[1], linears[0].kind
+    for linear in linears:
+        if linear.kind is not kind:
+            raise BadArgument(
+                f"staged: expected one kind of delta, found {kind.__name__} and "
+                f"{linear.kind.__name__}"
+            )
+        if linear.inputs != inputs or linear.width > outputs:
+            raise BadArgument(
+                f"x, out: a delta of {linear.inputs} inputs and outputs up to {linear.width} does "
+                f"not fit {tuple(x.shape)} and {tuple(out.shape)}"
+            )
+
+
+def check_staged(base: Tensor, linear: CpuStaged) -> None:
+    """The delta fits this weight.
+
+    Raises:
+        BadArgument: it does not.
+    """
+    if base.ndim != 2 or base.shape[1] != linear.inputs or base.shape[0] < linear.width:
+        raise BadArgument(
+            f"base: expected [at least {linear.width}, {linear.inputs}], found {tuple(base.shape)}"
+        )
+
+
+def check_reconstruct(base: Tensor, out: Tensor, linear: CpuStaged) -> None:
+    """What reconstruct demands.
+
+    Raises:
+        BadArgument: naming the argument.
+    """
+    check_staged(base, linear)
+    if base.dtype not in ACTIVATIONS:
+        raise BadArgument(f"base: expected float32, bfloat16 or float16, found {base.dtype}")
+    if out.dtype != base.dtype or out.shape != base.shape:
+        raise BadArgument(
+            f"out: expected {base.dtype} {tuple(base.shape)} as base, found {out.dtype} "
+            f"{tuple(out.shape)}"
+        )
+    if out.data_ptr() == base.data_ptr():
+        raise BadArgument("out: may not be base itself")
+    for name, tensor in (("base", base), ("out", out)):
+        if not tensor.is_contiguous() or tensor.device.type != "cpu":
+            raise BadArgument(f"{name}: expected a contiguous tensor on cpu")
