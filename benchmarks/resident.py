@@ -64,7 +64,8 @@ def resident(
 ) -> Iterator[Resident]:
     """Start a server in a process group of its own, wait until it answers, stop it.
 
-    With keys a 401 of /v1/models is an answer too.
+    With keys a 401 of /v1/models is an answer too. While it lives, SIGTERM (`timeout`, `kill`) ends
+    this program with its servers: a process group of their own would outlive it.
 
     Raises:
         ServerDidNotStart: it ended, or START_SECONDS went by.
@@ -76,11 +77,13 @@ def resident(
             env={**inherited, **(environ or {})},
         )  # fmt: skip
     server = Resident(name, url, process)
+    before = signal.signal(signal.SIGTERM, _leave)
     try:
         _wait(server, log)
         os.killpg(process.pid, signal.SIGSTOP)
         yield server
     finally:
+        signal.signal(signal.SIGTERM, before)
         if process.poll() is None:
             server.end()
 
@@ -112,6 +115,10 @@ def vllm_server(
         "VLLM_CPU_OMP_THREADS_BIND": f"0-{(os.cpu_count() or 1) - 1}",
     }
     return resident(name, command, f"http://127.0.0.1:{port}", log, environ)
+
+
+def _leave(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def _wait(server: Resident, log: Path) -> None:
