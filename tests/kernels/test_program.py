@@ -1,5 +1,7 @@
 """Recorded operations: the same values as at once, on what the tensors hold at each run."""
 
+import weakref
+
 import pytest
 import torch
 from torch import Tensor
@@ -92,6 +94,17 @@ def test_a_program_says_which_operation_refused_its_arguments(cpu_backend: CpuBa
     index[0] = 4
     with pytest.raises(BadArgument, match="index: beyond the 4 rows"):
         program.run()
+
+
+@pytest.mark.compiler
+def test_a_program_keeps_the_operands_of_its_linears(cpu_backend: CpuBackend) -> None:
+    operands = [torch.randn(3, 8), torch.randn(4, 8), torch.randn(4), torch.empty(3, 4)]
+    program = cpu_backend.record(lambda kernels: kernels.linear(*operands))
+    alive = [weakref.ref(operand) for operand in operands]
+    operands.clear()
+    assert all(ref() is not None for ref in alive)
+    del program
+    assert all(ref() is None for ref in alive)
 
 
 @pytest.mark.compiler

@@ -62,7 +62,7 @@ def linear(
         BadArgument: naming the argument that breaks the contract.
     """
     call, kept = _call(x, weight, bias, out, [(0, x.shape[0])] if spans is None else spans)
-    return Operation("tsugiki_linear", call, kept=(kept,))
+    return Operation("tsugiki_linear", call, kept=kept)
 
 
 def linear_rebuilt(
@@ -79,13 +79,13 @@ def linear_rebuilt(
         BadArgument: naming the argument that breaks the contract.
     """
     call, kept = _call(x, weight, bias, out, spans)
-    return Operation(_REBUILT[delta.kind], RebuiltLinear(call, delta.address), kept=(kept, delta))
+    return Operation(_REBUILT[delta.kind], RebuiltLinear(call, delta.address), kept=(*kept, delta))
 
 
 def _call(
     x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, spans: Sequence[Span]
-) -> tuple[Linear, object]:
-    """The struct, and what it points to that nobody else may keep."""
+) -> tuple[Linear, tuple[object, ...]]:
+    """The struct, and what it points to."""
     check_linear(x, weight, bias, out, spans)
     for name, tensor in (("x", x), ("weight", weight), ("out", out)):
         if tensor.device.type != "cpu":
@@ -107,4 +107,4 @@ def _call(
         DTYPES[out.dtype],
         torch.get_num_threads(),
     )
-    return call, (flat, bias)
+    return call, (x, weight, bias, out, flat)

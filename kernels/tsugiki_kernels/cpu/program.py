@@ -52,13 +52,11 @@ class Program:
     """Operations in order. It keeps what they point to, whose contents may change between runs."""
 
     def __init__(self, library: ctypes.CDLL, steps: Sequence[Step]) -> None:
-        self._walk = library.tsugiki_run
-        self._walk.restype = ctypes.c_int64
         self._parts: list[Callable[[], object]] = []
         for native, group in groupby(steps, lambda step: isinstance(step, Operation)):
             if native:
                 operations = [step for step in group if isinstance(step, Operation)]
-                self._parts.append(self._native(library, operations))
+                self._parts.append(_native(library, operations))
             else:
                 self._parts += [step for step in group if not isinstance(step, Operation)]
 
@@ -71,20 +69,23 @@ class Program:
         for part in self._parts:
             part()
 
-    def _native(
-        self, library: ctypes.CDLL, operations: Sequence[Operation]
-    ) -> Callable[[], object]:
-        entries = (_Entry * len(operations))()
-        for entry, operation in zip(entries, operations, strict=True):
-            function = ctypes.cast(getattr(library, operation.function), ctypes.c_void_p)
-            entry.function = function.value
-            entry.arguments = ctypes.addressof(operation.arguments)
-            entry.checks = operation.refusal is not None
-        count, threads = ctypes.c_int64(len(operations)), torch.get_num_threads()
 
-        def walk() -> None:
-            failed = self._walk(entries, count, threads)
-            if failed >= 0:
-                raise BadArgument(operations[failed].refusal)
+def _native(library: ctypes.CDLL, operations: Sequence[Operation]) -> Callable[[], None]:
+    """Consecutive operations as one call. It refers to nothing that refers to it: what a program
+    keeps, variants above all, is freed when the program is dropped and not when Python collects."""
+    walk, threads = library.tsugiki_run, torch.get_num_threads()
+    walk.restype = ctypes.c_int64
+    count = ctypes.c_int64(len(operations))
+    entries = (_Entry * len(operations))()
+    for entry, operation in zip(entries, operations, strict=True):
+        function = ctypes.cast(getattr(library, operation.function), ctypes.c_void_p)
+        entry.function = function.value
+        entry.arguments = ctypes.addressof(operation.arguments)
+        entry.checks = operation.refusal is not None
 
-        return walk
+    def run() -> None:
+        failed = walk(entries, count, threads)
+        if failed >= 0:
+            raise BadArgument(operations[failed].refusal)
+
+    return run
