@@ -46,21 +46,18 @@ class LinearPlan:
 
 
 class StepPlan:
-    """The plan of one step over `rows` rows; a linear's part is worked out when first asked for."""
+    """The plan of one step over `rows` rows; a linear's part is worked out when asked for."""
 
     def __init__(self, segments: Sequence[Segment], rows: int) -> None:
         self.rows = rows
         self.variant_segments = tuple((s, s.variant) for s in segments if s.variant is not None)
         self.variants = list({id(v): v for _, v in self.variant_segments}.values())
-        self._linears: dict[str, LinearPlan | None] = {}
 
     def linear(self, name: str) -> LinearPlan | None:
         """The plan of a fused linear; None: the base's output stands for all rows."""
         if not self.variant_segments:
             return None
-        if name not in self._linears:
-            self._linears[name] = plan_linear(name, self.variant_segments, self.rows)
-        return self._linears[name]
+        return plan_linear(name, self.variant_segments, self.rows)
 
     def row_variants(self) -> Tensor:
         """int64 [rows], CPU: 0 for base rows, else 1 + the place of the variant in `variants`."""
