@@ -166,20 +166,51 @@ def check_linear(
     outputs, inputs = weight.shape
     rows = x.shape[0]
     check_tensor("weight", weight, (weight.dtype,), (outputs, inputs))
-    _check_rows("x", x, (weight.dtype,), (rows, inputs))
-    _check_rows("out", out, (weight.dtype, torch.float32), (rows, outputs))
+    check_strided("x", x, (weight.dtype,), (rows, inputs))
+    check_strided("out", out, (weight.dtype, torch.float32), (rows, outputs))
     if bias is not None:
         check_tensor("bias", bias, (weight.dtype, torch.float32), (outputs,))
     _check_within(spans, rows)
 
 
-def _check_rows(
-    name: str, tensor: Tensor, dtypes: Sequence[torch.dtype], shape: tuple[int, int]
+def check_strided(
+    name: str, tensor: Tensor, dtypes: Sequence[torch.dtype], shape: tuple[int, ...]
 ) -> None:
-    if tensor.dtype not in dtypes or tensor.shape != shape:
+    """One of the dtypes, exactly this shape, unit stride in the last dimension.
+
+    Raises:
+        BadArgument: naming the tensor.
+    """
+    if tensor.dtype not in dtypes:
+        raise BadArgument(f"{name}: expected {dtypes[0]}, found {tensor.dtype}")
+    if tensor.shape != shape:
+        raise BadArgument(f"{name}: expected shape {tuple(shape)}, found {tuple(tensor.shape)}")
+    if tensor.stride(-1) != 1:
         raise BadArgument(
-            f"{name}: expected {dtypes[0]} {shape} beside this weight, found {tensor.dtype} "
-            f"{tuple(tensor.shape)}"
+            f"{name}: expected unit stride in the last dimension, found {tensor.stride()}"
         )
-    if tensor.stride(1) != 1:
-        raise BadArgument(f"{name}: expected unit stride in the last dimension")
+
+
+def check_column(name: str, column: Tensor, dtype: torch.dtype, length: int) -> None:
+    """One value per row.
+
+    Raises:
+        BadArgument: naming the argument.
+    """
+    if column.dtype != dtype or column.shape != (length,) or not column.is_contiguous():
+        expected = str(dtype).removeprefix("torch.")
+        raise BadArgument(
+            f"{name}: expected contiguous {expected} [{length}], found {column.dtype} "
+            f"{tuple(column.shape)}"
+        )
+
+
+def check_on_cpu(**tensors: Tensor) -> None:
+    """What C++ reads lies in host memory.
+
+    Raises:
+        BadArgument: naming the tensor.
+    """
+    for name, tensor in tensors.items():
+        if tensor.device.type != "cpu":
+            raise BadArgument(f"{name}: expected a tensor on cpu, found {tensor.device}")

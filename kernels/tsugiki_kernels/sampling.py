@@ -7,7 +7,7 @@ seeds or penalties.
 import torch
 from torch import Tensor
 
-from tsugiki_kernels.check import ACTIVATIONS
+from tsugiki_kernels.check import ACTIVATIONS, check_column
 from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.interface import Draws, Logprobs
 
@@ -44,19 +44,6 @@ def check_rows(logits: Tensor, rows: Tensor) -> None:
     check_column("rows", rows, torch.int64, len(rows))
     if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(logits):
         raise BadArgument(f"rows: expected rows of {len(logits)}, found {rows.tolist()}")
-
-
-def check_column(name: str, column: Tensor, dtype: torch.dtype, length: int) -> None:
-    """One value per row.
-
-    Raises:
-        BadArgument: naming the argument.
-    """
-    if column.dtype != dtype or column.shape != (length,) or not column.is_contiguous():
-        raise BadArgument(
-            f"{name}: expected contiguous {dtype} [{length}], found {column.dtype} "
-            f"{tuple(column.shape)}"
-        )
 
 
 def check_tokens(logits: Tensor, token_ids: Tensor, count: int, width: int) -> None:

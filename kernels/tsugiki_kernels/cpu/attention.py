@@ -8,7 +8,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from tsugiki_kernels.check import ACTIVATIONS
+from tsugiki_kernels.check import ACTIVATIONS, check_strided
 from tsugiki_kernels.cpu.program import Operation
 from tsugiki_kernels.cpu.staging import DTYPES
 from tsugiki_kernels.errors import BadArgument
@@ -76,8 +76,8 @@ def write_kv(k: Tensor, v: Tensor, cache: Tensor, where: AttentionBatch) -> Oper
     """
     _check_cache(cache, where.block_size)
     rows, expected = k.shape[0], (k.shape[0], cache.shape[2], cache.shape[4])
-    _check_rows("k", k, cache, expected)
-    _check_rows("v", v, cache, expected)
+    check_strided("k", k, (cache.dtype,), expected)
+    check_strided("v", v, (cache.dtype,), expected)
     _check_index("slots", where.slots, torch.int64)
     if len(where.slots) != rows:
         raise BadArgument(f"slots: expected one per row ({rows}), found {len(where.slots)}")
@@ -108,8 +108,8 @@ def paged_attention(
         BadArgument: a tensor of the wrong dtype, shape or strides, or a block outside the cache.
     """
     _check_cache(cache, where.block_size)
-    _check_rows("q", q, cache, (q.shape[0], q.shape[1], cache.shape[4]))
-    _check_rows("out", out, cache, q.shape)
+    check_strided("q", q, (cache.dtype,), (q.shape[0], q.shape[1], cache.shape[4]))
+    check_strided("out", out, (cache.dtype,), q.shape)
     if q.shape[1] % cache.shape[2]:
         raise BadArgument(f"q: {q.shape[1]} heads do not divide over {cache.shape[2]} KV heads")
     if window is not None and window < 1:
@@ -159,15 +159,6 @@ def _check_cache(cache: Tensor, block_size: int) -> None:
             f"cache: expected a contiguous tensor on cpu, found strides {cache.stride()} "
             f"on {cache.device}"
         )
-
-
-def _check_rows(name: str, rows: Tensor, cache: Tensor, expected: tuple[int, ...]) -> None:
-    if rows.dtype != cache.dtype:
-        raise BadArgument(f"{name}: expected {cache.dtype} as the cache has, found {rows.dtype}")
-    if tuple(rows.shape) != expected:
-        raise BadArgument(f"{name}: expected shape {expected}, found {tuple(rows.shape)}")
-    if rows.stride(2) != 1:
-        raise BadArgument(f"{name}: expected unit stride in head_dim, found {rows.stride()}")
 
 
 def _check_index(name: str, index: Tensor, dtype: torch.dtype) -> None:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tsugiki_kernels.check import ACTIVATIONS
+from tsugiki_kernels.check import ACTIVATIONS, check_column, check_on_cpu, check_strided
 from tsugiki_kernels.cpu.program import Operation
 from tsugiki_kernels.cpu.records import Fields
 from tsugiki_kernels.cpu.staging import DTYPES
@@ -104,6 +104,8 @@ def rms_norm(
     """
     heads = x.shape[1] if x.ndim == 3 else 1
     rows, dim = x.shape[0], x.shape[-1]
+    if index is not None:
+        check_column("index", index, torch.int64, rows)
     _check("x", x, x.dtype, x.shape)
     _check("out", out, x.dtype, x.shape)
     _check("weight", weight, weight.dtype, (len(weight), dim))
@@ -119,7 +121,7 @@ def rms_norm(
         out.stride(0),
         out.stride(1),
         weight.data_ptr(),
-        None if index is None else _index(index, rows),
+        None if index is None else index.data_ptr(),
         rows,
         heads,
         dim,
@@ -185,6 +187,7 @@ def gather(x: Tensor, index: Tensor, out: Tensor) -> Operation:
         BadArgument: naming the tensor.
     """
     rows, width = len(index), x.shape[1]
+    check_column("index", index, torch.int64, rows)
     _check("x", x, x.dtype, x.shape)
     _check("out", out, x.dtype, (rows, width))
     if not out.is_contiguous():
@@ -192,7 +195,7 @@ def gather(x: Tensor, index: Tensor, out: Tensor) -> Operation:
     call = Gather(
         x.data_ptr(),
         x.stride(0),
-        _index(index, rows),
+        index.data_ptr(),
         len(x),
         out.data_ptr(),
         rows,
@@ -203,21 +206,8 @@ def gather(x: Tensor, index: Tensor, out: Tensor) -> Operation:
     return Operation("tsugiki_gather", call, refusal, kept=(x, index, out))
 
 
-def _index(index: Tensor, rows: int) -> int:
-    if index.dtype != torch.int64 or index.shape != (rows,) or not index.is_contiguous():
-        raise BadArgument(
-            f"index: expected contiguous int64 [{rows}], found {index.dtype} {tuple(index.shape)}"
-        )
-    return index.data_ptr()
-
-
 def _check(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    if tensor.dtype != dtype or dtype not in ACTIVATIONS:
-        raise BadArgument(f"{name}: expected {dtype} among {ACTIVATIONS}, found {tensor.dtype}")
-    if tensor.shape != shape:
-        raise BadArgument(f"{name}: expected shape {tuple(shape)}, found {tuple(tensor.shape)}")
-    if tensor.stride(-1) != 1 or tensor.device.type != "cpu":
-        raise BadArgument(
-            f"{name}: expected unit stride in the last dimension on cpu, found {tensor.stride()} "
-            f"on {tensor.device}"
-        )
+    if dtype not in ACTIVATIONS:
+        raise BadArgument(f"{name}: expected float32, bfloat16 or float16, found {dtype}")
+    check_strided(name, tensor, (dtype,), shape)
+    check_on_cpu(**{name: tensor})

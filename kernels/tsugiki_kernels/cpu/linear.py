@@ -12,12 +12,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tsugiki_kernels.check import check_linear
+from tsugiki_kernels.check import check_linear, check_on_cpu
 from tsugiki_kernels.cpu.program import Operation
 from tsugiki_kernels.cpu.records import Fields
 from tsugiki_kernels.cpu.staging import DTYPES, CpuStaged
 from tsugiki_kernels.deltas import SignDelta, SparseDelta
-from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.interface import Span
 
 _I64, _I32, _PTR = ctypes.c_int64, ctypes.c_int32, ctypes.c_void_p
@@ -87,9 +86,7 @@ def _call(
 ) -> tuple[Linear, tuple[object, ...]]:
     """The struct, and what it points to."""
     check_linear(x, weight, bias, out, spans)
-    for name, tensor in (("x", x), ("weight", weight), ("out", out)):
-        if tensor.device.type != "cpu":
-            raise BadArgument(f"{name}: expected a tensor on cpu, found {tensor.device}")
+    check_on_cpu(x=x, weight=weight, out=out)
     flat = array("q", chain.from_iterable(spans))
     call = Linear(
         x.data_ptr(),
