@@ -18,7 +18,7 @@ from tsugiki.commands import serve
 from tsugiki.config import load_config
 from tsugiki.engine.build import create_engine
 from tsugiki.engine.model_runner import ChunkResult
-from tsugiki.engine.scheduler import Chunk
+from tsugiki.engine.schedule import Chunk
 
 TOKENS = range(1000, 3000)  # ordinary words, one after the other
 

@@ -37,7 +37,7 @@ from tsugiki.engine.build import create_engine
 from tsugiki.engine.client import EngineClient, GenerationSpec
 from tsugiki.engine.model_runner import ChunkResult, TorchModelRunner
 from tsugiki.engine.request import SamplingParams
-from tsugiki.engine.scheduler import Chunk
+from tsugiki.engine.schedule import Chunk
 from tsugiki.engine.sizing import Sizes
 from tsugiki.model.decoder import Decoder
 from tsugiki.model.kv_cache import allocate_kv_cache

@@ -20,7 +20,8 @@ from tsugiki.engine.local import LocalEngine
 from tsugiki.engine.model_runner import ChunkResult
 from tsugiki.engine.open_requests import OpenRequests
 from tsugiki.engine.request import Request, SamplingParams, VariantRef
-from tsugiki.engine.scheduler import Chunk, Limits, Scheduler
+from tsugiki.engine.schedule import Chunk, Limits
+from tsugiki.engine.scheduler import Scheduler
 from tsugiki.engine.thread import Commands, EngineThread, wake
 from tsugiki.engine.variant_events import VariantEvents
 from tsugiki.engine.variant_memory import VariantMemory

@@ -5,7 +5,8 @@ from typing import Any
 
 from tsugiki.engine.kv_blocks import BlockManager
 from tsugiki.engine.request import Request
-from tsugiki.engine.scheduler import Limits, Scheduler, SchedulerOutput
+from tsugiki.engine.schedule import Limits, SchedulerOutput
+from tsugiki.engine.scheduler import Scheduler
 
 
 def scheduler(

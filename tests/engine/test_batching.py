@@ -9,7 +9,7 @@ import torch
 from tsugiki.codecs.base import ResidentVariant, StagedLinear
 from tsugiki.engine.batching import BatchPlan, build
 from tsugiki.engine.request import Request
-from tsugiki.engine.scheduler import Chunk
+from tsugiki.engine.schedule import Chunk
 
 RequestFactory = Callable[..., Request]
 BLOCK = 4

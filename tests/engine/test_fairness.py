@@ -8,7 +8,8 @@ import pytest
 from tests.engine.scheduling import scheduler, step
 from tsugiki.engine.preemption import MAX_PREEMPTIONS
 from tsugiki.engine.request import Request, RequestStatus
-from tsugiki.engine.scheduler import Scheduler, SchedulerOutput
+from tsugiki.engine.schedule import SchedulerOutput
+from tsugiki.engine.scheduler import Scheduler
 from tsugiki.engine.tenants import AGING_SECONDS
 
 RequestFactory = Callable[..., Request]

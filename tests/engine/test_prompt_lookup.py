@@ -17,7 +17,8 @@ from tsugiki.engine.prompt_lookup import (
     StepCosts,
 )
 from tsugiki.engine.request import Request
-from tsugiki.engine.scheduler import Chunk, Limits, Scheduler
+from tsugiki.engine.schedule import Chunk, Limits
+from tsugiki.engine.scheduler import Scheduler
 
 RequestFactory = Callable[..., Request]
 SONG = [1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3]

@@ -16,7 +16,8 @@ from tsugiki.engine.request import (
     SamplingParams,
     VariantRef,
 )
-from tsugiki.engine.scheduler import Chunk, Scheduler
+from tsugiki.engine.schedule import Chunk
+from tsugiki.engine.scheduler import Scheduler
 from tsugiki.engine.tenants import rank
 
 Content = tuple[str | None, str | None, int]  # what a place of the cache holds: whose, which token

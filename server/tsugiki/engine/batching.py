@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from tsugiki.codecs.base import ResidentVariant
-from tsugiki.engine.scheduler import Chunk
+from tsugiki.engine.schedule import Chunk
 from tsugiki.model.batch import Batch, Segment
 from tsugiki_kernels.interface import AttentionBatch
 

@@ -26,7 +26,8 @@ from tsugiki.engine.local import LocalEngine
 from tsugiki.engine.model_runner import ModelRunner, TorchModelRunner
 from tsugiki.engine.open_requests import OpenRequests
 from tsugiki.engine.prompt_lookup import PromptLookup
-from tsugiki.engine.scheduler import Limits, Scheduler
+from tsugiki.engine.schedule import Limits
+from tsugiki.engine.scheduler import Scheduler
 from tsugiki.engine.sizing import Sizes, choose_sizes
 from tsugiki.engine.thread import Commands, EngineThread, wake
 from tsugiki.engine.variant_events import VariantEvents

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from tsugiki.codecs.base import ResidentVariant
 from tsugiki.engine.model_runner import ChunkResult, ModelRunner
 from tsugiki.engine.request import FinishReason, Request, TokenLogprobs
-from tsugiki.engine.scheduler import Chunk, Scheduler
+from tsugiki.engine.schedule import Chunk
+from tsugiki.engine.scheduler import Scheduler
 from tsugiki.engine.variant_turns import VariantTurns
 from tsugiki.errors import Conflict, TsugikiError
 from tsugiki.variants.loader import LoadOutcome

@@ -16,7 +16,7 @@ from tsugiki.engine.batching import LogitRows, build
 from tsugiki.engine.logprobs import token_logprobs
 from tsugiki.engine.request import TokenLogprobs
 from tsugiki.engine.sampler import Sampled, Sampler, Wanted
-from tsugiki.engine.scheduler import Chunk
+from tsugiki.engine.schedule import Chunk
 from tsugiki.model.decoder import Decoder
 from tsugiki.model.kv_cache import KVCache
 
