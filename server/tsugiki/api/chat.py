@@ -76,7 +76,7 @@ class _ChatWriter:
         self._usage_always = bool(options and options.continuous_usage_stats)
         varied = self._usage_always or body.logprobs or body.return_token_ids
         self._only_text = not varied
-        self._text_events: dict[int, sse.TextEvent] = {}
+        self._text_events = sse.TextEvents(self._text_chunk)
 
     def whole(self, outputs: list[Output]) -> dict[str, Any]:
         """The answer that is not streamed."""
@@ -107,16 +107,11 @@ class _ChatWriter:
 
     def _written(self, index: int, event: GenerationEvent) -> bytes:
         if self._only_text and event.text and not event.finish_reason and index in self._opened:
-            return self._text_event(index)(event.text)
+            return self._text_events(index, event.text)
         return b"".join(map(sse.data, self._chunks(index, event)))
 
-    def _text_event(self, index: int) -> sse.TextEvent:
-        """What most events are: text in the middle of an answer."""
-        if index not in self._text_events:
-            self._text_events[index] = sse.TextEvent(
-                lambda text: self._chunk(index, {"content": text}, GenerationEvent(text, ()))
-            )
-        return self._text_events[index]
+    def _text_chunk(self, index: int, text: str) -> dict[str, Any]:
+        return self._chunk(index, {"content": text}, GenerationEvent(text, ()))
 
     def _chunks(self, index: int, event: GenerationEvent) -> list[dict[str, Any]]:
         chunks = []

@@ -115,7 +115,7 @@ class _CompletionWriter:
         self._usage_always = bool(options and options.continuous_usage_stats)
         varied = self._usage_always or body.logprobs is not None or body.return_token_ids
         self._only_text = not varied
-        self._text_events: dict[int, sse.TextEvent] = {}
+        self._text_events = sse.TextEvents(self._text_chunk)
 
     def whole(self, outputs: list[Output]) -> dict[str, Any]:
         """The answer that is not streamed."""
@@ -132,7 +132,7 @@ class _CompletionWriter:
 
     def _written(self, index: int, event: GenerationEvent) -> bytes:
         if self._only_text and event.text and not event.finish_reason and index in self._characters:
-            return self._text_event(index)(event.text)
+            return self._text_events(index, event.text)
         first = index not in self._characters
         echo = self._echo(index) if first else ""
         offset = self._characters.get(index, 0)
@@ -145,15 +145,8 @@ class _CompletionWriter:
         self._characters[index] = offset + len(choice["text"])
         return sse.data(self._chunk([choice]))
 
-    def _text_event(self, index: int) -> sse.TextEvent:
-        """What most events are: text in the middle of an answer."""
-        if index not in self._text_events:
-            self._text_events[index] = sse.TextEvent(
-                lambda text: self._chunk(
-                    [self._choice(index, "", Output(text), offset=0, with_prompt=False)]
-                )
-            )
-        return self._text_events[index]
+    def _text_chunk(self, index: int, text: str) -> dict[str, Any]:
+        return self._chunk([self._choice(index, "", Output(text), offset=0, with_prompt=False)])
 
     def closing(self) -> bytes:
         """The event with the usage, if it was asked for."""

@@ -38,17 +38,27 @@ def data(payload: dict[str, Any]) -> bytes:
     return f"data: {_to_json(payload)}\n\n".encode()
 
 
-class TextEvent:
-    """Events that differ in one text only: serialised once, but for that text."""
+class TextEvents:
+    """What most events are: text in the middle of an answer. Those of one sequence differ in the
+    text only, and are serialised once but for that."""
 
-    def __init__(self, payload: Callable[[str], dict[str, Any]]) -> None:
-        """`payload(text)` is the event of a text, the last string in it to vary."""
-        before, _, after = data(payload(_MARK)).rpartition(encode_basestring(_MARK).encode())
-        self._before, self._after = before.decode(), after.decode()
+    def __init__(self, payload: Callable[[int, str], dict[str, Any]]) -> None:
+        """`payload(index, text)` is the event of a sequence's text, the last string in it to
+        vary."""
+        self._payload = payload
+        self._around: dict[int, tuple[str, str]] = {}
 
-    def __call__(self, text: str) -> bytes:
+    def __call__(self, index: int, text: str) -> bytes:
         """The event of this text."""
-        return (self._before + encode_basestring(text) + self._after).encode()
+        if index not in self._around:
+            self._around[index] = self._serialised(index)
+        before, after = self._around[index]
+        return (before + encode_basestring(text) + after).encode()
+
+    def _serialised(self, index: int) -> tuple[str, str]:
+        whole, mark = data(self._payload(index, _MARK)).decode(), encode_basestring(_MARK)
+        before, _, after = whole.rpartition(mark)
+        return before, after
 
 
 class EventStream(StreamingResponse):
