@@ -92,26 +92,18 @@ def create_engine(
     pace = Pace(lambda: bool(scheduler.running), lambda: core.counters.last_step_seconds)
     load = _load(base, registry, pace)
     loader = BackgroundLoader(load, on_finished=lambda: commands.put(wake))
-    residency = Residency(
-        loader,
-        config.variant_memory,
-        host_bytes=sizes.host_variant_bytes,
-        idle_bytes=int(IDLE_SHARE * config.variant_memory),
-        on_transition=events.transition,
-    )
+    residency = _residency(config, sizes, loader, events)
     core = EngineCore(scheduler, make_runner(base, sizes), residency)
     thread = EngineThread(core, commands)
     view = VariantView(base_info, text, registry, residency, OpenRequests())
     service = VariantService(
         view, VariantMemory(thread, view.open_requests), events, convert_adapter
     )
-    most = config.max_num_seqs + config.max_queued_requests
-    admission = Admission(sizes.max_model_len, most, FinishRate())
     return LocalEngine(
         core,
         thread,
         service,
-        admission,
+        _admission(config, sizes),
         loader,
         _machine(base),
         watch_seconds=config.watch_seconds,
@@ -215,6 +207,23 @@ def _load(base: BaseModel, registry: Registry, pace: Pace) -> Load:
         return replace(variant, nbytes=page_rounded(variant.nbytes))
 
     return load_files(registry.path, stage, allocate, pace)
+
+
+def _residency(
+    config: ServeConfig, sizes: Sizes, loader: BackgroundLoader, events: VariantEvents
+) -> Residency:
+    return Residency(
+        loader,
+        config.variant_memory,
+        host_bytes=sizes.host_variant_bytes,
+        idle_bytes=int(IDLE_SHARE * config.variant_memory),
+        on_transition=events.transition,
+    )
+
+
+def _admission(config: ServeConfig, sizes: Sizes) -> Admission:
+    most = config.max_num_seqs + config.max_queued_requests
+    return Admission(sizes.max_model_len, most, FinishRate())
 
 
 def _scheduler(config: ServeConfig, sizes: Sizes) -> Scheduler:
