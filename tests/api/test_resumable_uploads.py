@@ -5,7 +5,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ from tests.api.conftest import MakeClient
 from tests.api.fake_engine import FakeEngine
 from tests.api.live_server import LiveServer
 from tests.api.test_uploads import MIB, FullDisk, until, uploads
+from tsugiki.api.content_range import parse_content_range
+from tsugiki.api.partial_files import PartialFiles
+from tsugiki.api.resumable import Chunk, Progress, ResumableUploads
 from tsugiki.errors import CorruptArtifact, Unavailable
 
 CONTENT = b"0123456789"
@@ -251,6 +254,40 @@ def test_a_connection_that_hangs_is_taken_over(
     assert MIB <= received <= 2 * MIB
     assert rest.status_code == 201
     assert engine.uploaded == content
+
+
+def test_a_question_that_an_older_request_overtakes_is_answered_all_the_same(
+    tmp_path: Path,
+) -> None:
+    """The bytes of a connection that broke may be read after the question about them."""
+
+    async def overtaken() -> list[Progress | str]:
+        asked = asyncio.Event()
+
+        async def silence() -> AsyncIterator[bytes]:
+            asked.set()
+            await asyncio.Event().wait()
+            yield b""
+
+        async def content() -> AsyncIterator[bytes]:
+            yield CONTENT[:4]
+
+        async def finish(whole: Path) -> str:
+            return whole.name
+
+        files = PartialFiles(lambda: tmp_path, most=1, most_bytes=MIB)
+        uploads = ResumableUploads[str](files, lambda: tmp_path)
+        chunks = [
+            Chunk(ID, "new", parse_content_range(f"bytes {span}"), body)
+            for span, body in [("*/10", silence()), ("0-3/10", content())]
+        ]
+        question = asyncio.create_task(uploads.take(chunks[0], finish))
+        await asked.wait()
+        return [await uploads.take(chunks[1], finish), await question]
+
+    older, question = asyncio.run(overtaken())
+    assert older == Progress(4, 10)
+    assert question in (Progress(0, 10), Progress(4, 10))
 
 
 def test_a_client_that_missed_the_end_is_told_it(
