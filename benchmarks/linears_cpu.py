@@ -117,7 +117,7 @@ def main() -> None:
         table.append({"rows": rows, **row, "floor_ms": floor})
         print(
             f"{rows:4} rows {row['us'] / 1e3:8.2f} ms   floor {floor:7.2f} ms   "
-            f"{'base alone' if args.rebuilt else 'torch'} {row['dense_us'] / 1e3:8.2f} ms   "
+            f"{'base alone' if args.rebuilt else 'torch'} {row['beside_us'] / 1e3:8.2f} ms   "
             f"ratio {row['ratio']:.3f} [{row['low']:.3f}, {row['high']:.3f}]",
             flush=True,
         )
