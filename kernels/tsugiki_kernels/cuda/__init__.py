@@ -1,0 +1,1 @@
+"""The operations on an NVIDIA GPU: CUDA sources, the Python that launches them, one backend."""
