@@ -10,6 +10,10 @@ import pytest
 def pytest_addoption(parser: pytest.Parser) -> None:
     """CI gives --no-skips: it installs everything, so nothing but a GPU may be missing."""
     parser.addoption("--no-skips", action="store_true", help="any skip but gpu is a failure")
+    # How tests/kernels/cuda executes kernels on the CPU; `make kernels-deep` goes through them all.
+    parser.addoption("--cuda-flavour", default="plain", help="plain, sanitized or races")
+    parser.addoption("--cuda-order", default="forward", help="forward, reverse or random")
+    parser.addoption("--cuda-capability", default="8.0", help="the GPU that is played")
 
 
 def gpu_present() -> bool:

@@ -1,0 +1,45 @@
+"""Where kernels run under test: the executor on the CPU, and a real GPU where there is one."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.kernels.cuda.executor import ORDERS, Executor
+from tests.kernels.cuda.host_build import FLAVOURS
+from tsugiki_kernels.cuda.launcher import Launcher
+
+
+@pytest.fixture(scope="session")
+def shim_cache(request: pytest.FixtureRequest) -> Path:
+    """Where the shim's libraries are kept between runs; their names carry a digest of sources."""
+    return Path(request.config.cache.mkdir("tsugiki_cuda_shim"))
+
+
+@pytest.fixture(scope="session")
+def executor(request: pytest.FixtureRequest, shim_cache: Path) -> Executor:
+    """All kernels on the CPU; --cuda-flavour, --cuda-order and --cuda-capability choose how."""
+    flavour = FLAVOURS[request.config.getoption("--cuda-flavour")]
+    if shutil.which(flavour.compiler) is None:
+        pytest.skip(f"no {flavour.compiler} on the PATH: no CUDA kernel was executed")
+    order = request.config.getoption("--cuda-order")
+    major, minor = request.config.getoption("--cuda-capability").split(".")
+    assert order in ORDERS
+    executor = Executor(shim_cache, flavour, order, capability=(int(major), int(minor)))
+    executor.build_all()
+    return executor
+
+
+@pytest.fixture(
+    scope="session",
+    params=[
+        pytest.param("executor", marks=pytest.mark.compiler),
+        pytest.param("gpu", marks=pytest.mark.gpu),
+    ],
+)
+def launcher(request: pytest.FixtureRequest) -> Launcher:
+    """What a kernel's test launches with; its tensors go to `launcher.device`."""
+    if request.param == "executor":
+        executor: Launcher = request.getfixturevalue("executor")
+        return executor
+    raise NotImplementedError
