@@ -34,6 +34,7 @@ DEVICE constexpr int32_t fragment_place(int32_t output, int32_t column) {
 // On tensor cores.
 template <class T, int32_t TILES>
 struct TensorProduct {
+  static constexpr bool ON_TENSOR_CORES = true;
   float sums[TILES][4];  // output 0 of rows 2 t, 2 t + 1, then output 1
 
   DEVICE void clear() {
@@ -91,6 +92,7 @@ struct TensorProduct {
 // own columns for all eight rows; `outputs` sums over the four lanes that share outputs.
 template <class T, int32_t TILES>
 struct ScalarProduct {
+  static constexpr bool ON_TENSOR_CORES = false;
   float sums[2 * TILES][ROWS_AT_ONCE];
 
   DEVICE void clear() {

@@ -1,0 +1,134 @@
+"""Low-rank deltas on the GPU's kernels, executed on the CPU, against the dense formula."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.kernels.cuda.executor import Executor
+from tests.kernels.cuda.resident import Memory, apply_parts
+from tests.kernels.deltas import cast, close, expected64, low_rank
+from tsugiki_kernels.cuda import low_rank as operation
+from tsugiki_kernels.cuda.launcher import Launcher
+from tsugiki_kernels.cuda.work_list import ResidentPart
+from tsugiki_kernels.deltas import LowRankDelta, Placed
+from tsugiki_kernels.errors import BadArgument
+from tsugiki_kernels.interface import Span
+
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}  # of one rounding
+DTYPES = pytest.mark.parametrize(
+    "dtype", TOLERANCE, ids=lambda dtype: str(dtype).removeprefix("torch.")
+)
+
+
+def stage(parts: Sequence[Placed], memory: Memory) -> list[ResidentPart]:
+    staged = []
+    for placed in parts:
+        delta = placed.delta
+        assert isinstance(delta, LowRankDelta)
+        a, b = map(memory.put, operation.pack(delta))
+        record = operation.record(delta, placed.offset, a, b, memory.bias(delta.bias))
+        staged.append(operation.resident(delta, placed.offset, memory.put_record(record)))
+    return staged
+
+
+def apply(
+    launcher: Launcher,
+    x: Tensor,
+    out: Tensor,
+    variants: Sequence[Sequence[Placed]],
+    spans: Sequence[Span],
+    capacity: int | None = None,
+) -> None:
+    memory = Memory()
+    linears = [stage(parts, memory) for parts in variants]
+    apply_parts(operation.apply, launcher, x, out, linears, spans, capacity)
+
+
+def delta(shape: tuple[int, int], seed: int, rank: int, dtype: torch.dtype) -> LowRankDelta:
+    made = cast(low_rank(shape, seed, rank, bias=seed % 2 == 0), dtype)
+    assert isinstance(made, LowRankDelta)
+    return made
+
+
+@DTYPES
+def test_ranks_and_parts_of_many_variants_meet_their_rows_only(
+    launcher: Executor, dtype: torch.dtype
+) -> None:
+    spans = [(1, 4), (4, 4), (6, 7), (9, 19)]
+    ranks = [5, 16, 33, 8]
+    variants = [
+        [Placed(3, delta((70, 50), v, rank, dtype)), Placed(73, delta((17, 50), v + 9, 3, dtype))]
+        for v, rank in enumerate(ranks)
+    ]
+    x, out = torch.randn(20, 50).to(dtype), torch.randn(20, 96).to(dtype)
+    expected, before = expected64(x, out, variants, spans), out.clone()
+    apply(launcher, x, out, variants, spans)
+    assert close(out, expected, TOLERANCE[dtype])
+    untouched = [0, 4, 5, 7, 8, 19]
+    assert torch.equal(out[untouched], before[untouched])
+    assert torch.equal(out[:, :3], before[:, :3])
+    assert torch.equal(out[:, 90:], before[:, 90:])
+
+
+@DTYPES
+def test_long_inputs_are_summed_over_slices_and_long_ranks_over_panels(
+    launcher: Executor, dtype: torch.dtype
+) -> None:
+    parts = [Placed(0, delta((300, 1100), 1, 150, dtype))]
+    x, out = torch.randn(3, 1100).to(dtype), torch.randn(3, 300)
+    expected = expected64(x, out, [parts], [(0, 3)])
+    apply(launcher, x, out, [parts], [(0, 3)])
+    assert close(out, expected, 1e-5)  # a float32 output: 16-bit products lose nothing
+
+
+@DTYPES
+def test_the_bits_of_a_row_do_not_depend_on_the_rows_beside_it(
+    launcher: Executor, dtype: torch.dtype
+) -> None:
+    parts = [Placed(0, delta((80, 600), 2, 12, dtype))]
+    x, out = torch.randn(70, 600).to(dtype), torch.randn(70, 80).to(dtype)
+    alone = out.clone()
+    apply(launcher, x, out, [parts], [(0, 70)])
+    for row in (0, 7, 8, 66):
+        apply(launcher, x, alone, [parts], [(row, row + 1)])
+        assert torch.equal(out[row], alone[row])
+
+
+def test_rows_that_are_slices_of_wider_ones_need_no_alignment(launcher: Executor) -> None:
+    parts = [Placed(0, delta((32, 48), 1, 4, torch.bfloat16))]
+    wide_x, wide_out = torch.randn(5, 101).bfloat16(), torch.zeros(5, 81).bfloat16()
+    x, out = wide_x[:, 7:55], wide_out[:, 11:43]
+    expected = expected64(x, out, [parts], [(0, 5)])
+    apply(launcher, x, out, [parts], [(0, 5)])
+    assert close(out, expected, TOLERANCE[torch.bfloat16])
+    assert not wide_out[:, :11].any()
+    assert not wide_out[:, 43:].any()
+
+
+def test_a_list_with_room_for_more_parts_gives_the_same(launcher: Executor) -> None:
+    parts = [Placed(0, delta((40, 64), 4, 8, torch.float16))]
+    x, out = torch.randn(9, 64).half(), torch.randn(9, 40).half()
+    roomy = out.clone()
+    apply(launcher, x, out, [parts, parts], [(0, 2), (5, 9)])
+    apply(launcher, x, roomy, [parts, parts], [(0, 2), (5, 9)], capacity=37)
+    assert torch.equal(out, roomy)
+
+
+def test_no_rows_launch_nothing_that_writes(launcher: Executor) -> None:
+    out = torch.randn(3, 40)
+    before = out.clone()
+    apply(launcher, torch.randn(3, 0), out, [], [], capacity=4)
+    assert torch.equal(out, before)
+
+
+def test_refusals_name_the_argument(launcher: Executor) -> None:
+    parts = [Placed(0, delta((40, 64), 4, 8, torch.float32))]
+    out = torch.zeros(4, 40)
+    with pytest.raises(BadArgument, match="x: expected shape"):
+        apply(launcher, torch.randn(4, 65), out, [parts], [(0, 4)])
+    with pytest.raises(BadArgument, match="out: expected at least 40 columns"):
+        apply(launcher, torch.randn(4, 64), out[:, :39], [parts], [(0, 4)])
+    with pytest.raises(BadArgument, match="spans: 1 parts, the list holds 0"):
+        apply(launcher, torch.randn(4, 64), out, [parts], [(0, 4)], capacity=0)
