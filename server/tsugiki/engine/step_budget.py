@@ -5,6 +5,9 @@ step held and how long it took.
 """
 
 NEWCOMER_TOKENS = 64
+# What is measured trembles, and a step of another size is another recording (model/recorded.py):
+# milliseconds of Python. So prompts are cut in pieces of few sizes.
+_STRIDE = 8
 _KEEP = 0.8  # of what is known, at each new measurement
 
 
@@ -33,8 +36,8 @@ class StepBudget:
         if self._target is None or not decode_rows or not self._prompt_seconds:
             return room
         seconds = max(self._target - self._decode_seconds, self._decode_seconds / 2)
-        fitting = int(seconds * self._prompt_tokens / self._prompt_seconds)
-        return min(room, max(self._least, fitting))
+        fitting = seconds * self._prompt_tokens / self._prompt_seconds
+        return min(room, max(self._least, _STRIDE * round(fitting / _STRIDE)))
 
     def newcomer_tokens(self, decode_rows: int) -> int:
         """The same for the one prompt of a tenant that has nothing else running: when it is short,

@@ -16,7 +16,9 @@ from tsugiki.model.step_plan import StepPlan
 from tsugiki.model.workspace import Inputs, Workspace, table_width
 from tsugiki_kernels.interface import Program
 
-KEPT = 16  # shapes; recording one costs milliseconds of Python, keeping one some 100 KB
+# Shapes; recording one costs milliseconds of Python, keeping one some 100 KB. Prompts that are read
+# beside decodes need some 50: so many rows that decode, so many tokens of one or two prompts.
+KEPT = 64
 
 
 @dataclass(frozen=True, slots=True)
