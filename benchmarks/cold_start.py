@@ -29,6 +29,7 @@ from tsugiki.codecs.artifact import read_header
 from tsugiki.codecs.base import ResidentVariant
 from tsugiki.codecs.masks import MaskCache, drawn_by
 from tsugiki.codecs.staging import Destination, stage_variant
+from tsugiki.commands.serve import keep_what_was_imported
 from tsugiki.config import default_cache_dir
 from tsugiki.model.demo_base import resolve_base
 from tsugiki.model.loader import BaseModel, load_base
@@ -120,6 +121,7 @@ def idle(base: Path, files: list[Path], rounds: int) -> dict[str, dict[str, Row]
     kernels = backend("auto", cache_dir=default_cache_dir() / "kernels")
     loaded = load_base(base, torch.device("cpu"), "bfloat16", kernels, default_cache_dir())
     bench = Idle(loaded, Arena())
+    keep_what_was_imported()  # as a server does
     parts = ("read", "verify", "stage", "verify+stage", "total")
     print(f"{'idle, milliseconds (p95)':<26}" + "".join(f"{part:>15}" for part in parts))
     results = {}

@@ -21,6 +21,7 @@ from benchmarks.churn.variants import default_folder, make, mixtures
 from benchmarks.interleaved import HEADER, Comparison, Journal, compare, show
 from benchmarks.resident import Resident, tsugiki_server
 from benchmarks.results import machine, save
+from benchmarks.served import placed
 from benchmarks.variants import decompressed
 from tsugiki.compress.job import open_base
 from tsugiki.config import default_cache_dir
@@ -43,7 +44,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=default_cache_dir() / "idle_variants")
     args = parser.parse_args()
     base = resolve_base(args.base, default_cache_dir())
-    names = linked(mixed_variants(base, args), args.work / "variants")
+    names = placed(mixed_variants(base, args), args.work / "variants")
     (args.work / "none").mkdir(exist_ok=True)
     journal = Journal.open(args.work / f"idle_variants-{machine()['commit']}.json")
     with ExitStack() as servers:
@@ -73,16 +74,6 @@ def mixed_variants(base: Path, args: argparse.Namespace) -> list[Path]:
     for file in make(open_base(base), tuned, folder, wanted, default_cache_dir()):
         print(file, flush=True)
     return [folder / f"{mixture.name}.safetensors" for mixture in wanted]
-
-
-def linked(files: list[Path], folder: Path) -> list[str]:
-    """The files in a directory of a server's own; returns their names."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in files:
-        link = folder / file.name
-        if not link.exists():
-            link.hardlink_to(file)
-    return [file.stem for file in files]
 
 
 def hold(server: Resident, names: list[str]) -> None:

@@ -35,11 +35,12 @@ import torch
 from benchmarks import load
 from benchmarks.churn.memory import value_of
 from benchmarks.churn.variants import default_folder
-from benchmarks.idle_variants import hold, linked, mixed_variants
+from benchmarks.idle_variants import hold, mixed_variants
 from benchmarks.interleaved import HEADER, Comparison, Journal, compare, show
 from benchmarks.kernels_cpu import delta_side, sparse
 from benchmarks.resident import Resident, tsugiki_server
 from benchmarks.results import machine, save
+from benchmarks.served import placed
 from tsugiki.bench.arrivals import ClosedLoop
 from tsugiki.bench.workload import TokenPrompts, Workload
 from tsugiki.codecs.artifact import read_header
@@ -60,7 +61,7 @@ def main() -> int:
     args = _parser().parse_args()
     base = resolve_base(args.base, default_cache_dir())
     files = mixed_variants(base, args)
-    names = linked(files, args.work / "variants")
+    names = placed(files, args.work / "variants")
     journal = Journal.open(args.work / f"many_variants-{machine()['commit']}.json")
     with tsugiki_server(base, args.work / "variants", args.work / "server.log") as server:
         hold(server, names)

@@ -23,6 +23,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.results import save
+from benchmarks.served import placed
 from benchmarks.server import running_server
 from tsugiki.config import default_cache_dir
 from tsugiki.model.demo_base import resolve_base
@@ -170,7 +171,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         truth = collect(base, args.variants, folder, args.tokens, args.prompts)
-        shutil.copytree(args.variants, folder / "served")
+        placed(args.variants.glob("*.safetensors"), folder / "served")
         for title, flags in CONFIGURATIONS.items():
             flags = ["--dtype", "float32", "--max-model-len", "1024", *flags]
             with running_server(base, folder / "served", folder / "log", flags) as url:

@@ -18,6 +18,7 @@ from typing import Any
 
 from benchmarks.load import prompt
 from benchmarks.results import median_interval, save
+from benchmarks.served import placed
 from benchmarks.server import running_server
 from tsugiki.bench.client import LoadClient
 from tsugiki.bench.outcome import Outcome
@@ -39,17 +40,14 @@ def main() -> int:
     parser.add_argument("--prefixes", type=int, default=15)
     args = parser.parse_args()
     base = resolve_base(args.base, default_cache_dir())
-    variants = sorted(file.stem for file in args.variants.glob("*.safetensors"))[:2]
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        (work / "variants").mkdir()
-        for variant in variants:
-            file = args.variants.resolve() / f"{variant}.safetensors"
-            (work / "variants" / file.name).write_bytes(file.read_bytes())
+        files = sorted(args.variants.glob("*.safetensors"))[:2]
+        first, second = placed(files, work / "variants")
         with running_server(base, work / "variants", work / "server.log") as url:
             rows = [
                 summary(model, other, asyncio.run(measure(url, model, other, args.prefixes)))
-                for model, other in ((base.name, variants[0]), (variants[0], variants[1]))
+                for model, other in ((base.name, first), (first, second))
             ]
     for row in rows:
         show(row)

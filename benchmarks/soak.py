@@ -29,8 +29,8 @@ import numpy as np
 
 from benchmarks.churn.memory import memory_of, value_of
 from benchmarks.results import RESAMPLES, save
+from benchmarks.served import multiplied
 from benchmarks.server import server_process
-from benchmarks.working_set import copies
 from tsugiki.bench.arrivals import ClosedLoop, OpenLoop
 from tsugiki.bench.client import LoadClient
 from tsugiki.bench.outcome import Outcome
@@ -87,8 +87,7 @@ def main() -> int:
     base = resolve_base(args.base, default_cache_dir())
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        (work / "variants").mkdir()
-        models = [base.name, *copies(args.variants, work / "variants", VARIANTS)]
+        models = [base.name, *multiplied(args.variants, work / "variants", VARIANTS)]
         with server_process(base, work / "variants", work / "server.log") as (url, pid):
             result = asyncio.run(soak(url, pid, models, args.minutes, args.slots))
     show(result)

@@ -4,7 +4,7 @@ The whole engine in this process, without HTTP, under a closed loop: 128 random 
 new ones. Once as it is, which gives the step and its stages; once with every kernel timed by
 itself (timed_kernels.py), which divides the forward pass. The HTTP column is what the same load
 takes longer through a server, per step. Milliseconds, medians over steps. At 8 and 16 every slot
-has a variant of its own as far as DIR holds so many (`benchmarks.speed --work` makes some). Run it
+has a variant of its own as far as DIR holds so many (`benchmarks.peers --work` makes some). Run it
 alone on the machine.
 
     python -m benchmarks.step_profile --variants DIR [--no-http]
@@ -12,7 +12,6 @@ alone on the machine.
 
 import argparse
 import asyncio
-import shutil
 import statistics
 import sys
 import tempfile
@@ -29,6 +28,7 @@ import httpx
 from benchmarks.http_load import Load, Outcome
 from benchmarks.http_overhead import through_http
 from benchmarks.results import save
+from benchmarks.served import placed
 from benchmarks.server import server_process
 from benchmarks.timed_kernels import LM_HEAD, OTHER, TimedKernels
 from tsugiki.codecs.base import ResidentVariant
@@ -249,7 +249,7 @@ def main() -> int:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         variants = Path(folder) / "variants"
-        shutil.copytree(args.variants, variants, ignore=shutil.ignore_patterns("[!a-zA-Z0-9]*"))
+        placed(args.variants.glob("*.safetensors"), variants)
         config = ServeConfig(
             args.base,
             variants,

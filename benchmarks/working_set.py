@@ -26,9 +26,8 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.results import save
+from benchmarks.served import multiplied
 from benchmarks.server import running_server
-from tsugiki.codecs import artifact
-from tsugiki.codecs.artifact import ArtifactSpec
 
 RATIOS = (1, 2, 4, 8)
 PROMPT, NEW = 32, 16
@@ -49,25 +48,6 @@ class Row:
     device_hits: float  # share of requests
     loads: int
     load_ms: float  # read + verify + stage of one load, mean
-
-
-def copies(shipped: Path, folder: Path, count: int) -> list[str]:
-    """Write `count` variants with the content of the shipped ones; returns their names."""
-    contents = [artifact.read(path) for path in sorted(shipped.glob("*.safetensors"))]
-    names = []
-    for number in range(count):
-        content = contents[number % len(contents)]
-        header = content.header
-        spec = ArtifactSpec(
-            codec=header.codec,
-            base=header.base,
-            role=header.role,
-            text=header.text,
-            provenance={"copy": number},
-        )
-        names.append(f"copy-{number:03}")
-        artifact.write(folder / f"{names[-1]}.safetensors", spec, content.modules)
-    return names
 
 
 def metrics(url: str) -> dict[str, float]:
@@ -170,8 +150,7 @@ def main() -> int:
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        (work / "variants").mkdir()
-        names = copies(args.variants, work / "variants", args.capacity * max(RATIOS))
+        names = multiplied(args.variants, work / "variants", args.capacity * max(RATIOS))
         with running_server(args.base, work / "variants", work / "sizes.log") as url:
             room = bytes_of(url, names[: args.capacity])
         for title, host in HOSTS.items():

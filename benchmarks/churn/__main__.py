@@ -22,7 +22,6 @@ A run that was cut short goes on after its last whole round.
 import argparse
 import asyncio
 import json
-import shutil
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -36,6 +35,7 @@ from benchmarks.churn.plan import Plan, Settings, by_popularity, make_plan
 from benchmarks.churn.report import report, row
 from benchmarks.churn.round import Round, Target, run_round
 from benchmarks.churn.variants import default_folder
+from benchmarks.served import placed
 from benchmarks.server import running_server, server_process
 from tsugiki.config import default_cache_dir
 from tsugiki.model.demo_base import resolve_base
@@ -67,9 +67,8 @@ def main() -> int:
     print(described(settings, known, args), flush=True)
     with tempfile.TemporaryDirectory() as name:
         served = Path(name) / "variants"
-        served.mkdir()
-        for stem in settings.names:
-            shutil.copy(args.folder / "variants" / f"{stem}.safetensors", served)
+        files = (args.folder / "variants" / f"{stem}.safetensors" for stem in settings.names)
+        placed(files, served)
         budgets = budgets_for(base, served, settings, args)
         rounds = run(base, served, settings, known, budgets, args)
     return report(rounds, settings, known, asdict(budgets))
