@@ -112,9 +112,8 @@ class CpuBackend:
         """
         groups, rest = divmod(draw.columns, draw.group_size)
         kept_of_rest = draw.kept_of_rest if rest else 0
-        if not (
-            0 < draw.kept <= draw.group_size and kept_of_rest <= rest and draw.columns <= 65536
-        ):
+        fits = 0 < draw.kept <= draw.group_size and min(1, rest) <= kept_of_rest <= rest
+        if not (fits and draw.columns <= 65536):
             raise BadArgument(f"draw: expected to keep some of each group, found {draw}")
         out = torch.empty(draw.tiles, groups * draw.kept + kept_of_rest, dtype=torch.uint16)
         self._library.tsugiki_draw_columns(
