@@ -25,6 +25,7 @@ from tsugiki.api import (
 )
 from tsugiki.api.auth import AuthMiddleware
 from tsugiki.api.body_limit import BodyLimitMiddleware
+from tsugiki.api.disconnect import Disconnects
 from tsugiki.api.metrics import Metrics
 from tsugiki.api.partial_files import PartialFiles
 from tsugiki.api.record import RecordMiddleware
@@ -89,6 +90,7 @@ def _services(
         engine=engine_client,
         config=config,
         metrics=Metrics(engine_client),
+        disconnects=Disconnects(),
         open_upload=open_upload,
         partial_files=files,
         resumable=ResumableUploads(files, area),

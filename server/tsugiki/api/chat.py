@@ -56,7 +56,7 @@ async def create_chat_completion(
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
     generation = with_sequences(generation, [(prompt, params)])
-    sequences = begin(request, services.engine, generation)
+    sequences = begin(request, services, generation)
     writer = _ChatWriter(generation, body)
     if body.stream:
         return await stream(generation, sequences, writer)

@@ -58,7 +58,7 @@ async def create_completion(
     ]
     generation = with_sequences(generation, prompts)
     change = _prompt_only if body.max_tokens == 0 else None
-    sequences = begin(request, services.engine, generation, change)
+    sequences = begin(request, services, generation, change)
     writer = _CompletionWriter(generation, body)
     if body.stream:
         return await stream(generation, sequences, writer)

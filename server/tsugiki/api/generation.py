@@ -15,7 +15,6 @@ from starlette.requests import ClientDisconnect
 
 from tsugiki.api import sse
 from tsugiki.api.auth import Access
-from tsugiki.api.disconnect import watch
 from tsugiki.api.errors import error_body, internal_error
 from tsugiki.api.record import RequestRecord, record_of
 from tsugiki.api.schemas import GenerationBody
@@ -173,7 +172,7 @@ def fingerprint(engine: EngineClient, identified: VariantRef) -> str:
 
 def begin(
     request: Request,
-    engine: EngineClient,
+    services: Services,
     generation: Generation,
     change: Callable[[Step], Step] | None = None,
 ) -> Sequences:
@@ -189,8 +188,8 @@ def begin(
         generation.record.take(step)
         return step
 
-    sequences = Sequences(engine, generation.specs, note)
-    watch(request, sequences.leave)
+    sequences = Sequences(services.engine, generation.specs, note)
+    services.disconnects.watch(request, sequences.leave)
     return sequences
 
 

@@ -1,4 +1,4 @@
-"""What routes are given: the engine, the settings, the metrics, and the uploads in progress.
+"""What routes are given: the engine, the settings, the metrics, connections, uploads in progress.
 
 Owns: `Services` and its injection. Does not know any route.
 """
@@ -10,6 +10,7 @@ from typing import Annotated, BinaryIO
 
 from fastapi import Depends, Request
 
+from tsugiki.api.disconnect import Disconnects
 from tsugiki.api.metrics import Metrics
 from tsugiki.api.partial_files import PartialFiles
 from tsugiki.api.resumable import ResumableUploads
@@ -22,11 +23,12 @@ Uploaded = tuple[VariantInfo, bool]  # the version and whether it is new
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """One per application; immutable."""
+    """One of each for an application."""
 
     engine: EngineClient
     config: ServeConfig
     metrics: Metrics
+    disconnects: Disconnects
     open_upload: OpenUpload
     partial_files: PartialFiles
     resumable: ResumableUploads[Uploaded]
