@@ -4,10 +4,12 @@ Owns: where each tensor lies and how it gets there. Host memory alone. Knows not
 
 Tensors are ordered by the width of their elements, so that each is aligned to its own without
 padding, and then by address: views of one blob of a file stay neighbours and are copied at once.
+Where kernels load 16 bytes at a time every tensor is aligned to that, with padding.
 """
 
 import ctypes
 from collections.abc import Iterable
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -24,8 +26,10 @@ Key = tuple[int, int]  # address and bytes of a tensor as it came: equal for the
 class Extent:
     """Contiguous tensors copied into one allocation; `head` bytes at its start are left free."""
 
-    def __init__(self, tensors: Iterable[Tensor], head: int, allocate: Allocate) -> None:
-        """Copy the tensors. What comes twice is copied once.
+    def __init__(
+        self, tensors: Iterable[Tensor], head: int, allocate: Allocate, alignment: int = 1
+    ) -> None:
+        """Copy the tensors, each to a multiple of `alignment`. What comes twice is copied once.
 
         Raises:
             BadArgument: memory that is too small or not aligned, or a tensor not on the CPU.
@@ -35,6 +39,7 @@ class Extent:
         self._offsets: dict[Key, int] = {}
         end = head
         for key in order:
+            end = -(-end // alignment) * alignment
             self._offsets[key] = end
             end += key[1]
         self.memory = _allocated(allocate, -(-(end + SLACK) // ALIGNMENT) * ALIGNMENT)
@@ -59,6 +64,12 @@ class Extent:
         span = self.memory[offset : offset + tensor.nbytes]
         return span.view(tensor.dtype).view(tensor.shape)
 
+    def at(self, memory: Tensor) -> "Extent":
+        """The same tensors in other memory, which holds the same bytes, on whatever device."""
+        elsewhere = copy(self)
+        elsewhere.memory, elsewhere.address = memory, memory.data_ptr()
+        return elsewhere
+
     def write(self, offset: int, content: bytes) -> None:
         """Put bytes into the head."""
         ctypes.memmove(self.address + offset, content, len(content))
@@ -67,8 +78,8 @@ class Extent:
         """(source address, offset, bytes) of tensors that are neighbours before and after."""
         runs: list[tuple[int, int, int]] = []
         for (source, nbytes), offset in self._offsets.items():
-            if runs and runs[-1][0] + runs[-1][2] == source:
-                first, begin, length = runs[-1]
+            first, begin, length = runs[-1] if runs else (0, 0, 0)
+            if runs and (first + length, begin + length) == (source, offset):
                 runs[-1] = (first, begin, length + nbytes)
             else:
                 runs.append((source, offset, nbytes))

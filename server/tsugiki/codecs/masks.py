@@ -160,8 +160,8 @@ def drawn(mask: Mask) -> Tensor:
     return torch.from_numpy(kept_columns(mask))
 
 
-def drawn_by(kernels: KernelBackend) -> Draw:
-    """Kept columns drawn by a backend that can, equal to the bit; else here."""
+def drawn_by(kernels: KernelBackend, device: torch.device | str = "cpu") -> Draw:
+    """Kept columns on a device, drawn by a backend that can, equal to the bit; else here."""
 
     def draw(mask: Mask) -> Tensor:
         wanted = ColumnDraw(
@@ -174,7 +174,7 @@ def drawn_by(kernels: KernelBackend) -> Draw:
             kept_of_rest=mask.kept_in(mask.columns % mask.group_size),
         )
         found = kernels.draw_columns(wanted)
-        return drawn(mask) if found is None else found
+        return (drawn(mask) if found is None else found).to(device)
 
     return draw
 

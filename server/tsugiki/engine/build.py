@@ -51,10 +51,14 @@ from tsugiki.variants.verification import Verify, verify_against
 from tsugiki.variants.version import BaseIdentity
 from tsugiki_kernels.errors import BackendUnavailable
 from tsugiki_kernels.interface import KernelBackend
-from tsugiki_kernels.select import backend
+from tsugiki_kernels.select import Choice, choose
 
 # Of --variant-memory, for masks that no variant uses any more: another of their seed may come.
 IDLE_SHARE = 0.125
+
+ChooseKernels = Callable[
+    [str, str, Path], Choice
+]  # --kernels, device, where compiled ones are kept
 
 
 def torch_runner(base: BaseModel, sizes: Sizes) -> ModelRunner:
@@ -70,10 +74,12 @@ def create_engine(
     *,
     convert_adapter: ConvertAdapter | None = None,
     make_runner: Callable[[BaseModel, Sizes], ModelRunner] = torch_runner,
+    choose_kernels: ChooseKernels = choose,
 ) -> LocalEngine:
     """The engine of these settings, everything loaded, not yet started.
 
-    `make_runner` computes its steps (benchmarks put one without arithmetic here).
+    `make_runner` computes its steps (benchmarks put one without arithmetic here), with what
+    `choose_kernels` gives (tests put kernels of another device's here).
 
     Raises:
         UnsupportedModel: the base cannot be served. ConfigError: settings that do not fit it.
@@ -81,7 +87,9 @@ def create_engine(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     directory = claim(config.variants)  # first: a base takes seconds to load
-    base = _base(config)
+    device = choose_device(config.device)
+    kernels = _kernels(config, device, choose_kernels)
+    base = _base(config, device, kernels.kernels)
     text = load_text_side(base.path)
     sizes = choose_sizes(config, base)
     base_info = _base_info(config, base, sizes.max_model_len)
@@ -105,7 +113,7 @@ def create_engine(
         service,
         _admission(config, sizes),
         loader,
-        _machine(base),
+        _machine(base, kernels),
         watch_seconds=config.watch_seconds,
     )
 
@@ -122,17 +130,16 @@ def choose_device(wanted: str) -> str:
     return "cuda" if wanted != "cpu" and found else "cpu"
 
 
-def _kernels(config: ServeConfig, device: str) -> KernelBackend:
+def _kernels(config: ServeConfig, device: str, choose_kernels: ChooseKernels) -> Choice:
     try:
-        return backend(config.kernels, device, config.cache_dir / "kernels")
+        return choose_kernels(config.kernels, device, config.cache_dir / "kernels")
     except BackendUnavailable as error:
         raise ConfigError(f"--kernels {config.kernels}: {error}") from error
 
 
-def _base(config: ServeConfig) -> BaseModel:
-    device = choose_device(config.device)
+def _base(config: ServeConfig, device: str, kernels: KernelBackend) -> BaseModel:
     path = resolve_base(config.base, config.cache_dir)
-    return load_base(path, device, config.dtype, _kernels(config, device), config.cache_dir)
+    return load_base(path, device, config.dtype, kernels, config.cache_dir)
 
 
 def _registry(
@@ -160,10 +167,10 @@ def _identity(config: ServeConfig, base: BaseModel) -> BaseIdentity:
     return BaseIdentity(base.fingerprint, base.layout, base.architecture.vocab_size, original)
 
 
-def _machine(base: BaseModel) -> Machine:
+def _machine(base: BaseModel, choice: Choice) -> Machine:
     dtype = str(base.dtype).removeprefix("torch.")
     threads = torch.get_num_threads()
-    return Machine(base.decoder.kernels.name, str(base.device), dtype, threads)
+    return Machine(choice.kernels.name, str(base.device), dtype, threads, choice.fallback)
 
 
 def _base_info(config: ServeConfig, base: BaseModel, max_model_len: int) -> ModelInfo:
@@ -199,7 +206,7 @@ def _load(base: BaseModel, registry: Registry, pace: Pace) -> Load:
         pace()
         return arena.allocate(nbytes)
 
-    masks = MaskCache(drawn_by(kernels))
+    masks = MaskCache(drawn_by(kernels, base.device))
     place = Destination(base.layout, base.vector, base.dtype, kernels, masks, allocate, pace)
 
     def stage(content: artifact.Artifact) -> ResidentVariant:

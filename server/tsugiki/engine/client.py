@@ -148,6 +148,7 @@ class Machine:
     device: str
     dtype: str
     threads: int
+    kernels_fallback: str | None = None  # why --kernels auto took the reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +199,7 @@ class EngineStats:
     prefix_cache_hits: int = 0  # and found
     drafted_tokens: int = 0  # by prompt lookup
     accepted_tokens: int = 0  # of them: those that were right
+    kernels_fallback: str | None = None  # why --kernels auto took the reference
 
 
 class EngineClient(Protocol):

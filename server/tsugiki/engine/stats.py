@@ -27,6 +27,7 @@ def engine_stats(core: EngineCore, view: VariantView, machine: Machine) -> Engin
         resident_variants=device.variants,
         resident_variant_bytes=device.bytes,
         kernels=machine.kernels,
+        kernels_fallback=machine.kernels_fallback,
         device=machine.device,
         dtype=machine.dtype,
         threads=machine.threads,

@@ -1,0 +1,256 @@
+"""The CUDA backend: our kernels where they are faster or save memory, torch's operations elsewhere.
+
+Owns: which of the two computes an operation, and recording. Work lists are built on the host from
+what the step's plan says and copied before the launch that walks them.
+
+Compiled for the GPU, executed on the CPU by the tests, not yet run on a GPU.
+"""
+
+from collections.abc import Callable, Sequence
+from copy import copy
+
+import torch
+from torch import Tensor
+
+from tsugiki_kernels.check import check_spans
+from tsugiki_kernels.cuda import linear as dense
+from tsugiki_kernels.cuda import low_rank, staging
+from tsugiki_kernels.cuda.launcher import Launcher
+from tsugiki_kernels.cuda.program import Program, RecordingLauncher, Steps
+from tsugiki_kernels.cuda.staging import CudaStaged, own
+from tsugiki_kernels.cuda.upload import Uploader
+from tsugiki_kernels.cuda.work_list import work_list
+from tsugiki_kernels.deltas import LowRankDelta, Placed
+from tsugiki_kernels.device import Device
+from tsugiki_kernels.errors import BadArgument
+from tsugiki_kernels.formulas import bias_values
+from tsugiki_kernels.interface import (
+    Activation,
+    Allocate,
+    AttentionBatch,
+    ColumnDraw,
+    Draws,
+    KernelBackend,
+    Logprobs,
+    Span,
+    Staged,
+    StagedLinears,
+    empty_extent,
+)
+from tsugiki_kernels.reference import ReferenceBackend, StagedParts
+
+
+class CudaBackend:
+    """CUDA kernels through a launcher."""
+
+    name = "cuda"
+
+    def __init__(self, launcher: Launcher, device: Device) -> None:
+        """Both are of one GPU; or of the CPU, where tests execute the kernels."""
+        self._launcher = launcher
+        self._device = device
+        self._uploader = Uploader(device)
+        self._formulas = ReferenceBackend()
+        self._recorded: Steps | None = None  # None: operations are carried out at once
+
+    def record(self, body: Callable[[KernelBackend], None]) -> Program:
+        """See KernelBackend.record."""
+        recorder, recorded = copy(self), Steps()
+        recorder._recorded = recorded
+        recorder._launcher = RecordingLauncher(self._launcher, recorded)
+        body(recorder)
+        return Program(recorded, self._device)
+
+    def _in_torch(self, call: Callable[[], object], *, capturable: bool = True) -> None:
+        """An operation that torch carries out, now or when what is recorded runs."""
+        if self._recorded is None:
+            call()
+        else:
+            self._recorded.add(call, capturable=capturable)
+
+    def stage(self, parts: Sequence[Placed]) -> Staged:
+        """See KernelBackend.stage.
+
+        Raises:
+            BadArgument: see staging.stage_all.
+        """
+        return self.stage_all([parts]).linears[0]
+
+    def stage_all(
+        self,
+        linears: Sequence[Sequence[Placed]],
+        others: Sequence[Tensor] = (),
+        allocate: Allocate = empty_extent,
+    ) -> StagedLinears:
+        """See KernelBackend.stage_all. The extent is the device's; `allocate` is for host memory.
+
+        Raises:
+            BadArgument: see staging.stage_all.
+        """
+        return staging.stage_all(linears, others, self._uploader)
+
+    def draw_columns(self, draw: ColumnDraw) -> Tensor | None:
+        """See KernelBackend.draw_columns: whoever asks draws, and moves it to the device."""
+        return None
+
+    def apply(
+        self, x: Tensor, out: Tensor, staged: Sequence[Staged], spans: Sequence[Span]
+    ) -> None:
+        """See KernelBackend.apply.
+
+        Raises:
+            BadArgument: naming the argument that breaks the contract.
+        """
+        check_spans(x, out, len(staged), spans)
+        linears = [own(variant) for variant in staged]
+        kinds = {linear.kind for linear in linears}
+        if len(kinds) > 1:
+            names = sorted(kind.__name__ for kind in kinds)
+            raise BadArgument(f"staged: expected one kind of delta, found {names}")
+        if kinds == {LowRankDelta}:
+            self._apply_by_work_list(x, out, linears, spans)
+        elif linears:
+            sources = [linear.source for linear in linears]
+            self._in_torch(lambda: self._formulas.apply(x, out, sources, spans))
+
+    def _apply_by_work_list(
+        self, x: Tensor, out: Tensor, linears: Sequence[CudaStaged], spans: Sequence[Span]
+    ) -> None:
+        work = work_list([linear.parts for linear in linears], spans)
+        if len(work.segments) == 1:  # no span has a row
+            return
+        place = self._launcher.device
+        segments = work.segments.to(place)
+        scratch = torch.empty(work.scratch, dtype=torch.float32, device=place)
+        low_rank.apply(self._launcher, x, out, work, segments, scratch)
+        if self._recorded is not None:
+            self._recorded.keep(linears)
+
+    def reconstruct(self, base: Tensor, staged: Staged, out: Tensor) -> None:
+        """See KernelBackend.reconstruct.
+
+        Raises:
+            BadArgument: naming the argument that breaks the contract.
+        """
+        source = _with_formulas(staged)
+        self._in_torch(lambda: self._formulas.reconstruct(base, source, out))
+
+    def bias(self, staged: Staged, rows: int) -> Tensor | None:
+        """See KernelBackend.bias.
+
+        Raises:
+            BadArgument: fewer rows than the parts have.
+        """
+        biases = own(staged).biases
+        if not biases:
+            return None
+        width = max(placed.offset + placed.rows for placed in biases)
+        if rows < width:
+            raise BadArgument(f"rows: expected at least {width}, found {rows}")
+        total = torch.zeros(rows, device=self._launcher.device)
+        for placed in biases:
+            part = total[placed.offset : placed.offset + placed.rows]
+            part += bias_values(placed.bias, placed.rows)
+        return total
+
+    def linear(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        out: Tensor,
+        spans: Sequence[Span] | None = None,
+    ) -> None:
+        """See KernelBackend.linear.
+
+        Raises:
+            BadArgument: naming the argument that breaks the contract.
+        """
+        chosen = [(0, len(x))] if spans is None else spans
+        dense.check(x, weight, bias, out, chosen)
+        self._in_torch(lambda: dense.linear(x, weight, bias, out, chosen))
+
+    def linear_rebuilt(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        staged: Staged,
+        out: Tensor,
+        spans: Sequence[Span],
+    ) -> None:
+        """See KernelBackend.linear_rebuilt.
+
+        Raises:
+            BadArgument: naming the argument that breaks the contract.
+        """
+        source = _with_formulas(staged)
+
+        def in_two() -> None:  # a recorded step keeps no rebuilt weight
+            rebuilt = torch.empty_like(weight)
+            self._formulas.reconstruct(weight, source, rebuilt)
+            dense.linear(x, rebuilt, bias, out, spans)
+
+        dense.check(x, weight, bias, out, spans)
+        self._in_torch(in_two)
+
+    def rms_norm(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        index: Tensor | None,
+        eps: float,
+        out: Tensor,
+        add: Tensor | None = None,
+    ) -> None:
+        """See KernelBackend.rms_norm."""
+        self._in_torch(lambda: self._formulas.rms_norm(x, weight, index, eps, out, add))
+
+    def rotate(self, x: Tensor, cos_sin: Tensor) -> None:
+        """See KernelBackend.rotate."""
+        self._in_torch(lambda: self._formulas.rotate(x, cos_sin))
+
+    def gate(self, gate_up: Tensor, activation: Activation, out: Tensor) -> None:
+        """See KernelBackend.gate."""
+        self._in_torch(lambda: self._formulas.gate(gate_up, activation, out))
+
+    def gather(self, x: Tensor, index: Tensor, out: Tensor) -> None:
+        """See KernelBackend.gather."""
+        self._in_torch(lambda: self._formulas.gather(x, index, out))
+
+    def write_kv(self, k: Tensor, v: Tensor, cache: Tensor, where: AttentionBatch) -> None:
+        """See KernelBackend.write_kv."""
+        self._in_torch(lambda: self._formulas.write_kv(k, v, cache, where))
+
+    def paged_attention(
+        self,
+        q: Tensor,
+        cache: Tensor,
+        where: AttentionBatch,
+        scale: float,
+        window: int | None,
+        out: Tensor,
+    ) -> None:
+        """See KernelBackend.paged_attention."""
+        formula = self._formulas.paged_attention  # it reads lengths on the host
+        self._in_torch(lambda: formula(q, cache, where, scale, window, out), capturable=False)
+
+    def sample(self, logits: Tensor, draws: Draws) -> Tensor:
+        """See KernelBackend.sample."""
+        return self._formulas.sample(logits, draws)
+
+    def logprobs(self, logits: Tensor, rows: Tensor, token_ids: Tensor, width: int) -> Logprobs:
+        """See KernelBackend.logprobs."""
+        return self._formulas.logprobs(logits, rows, token_ids, width)
+
+
+def _with_formulas(staged: Staged) -> StagedParts:
+    """What the formulas read.
+
+    Raises:
+        BadArgument: a kind that lies in memory as kernels want it, and none of them rebuilds it.
+    """
+    linear = own(staged)
+    if linear.parts:
+        raise BadArgument(f"staged: a {linear.kind.__name__} is never rebuilt on a GPU")
+    return linear.source

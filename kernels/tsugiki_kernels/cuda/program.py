@@ -1,0 +1,99 @@
+"""A recorded step on a GPU: carried out once as it is, from then on as one captured graph.
+
+Owns: what recording means for launches and for torch's operations, and when a graph is captured.
+Knows nothing of what they compute.
+
+Whatever an operation prepares (work lists, scratch memory) it prepares while it is recorded, from
+what the host knows; the launches hold it. The first run is the warm-up that a capture needs: every
+kernel is loaded, every library has its workspace.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+
+from tsugiki_kernels.cuda.launcher import Argument, Launcher, check_launch
+from tsugiki_kernels.device import Device, Replay
+
+Step = Callable[[], object]
+
+
+class Steps:
+    """What was recorded so far."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+        self.kept: list[object] = []
+        self.capturable = True  # False: a step waits for the device, which a graph cannot
+
+    def keep(self, value: object) -> None:
+        """Keep alive what launches reach through addresses in device memory."""
+        self.kept.append(value)
+
+    def add(self, step: Step, *, capturable: bool = True) -> None:
+        """Record one more."""
+        self.steps.append(step)
+        self.capturable &= capturable
+
+
+class RecordingLauncher:
+    """A launcher that keeps its launches for later; see Launcher."""
+
+    def __init__(self, launcher: Launcher, recorded: Steps) -> None:
+        self._launcher = launcher
+        self._recorded = recorded
+
+    @property
+    def device(self) -> torch.device:
+        """See Launcher.device."""
+        return self._launcher.device
+
+    @property
+    def multiprocessors(self) -> int:
+        """See Launcher.multiprocessors."""
+        return self._launcher.multiprocessors
+
+    @property
+    def capability(self) -> tuple[int, int]:
+        """See Launcher.capability."""
+        return self._launcher.capability
+
+    def launch(
+        self,
+        name: str,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        args: Sequence[Argument],
+        shared_bytes: int = 0,
+    ) -> None:
+        """See Launcher.launch."""
+        check_launch(name, self.device, grid, block, args)
+        launch = self._launcher.launch
+        self._recorded.add(partial(launch, name, grid, block, tuple(args), shared_bytes))
+
+
+class Program:
+    """See interface.Program. Not for two threads at once."""
+
+    def __init__(self, recorded: Steps, device: Device) -> None:
+        self._steps = tuple(recorded.steps)
+        self._kept = tuple(recorded.kept)
+        self._capturable = recorded.capturable
+        self._device = device
+        self._warm = False
+        self._replay: Replay | None = None
+
+    def run(self) -> None:
+        """See interface.Program.run."""
+        if not (self._warm and self._capturable):
+            self._run_all()
+            self._warm = True
+            return
+        if self._replay is None:
+            self._replay = self._device.capture(self._run_all)
+        self._replay()
+
+    def _run_all(self) -> None:
+        for step in self._steps:
+            step()

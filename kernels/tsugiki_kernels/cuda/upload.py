@@ -1,0 +1,50 @@
+"""How a variant's memory gets onto the device: one pinned buffer, one copy beside the steps.
+
+Owns: the order of copies, steps and the reuse of memory. Does not know what is copied.
+"""
+
+import threading
+
+from torch import Tensor
+
+from tsugiki_kernels.device import Device
+
+
+class Uploader:
+    """Copies one extent at a time; any thread may call, and waits on its own."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._lock = threading.Lock()
+        self._buffer: Tensor | None = None
+
+    def __enter__(self) -> "Uploader":
+        """The pinned buffer is this thread's until it leaves."""
+        self._lock.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def buffer(self, nbytes: int) -> Tensor:
+        """uint8 [nbytes], pinned; the memory of the call before it."""
+        if self._buffer is None or len(self._buffer) < nbytes:
+            self._buffer = self._device.pinned(nbytes)
+        return self._buffer[:nbytes]
+
+    def target(self, nbytes: int) -> Tensor:
+        """uint8 [nbytes] on the device, for `upload`."""
+        return self._device.empty(nbytes)
+
+    def upload(self, content: Tensor, target: Tensor) -> None:
+        """target = content, done when this returns.
+
+        The target may have been freed by somebody a moment ago: the copy begins after the steps
+        that were asked for until now, which may still read it. No step waits for the copy; the
+        caller does, off the engine thread, and so may hand out what was copied and fill the buffer
+        anew.
+        """
+        device = self._device
+        device.copies.wait(device.steps.record())
+        device.copies.copy(target, content)
+        device.copies.record().synchronize()
