@@ -15,16 +15,19 @@ from tsugiki_kernels.interface import Span
 
 Apply = Callable[[Launcher, Tensor, Tensor, WorkList, Tensor, Tensor], None]
 
+Rebuild = Callable[[Launcher, Tensor, ResidentPart, Tensor], None]
+
 
 @dataclass
 class Memory:
     """Keeps alive what addresses point at. Every tensor gets memory of its own."""
 
+    device: torch.device
     held: list[object] = field(default_factory=list)
 
     def put(self, tensor: Tensor) -> int:
         """The address of a copy, aligned to 64 bytes and exactly as long."""
-        own = tensor.clone(memory_format=torch.contiguous_format)
+        own = torch.empty(tensor.shape, dtype=tensor.dtype, device=self.device).copy_(tensor)
         assert own.data_ptr() % 16 == 0
         self.held.append(own)
         return own.data_ptr()
@@ -51,6 +54,16 @@ def apply_parts(
     capacity: int | None = None,
 ) -> None:
     """One call over a work list of its own; the scratch memory is full of NaN before."""
+    place = launcher.device
     work = work_list(linears, spans, capacity)
-    scratch = torch.full((work.scratch,), float("nan"))
-    apply(launcher, x, out, work, work.segments, scratch)
+    scratch = torch.full((work.scratch,), float("nan"), device=place)
+    there = out.to(place)
+    apply(launcher, x.to(place), there, work, work.segments.to(place), scratch)
+    out.copy_(there)
+
+
+def rebuilt(rebuild: Rebuild, launcher: Launcher, base: Tensor, part: ResidentPart) -> Tensor:
+    """The fused weight, zeros where the part has nothing."""
+    out = torch.zeros_like(base, device=launcher.device)
+    rebuild(launcher, base.to(launcher.device), part, out)
+    return out.cpu()

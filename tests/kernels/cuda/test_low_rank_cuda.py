@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels.cuda.executor import Executor
-from tests.kernels.cuda.resident import Memory, apply_parts
-from tests.kernels.deltas import cast, close, expected64, low_rank
+from tests.kernels.cuda.resident import Memory, apply_parts, rebuilt
+from tests.kernels.deltas import cast, close, dense64, expected64, low_rank
 from tsugiki_kernels.cuda import low_rank as operation
 from tsugiki_kernels.cuda.launcher import Launcher
 from tsugiki_kernels.cuda.work_list import ResidentPart
@@ -41,7 +40,7 @@ def apply(
     spans: Sequence[Span],
     capacity: int | None = None,
 ) -> None:
-    memory = Memory()
+    memory = Memory(launcher.device)
     linears = [stage(parts, memory) for parts in variants]
     apply_parts(operation.apply, launcher, x, out, linears, spans, capacity)
 
@@ -54,7 +53,7 @@ def delta(shape: tuple[int, int], seed: int, rank: int, dtype: torch.dtype) -> L
 
 @DTYPES
 def test_ranks_and_parts_of_many_variants_meet_their_rows_only(
-    launcher: Executor, dtype: torch.dtype
+    launcher: Launcher, dtype: torch.dtype
 ) -> None:
     spans = [(1, 4), (4, 4), (6, 7), (9, 19)]
     ranks = [5, 16, 33, 8]
@@ -74,7 +73,7 @@ def test_ranks_and_parts_of_many_variants_meet_their_rows_only(
 
 @DTYPES
 def test_long_inputs_are_summed_over_slices_and_long_ranks_over_panels(
-    launcher: Executor, dtype: torch.dtype
+    launcher: Launcher, dtype: torch.dtype
 ) -> None:
     parts = [Placed(0, delta((300, 1100), 1, 150, dtype))]
     x, out = torch.randn(3, 1100).to(dtype), torch.randn(3, 300)
@@ -85,7 +84,7 @@ def test_long_inputs_are_summed_over_slices_and_long_ranks_over_panels(
 
 @DTYPES
 def test_the_bits_of_a_row_do_not_depend_on_the_rows_beside_it(
-    launcher: Executor, dtype: torch.dtype
+    launcher: Launcher, dtype: torch.dtype
 ) -> None:
     parts = [Placed(0, delta((80, 600), 2, 12, dtype))]
     x, out = torch.randn(70, 600).to(dtype), torch.randn(70, 80).to(dtype)
@@ -96,7 +95,7 @@ def test_the_bits_of_a_row_do_not_depend_on_the_rows_beside_it(
         assert torch.equal(out[row], alone[row])
 
 
-def test_rows_that_are_slices_of_wider_ones_need_no_alignment(launcher: Executor) -> None:
+def test_rows_that_are_slices_of_wider_ones_need_no_alignment(launcher: Launcher) -> None:
     parts = [Placed(0, delta((32, 48), 1, 4, torch.bfloat16))]
     wide_x, wide_out = torch.randn(5, 101).bfloat16(), torch.zeros(5, 81).bfloat16()
     x, out = wide_x[:, 7:55], wide_out[:, 11:43]
@@ -107,7 +106,22 @@ def test_rows_that_are_slices_of_wider_ones_need_no_alignment(launcher: Executor
     assert not wide_out[:, 43:].any()
 
 
-def test_a_list_with_room_for_more_parts_gives_the_same(launcher: Executor) -> None:
+@DTYPES
+@pytest.mark.parametrize(("inputs", "rank"), [(264, 5), (300, 40)])
+def test_a_part_is_rebuilt_in_its_own_rows(
+    launcher: Launcher, dtype: torch.dtype, inputs: int, rank: int
+) -> None:
+    placed, memory = Placed(5, delta((270, inputs), 3, rank, dtype)), Memory(launcher.device)
+    (part,) = stage([placed], memory)
+    base = torch.randn(280, inputs).to(dtype)
+    out = rebuilt(operation.reconstruct, launcher, base, part)
+    expected = base[5:275].double() + dense64(placed.delta)
+    assert close(out[5:275], expected, TOLERANCE[dtype])
+    assert not out[:5].any()
+    assert not out[275:].any()
+
+
+def test_a_list_with_room_for_more_parts_gives_the_same(launcher: Launcher) -> None:
     parts = [Placed(0, delta((40, 64), 4, 8, torch.float16))]
     x, out = torch.randn(9, 64).half(), torch.randn(9, 40).half()
     roomy = out.clone()
@@ -116,14 +130,14 @@ def test_a_list_with_room_for_more_parts_gives_the_same(launcher: Executor) -> N
     assert torch.equal(out, roomy)
 
 
-def test_no_rows_launch_nothing_that_writes(launcher: Executor) -> None:
+def test_no_rows_launch_nothing_that_writes(launcher: Launcher) -> None:
     out = torch.randn(3, 40)
     before = out.clone()
     apply(launcher, torch.randn(3, 0), out, [], [], capacity=4)
     assert torch.equal(out, before)
 
 
-def test_refusals_name_the_argument(launcher: Executor) -> None:
+def test_refusals_name_the_argument(launcher: Launcher) -> None:
     parts = [Placed(0, delta((40, 64), 4, 8, torch.float32))]
     out = torch.zeros(4, 40)
     with pytest.raises(BadArgument, match="x: expected shape"):

@@ -158,7 +158,7 @@ DEVICE void expand(const float* scratch, Out* out, int64_t out_stride, const Seg
   }
 
 #define EXPAND(NAME, T, Out)                                                          \
-  extern "C" __global__ void __launch_bounds__(THREADS) tsugiki_low_rank_expand_##NAME( \
+  extern "C" __global__ void __launch_bounds__(THREADS, 1) tsugiki_low_rank_expand_##NAME( \
       const float* __restrict__ scratch, Out* __restrict__ out, int64_t out_stride,   \
       const Segment* __restrict__ segments, int32_t capacity) {                       \
     expand<T, Out>(scratch, out, out_stride, segments, capacity);                     \
