@@ -8,6 +8,10 @@ rows of one variant; spans of one call never overlap. Rows outside every span ar
 Placement. A base linear may be fused (q, k, v stacked into one weight). A delta belongs to one of
 its parts: `Placed(offset, delta)` adds into output columns `offset : offset + delta.shape[0]`.
 
+Weights. A dense weight [out, in] that `linear`, `linear_rebuilt`, `reconstruct` or `lookup` reads
+is packed: put once, by `pack`, into the order that suits the backend, which nobody else knows. So
+is what `reconstruct` writes.
+
 Numbers. Activations are float32, bfloat16 or float16. Every contribution is accumulated in float32
 and rounded to the dtype of `out` once, when it is added. The reduction order of a row depends only
 on the weight, never on other rows, spans or chunk boundaries.
@@ -112,6 +116,12 @@ class KernelBackend(Protocol):
 
     name: str
 
+    def pack(self, weight: Tensor) -> None:
+        """Pack a weight [out, in], contiguous, float32, bfloat16 or float16, in place."""
+
+    def lookup(self, weight: Tensor, index: Tensor, out: Tensor) -> None:
+        """out = the rows `index` (int64 [rows]) of a packed weight; out: contiguous [rows, in]."""
+
     def stage(self, parts: Sequence[Placed]) -> Staged:
         """`stage_all` of one linear."""
 
@@ -159,10 +169,10 @@ class KernelBackend(Protocol):
     ) -> None:
         """out[a:b] = x[a:b] @ weight^T + bias for each span (None: all rows).
 
-        x: [rows, in]; weight: [out, in], contiguous, as it is stored; out: [rows, out]; of one
-        dtype, but out may be float32; unit stride in the last dimension. bias: [out], contiguous,
-        of the dtype of x or float32. The bias is added before the one rounding. out may not
-        overlap x. Processors with bfloat16 products (vdpbf16ps) take bfloat16 denormals for zero.
+        x: [rows, in]; weight: [out, in], packed; out: [rows, out]; of one dtype, but out may be
+        float32; unit stride in the last dimension of x and out. bias: [out], contiguous, of the
+        dtype of x or float32. The bias is added before the one rounding. out may not overlap x.
+        Processors with bfloat16 products (vdpbf16ps) take bfloat16 denormals for zero.
         """
 
     def linear_rebuilt(

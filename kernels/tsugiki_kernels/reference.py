@@ -62,6 +62,13 @@ class ReferenceBackend:
 
     name = "reference"
 
+    def pack(self, weight: Tensor) -> None:
+        """See KernelBackend.pack: as it is stored."""
+
+    def lookup(self, weight: Tensor, index: Tensor, out: Tensor) -> None:
+        """See KernelBackend.lookup."""
+        torch.index_select(weight, 0, index, out=out)
+
     def stage(self, parts: Sequence[Placed]) -> Staged:
         """See KernelBackend.stage.
 

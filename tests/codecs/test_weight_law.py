@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.kernels.weights import packed_for, unpacked
 from tsugiki.codecs import CODECS
 from tsugiki.codecs.base import Packed, PlacedPacked
 from tsugiki.codecs.masks import MaskCache
@@ -68,7 +69,8 @@ def test_a_reconstructed_weight_is_the_effective_weight(recipe, example, kernels
     base = torch.randn(FUSED, IN, generator=torch.Generator().manual_seed(7))
     staged = staged_alone(PlacedPacked(OFFSET, packed), torch.float32, kernels)
     out = torch.empty_like(base)
-    kernels.reconstruct(base, staged, out)
+    kernels.reconstruct(packed_for(kernels, base), staged, out)
+    out = unpacked(kernels, out)
     wanted = base.clone()
     wanted[OFFSET : OFFSET + OUT] = codec.effective(base[OFFSET : OFFSET + OUT], packed).weight
     assert torch.allclose(out, wanted, rtol=0, atol=codec.tolerance * float(wanted.abs().max()))

@@ -7,6 +7,7 @@ import torch
 
 from tests.kernels.attention_cases import PagedCase
 from tests.kernels.deltas import KINDS, bias64, cast, close, dense64, expected64, random_bias
+from tests.kernels.weights import packed_for, unpacked
 from tsugiki_kernels.cpu.backend import CpuBackend
 from tsugiki_kernels.cpu.build import LEVELS, cpu_flags, supported_levels
 from tsugiki_kernels.deltas import DenseDelta, Placed
@@ -37,9 +38,9 @@ def test_deltas_equal_the_formula(lesser: CpuBackend, kind: str, dtype: torch.dt
     lesser.apply(x, out, [staged] * 3, spans)
     assert close(out, expected, TOLERANCE[dtype])
     base, rebuilt = torch.randn(40, 50).to(dtype), torch.empty(40, 50, dtype=dtype)
-    lesser.reconstruct(base, staged, rebuilt)
+    lesser.reconstruct(packed_for(lesser, base), staged, rebuilt)
     wanted = base.double() + dense64(parts[0].delta)
-    assert close(rebuilt, wanted, TOLERANCE[dtype])
+    assert close(unpacked(lesser, rebuilt), wanted, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d).removeprefix("torch."))

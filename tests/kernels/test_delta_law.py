@@ -16,6 +16,7 @@ from tests.kernels.deltas import (
     sign,
     sparse,
 )
+from tests.kernels.weights import packed_for, unpacked
 from tsugiki_kernels.deltas import DenseDelta, Placed
 from tsugiki_kernels.interface import KernelBackend, Span
 
@@ -130,7 +131,8 @@ def test_reconstruct_gives_base_plus_delta_rounded_once(
     for placed in parts:
         rows = slice(placed.offset, placed.offset + placed.delta.shape[0])
         expected[rows] += dense64(placed.delta)
-    kernels.reconstruct(base, kernels.stage(parts), out)
+    kernels.reconstruct(packed_for(kernels, base), kernels.stage(parts), out)
+    out = unpacked(kernels, out)
     assert close(out, expected, DTYPES[dtype])
     assert torch.equal(out[42:45], base[42:45])
 

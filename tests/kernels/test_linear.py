@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.kernels.weights import packed_for
 from tsugiki_kernels.cpu.backend import CpuBackend
 from tsugiki_kernels.cpu.build import cpu_flags, supported_levels
 from tsugiki_kernels.errors import BadArgument
@@ -66,7 +67,7 @@ def assert_equals_float64(
 
 def product(kernels: KernelBackend, x: Tensor, weight: Tensor) -> Tensor:
     out = torch.full((len(x), len(weight)), 7.0, dtype=x.dtype)
-    kernels.linear(x, weight, None, out)
+    kernels.linear(x, packed_for(kernels, weight), None, out)
     return out
 
 
@@ -97,7 +98,7 @@ def test_the_bias_is_added_before_the_one_rounding(
     x, weight = random_case(5, 43, 64, torch.bfloat16)
     bias = torch.randn(43).to(bias_dtype)
     out = torch.empty(5, 43, dtype=torch.bfloat16)
-    backend.linear(x, weight, bias, out)
+    backend.linear(x, packed_for(backend, weight), bias, out)
     assert_equals_float64(out, x, weight, bias)
 
 
@@ -105,7 +106,7 @@ def test_the_bias_is_added_before_the_one_rounding(
 def test_a_float32_output_of_16_bit_operands_is_not_rounded(backend: KernelBackend) -> None:
     x, weight = random_case(5, 43, 64, torch.bfloat16)
     out = torch.empty(5, 43)
-    backend.linear(x, weight, None, out)
+    backend.linear(x, packed_for(backend, weight), None, out)
     assert_equals_float64(out, x, weight)
     assert torch.equal(out.bfloat16(), product(backend, x, weight))
 
@@ -115,7 +116,7 @@ def test_rows_and_columns_outside_are_left_alone(backend: KernelBackend) -> None
     x, weight = random_case(9, 20, 48, torch.float32)
     wide = torch.full((9, 31), 7.0)
     spans = [(1, 2), (4, 4), (5, 8)]
-    backend.linear(x, weight, None, wide[:, 3:23], spans)
+    backend.linear(x, packed_for(backend, weight), None, wide[:, 3:23], spans)
     inside = torch.zeros(9, 31, dtype=torch.bool)
     for start, stop in spans:
         inside[start:stop, 3:23] = True
@@ -156,7 +157,7 @@ def test_a_row_is_bit_equal_in_any_span_and_among_hundreds(
     )
     for spans in layouts:
         out = torch.empty_like(whole)
-        level.linear(x, weight, None, out, spans)
+        level.linear(x, packed_for(level, weight), None, out, spans)
         for start, stop in spans:
             assert torch.equal(out[start:stop], whole[start:stop])
 

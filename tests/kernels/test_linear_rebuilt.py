@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.kernels.deltas import KINDS, cast, dense, sparse
+from tests.kernels.weights import packed_for
 from tsugiki_kernels.deltas import Delta, Placed
 from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.interface import KernelBackend, Span, Staged
@@ -21,6 +22,7 @@ def in_one_and_in_two(
     spans: Sequence[Span],
 ) -> tuple[Tensor, Tensor]:
     """What linear_rebuilt gives, and what reconstruct and linear do."""
+    weight = packed_for(kernels, weight)
     rebuilt = torch.empty_like(weight)
     kernels.reconstruct(weight, staged, rebuilt)
     one, two = torch.zeros(2, len(x), len(weight), dtype=x.dtype)
@@ -62,9 +64,10 @@ def test_a_recorded_one_keeps_a_bias_that_nobody_else_keeps(
 ) -> None:
     staged = kernels.stage([Placed(0, delta)])
     x, weight, out = torch.randn(9, 50), torch.randn(40, 50), torch.empty(9, 40)
+    in_order = packed_for(kernels, weight)
 
     def body(recorder: KernelBackend) -> None:
-        recorder.linear_rebuilt(x, weight, torch.ones(40), staged, out, [(0, 9)])
+        recorder.linear_rebuilt(x, in_order, torch.ones(40), staged, out, [(0, 9)])
 
     program = kernels.record(body)
     program.run()

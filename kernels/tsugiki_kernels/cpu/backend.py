@@ -15,6 +15,7 @@ from torch import Tensor
 from tsugiki_kernels.check import check_spans
 from tsugiki_kernels.cpu import attention, build, deltas, elementwise, sampling, staging
 from tsugiki_kernels.cpu import linear as dense
+from tsugiki_kernels.cpu import weight as packed
 from tsugiki_kernels.cpu.deltas import own
 from tsugiki_kernels.cpu.program import Operation, Program, Step, run
 from tsugiki_kernels.cpu.records import AddBiases, Draw
@@ -82,6 +83,22 @@ class CpuBackend:
         else:
             self._recorded.append(call)
 
+    def pack(self, weight: Tensor) -> None:
+        """See KernelBackend.pack.
+
+        Raises:
+            BadArgument: another dtype or layout.
+        """
+        packed.pack(weight)
+
+    def lookup(self, weight: Tensor, index: Tensor, out: Tensor) -> None:
+        """See KernelBackend.lookup.
+
+        Raises:
+            BadArgument: naming the argument that breaks the contract.
+        """
+        self._do(packed.lookup(weight, index, out))
+
     def stage(self, parts: Sequence[Placed]) -> Staged:
         """See KernelBackend.stage.
 
@@ -142,10 +159,12 @@ class CpuBackend:
         deltas.check_reconstruct(base, out, linear)
         if linear.source is not None:
             source = linear.source
-            return self._do_in_torch(lambda: self._reference.reconstruct(base, source, out))
-        if linear.covered < base.shape[0]:
-            self._do_in_torch(lambda: out.copy_(base))
+            return self._do_in_torch(lambda: self._rebuild_in_torch(base, source, out))
         self._do(deltas.reconstruct(base, linear, out))
+
+    def _rebuild_in_torch(self, base: Tensor, source: Staged, out: Tensor) -> None:
+        self._reference.reconstruct(packed.unpacked(base), source, out)
+        packed.pack(out)
 
     def bias(self, staged: Staged, rows: int) -> Tensor | None:
         """See KernelBackend.bias.
@@ -201,7 +220,7 @@ class CpuBackend:
 
         def in_two() -> None:  # a recorded step keeps no rebuilt weight
             rebuilt = torch.empty_like(weight)
-            self._reference.reconstruct(weight, source, rebuilt)
+            self._rebuild_in_torch(weight, source, rebuilt)
             run(self._library, dense.linear(x, rebuilt, bias, out, spans))
 
         self._do_in_torch(in_two)

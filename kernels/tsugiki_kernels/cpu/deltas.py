@@ -58,12 +58,13 @@ def apply(x: Tensor, out: Tensor, linears: Sequence[CpuStaged], spans: Sequence[
 
 
 def reconstruct(base: Tensor, linear: CpuStaged, out: Tensor) -> Operation:
-    """See KernelBackend.reconstruct, of arguments that were checked: the rows that the parts of the
-    linear cover, whose kind must have kernels of its own."""
+    """See KernelBackend.reconstruct, of arguments that were checked, and a kind of delta that has
+    kernels of its own."""
     call = Reconstruct(
         linear.address,
         base.data_ptr(),
         out.data_ptr(),
+        len(base),
         linear.inputs,
         DTYPES[base.dtype],
         torch.get_num_threads(),

@@ -114,6 +114,7 @@ class Reconstruct(ctypes.Structure):
         ("linear", _PTR),
         ("base", _PTR),
         ("out", _PTR),
+        ("outputs", _I64),
         ("inputs", _I64),
         ("dtype", _I32),
         ("threads", _I32),

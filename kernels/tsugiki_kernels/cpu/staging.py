@@ -60,7 +60,6 @@ class CpuStaged:
     address: int
     inputs: int
     width: int  # outputs up to the end of the last part
-    covered: int  # outputs that some part covers
     has_bias: bool
     source: StagedParts | None  # for what the reference does: kinds without a kernel to rebuild
     kept_alive: tuple[Tensor, ...]  # the extent and the shared columns of all its linears
@@ -153,13 +152,11 @@ def _staged(
     content = b"".join((ctypes.c_int64(len(found)), *found))
     extent.write(place, content)
     width = max(placed.offset + placed.delta.shape[0] for placed in parts)
-    covered = sum(placed.delta.shape[0] for placed in parts)
     return CpuStaged(
         kind=type(first),
         address=extent.address + place,
         inputs=first.shape[1],
         width=width,
-        covered=width if covered == width else covered,  # one object, of hundreds
         has_bias=any(placed.delta.bias is not None for placed in parts),
         source=_source(parts, extent),
         kept_alive=kept_alive,

@@ -34,11 +34,11 @@ class BaseForm(Protocol):
         """
 
     def dense(self) -> Tensor:
-        """W as [out, in], activation dtype: what deltas are added to for rows that skip it."""
+        """W [out, in], activation dtype, packed: what deltas are added to for rows that skip it."""
 
 
 class DenseForm:
-    """An ordinary weight."""
+    """An ordinary weight, packed by the kernels that will read it."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.weight = weight

@@ -64,7 +64,8 @@ class Decoder:
         row's logits beyond its own vocabulary are -inf. They stand until the next call.
         """
         step = self._steps.get(batch, cache)
-        hidden = embed(batch.token_ids, self.weights.embedding, step.plan.variant_segments)
+        embedding, variants = self.weights.embedding, step.plan.variant_segments
+        hidden = embed(batch.token_ids, embedding, variants, self.kernels)
         if self._embed_scale is not None:
             hidden = hidden * self._embed_scale
         step.inputs.fill(hidden, self._rotations(batch.positions), batch.attention)

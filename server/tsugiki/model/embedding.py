@@ -12,17 +12,20 @@ from torch import Tensor
 
 from tsugiki.codecs.base import EmbeddingDelta, ResidentVariant
 from tsugiki.model.batch import Segment
+from tsugiki_kernels.interface import KernelBackend
 
 VariantSegments = Sequence[tuple[Segment, ResidentVariant]]
 
 
-def embed(token_ids: Tensor, weight: Tensor, segments: VariantSegments) -> Tensor:
-    """Hidden states [rows, hidden] of token ids (int64 [rows]); weight: [vocab, hidden]."""
+def embed(
+    token_ids: Tensor, weight: Tensor, segments: VariantSegments, kernels: KernelBackend
+) -> Tensor:
+    """Hidden states [rows, hidden] of token ids (int64 [rows]); weight: [vocab, hidden], packed."""
+    hidden = weight.new_empty(len(token_ids), weight.shape[1])
     changed = [(s, v.embedding) for s, v in segments if v.embedding is not None]
-    if not changed:
-        return F.embedding(token_ids, weight)
     # added tokens lie beyond the base's rows; their own rows replace what is read here
-    hidden = F.embedding(token_ids.clamp(max=weight.shape[0] - 1), weight)
+    known = token_ids.clamp(max=weight.shape[0] - 1) if changed else token_ids
+    kernels.lookup(weight, known, hidden)
     for segment, delta in changed:
         rows = slice(segment.start, segment.stop)
         hidden[rows] = _changed_rows(hidden[rows], token_ids[rows], weight.shape[0], delta)

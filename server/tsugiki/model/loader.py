@@ -42,7 +42,7 @@ class BaseModel:
 
     @property
     def embedding(self) -> Tensor:
-        """The input embedding [vocab, hidden], activation dtype."""
+        """The input embedding [vocab, hidden], activation dtype, packed."""
         return self.decoder.weights.embedding
 
     @property
@@ -95,7 +95,8 @@ def load_base(
     architecture = read_architecture(checkpoint.config)
     layout = layout_of(architecture)
     _check_shapes(checkpoint, layout)
-    reader = _Reader(checkpoint, layout, torch.device(device), _torch_dtype(dtype))
+    kernels = kernels or ReferenceBackend()
+    reader = _Reader(checkpoint, layout, torch.device(device), _torch_dtype(dtype), kernels)
     weights = reader.weights(architecture, layout)
     return BaseModel(
         id=checkpoint.path.resolve().name,
@@ -104,7 +105,7 @@ def load_base(
         fingerprint=base_fingerprint(checkpoint, cache_dir),
         architecture=architecture,
         layout=layout,
-        decoder=Decoder(architecture, weights, kernels or ReferenceBackend()),
+        decoder=Decoder(architecture, weights, kernels),
         vectors=_stored_vectors(checkpoint, layout),
     )
 
@@ -152,17 +153,23 @@ class _Reader:
     """Copies tensors of a checkpoint to their place."""
 
     def __init__(
-        self, checkpoint: Checkpoint, layout: Layout, device: torch.device, dtype: torch.dtype
+        self,
+        checkpoint: Checkpoint,
+        layout: Layout,
+        device: torch.device,
+        dtype: torch.dtype,
+        kernels: KernelBackend,
     ) -> None:
         self._checkpoint = checkpoint
+        self._kernels = kernels
         self._dtype = dtype
         shapes = expected_shapes(layout).values()
         self._slab = Slab(sum(room(shape, dtype) for shape in shapes), device)
 
     def weights(self, architecture: Architecture, layout: Layout) -> Weights:
-        embedding = self._stacked([EMBEDDING], layout.embedding_shape)
+        embedding = self._packed([EMBEDDING], layout.embedding_shape)
         linears = {linear.fused: self._linear(linear) for linear in all_linears(architecture)}
-        head = embedding if layout.tied else self._stacked([LM_HEAD], layout.embedding_shape)
+        head = embedding if layout.tied else self._packed([LM_HEAD], layout.embedding_shape)
         linears["lm_head"] = DenseForm(head)
         norms = {name: self._stacked([name], (length,)) for name, length in layout.vectors.items()}
         return Weights(embedding, linears, norms)
@@ -170,9 +177,15 @@ class _Reader:
     def _linear(self, linear: LinearName) -> DenseForm:
         modules = [module for module, _ in linear.parts]
         rows = sum(rows for _, rows in linear.parts)
-        weight = self._stacked([f"{m}.weight" for m in modules], (rows, linear.in_features))
+        weight = self._packed([f"{m}.weight" for m in modules], (rows, linear.in_features))
         bias = self._stacked([f"{m}.bias" for m in modules], (rows,)) if linear.bias else None
         return DenseForm(weight, bias)
+
+    def _packed(self, names: list[str], shape: tuple[int, ...]) -> Tensor:
+        """A dense weight in the kernels' order."""
+        weight = self._stacked(names, shape)
+        self._kernels.pack(weight)
+        return weight
 
     def _stacked(self, names: list[str], shape: tuple[int, ...]) -> Tensor:
         """The tensors below each other, copied straight into their final place."""

@@ -1,115 +1,150 @@
-// Dense linears: out = x W^T + bias, the weight as it is stored.
+// Dense linears: out = x W^T + bias, the weight packed (weight.h).
 //
-// A task is a stretch of outputs. With few rows of x the weight streams by once, asked for AHEAD of its
-// use; with many, panels of x that stay in the second-level cache meet
-// blocks of eight weight rows that stay in the first.
+// A task is a stretch of outputs, taken a few groups at a time. With few rows of x the weight streams
+// by once, in chunks that stay in the first-level cache until all rows have met them, and what comes
+// next is asked for meanwhile. With many rows it is x that streams by.
 
 #include "linear_block.h"
 
 namespace tsugiki {
 
-constexpr int64_t AHEAD = 24 << 10;         // bytes from what is read to what is fetched
 constexpr int64_t PANEL_BYTES = 384 << 10;  // of x
 constexpr int64_t TASK_BYTES = 1 << 20;     // of weight, at most
 constexpr int64_t LEAST_TASK = 32 << 10;
+constexpr int64_t CHUNK = 96;         // steps
+constexpr int64_t CHUNKED_UP_TO = 4;  // passes over the weight; more get along without
 
-// Eight outputs and their rows of weight. Outputs beyond the stretch repeat its last one.
-template <class Lanes>
-struct Outputs {
-  int64_t first, count;
-  const typename Lanes::Element* weight[OUTPUTS_AT_ONCE];
+// Neighbouring groups of outputs that are met together, and the weights that come after them.
+struct Block {
+  int64_t first;  // output
+  const char* weight;
   const char* next;
-
-  Outputs(const Linear& linear, const Stretch& stretch, int64_t first)
-      : first(first),
-        count(std::min<int64_t>(OUTPUTS_AT_ONCE, stretch.last - first)),
-        next(stretch.next + (first - stretch.first) * linear.row_bytes()) {
-    for (int64_t o = 0; o < OUTPUTS_AT_ONCE; ++o)
-      weight[o] = (const typename Lanes::Element*)stretch.weight +
-                  (std::min(first + o, stretch.last - 1) - stretch.first) * linear.inputs;
-  }
 };
 
-// One row's eight sums into out, biased and rounded once.
-inline void finish(const Linear& linear, int64_t row, int64_t output, int64_t count, Half16 sums) {
-  if (linear.bias != nullptr)
-    sums = sums + low(load_up_to(Dtype(linear.bias_dtype), linear.bias, output, count));
-  alignas(64) char rounded[sizeof(Floats)];
-  store_as(Dtype(linear.out_dtype), rounded, 0, join(sums, sums));
-  const int64_t size = dtype_size(Dtype(linear.out_dtype));
-  char* to = (char*)linear.out + (row * linear.out_stride + output) * size;
-  if (count < OUTPUTS_AT_ONCE) {
-    std::memcpy(to, rounded, count * size);
-  } else if (size == 2) {  // sizes that the compiler knows are plain moves
-    std::memcpy(to, rounded, OUTPUTS_AT_ONCE * 2);
-  } else {
-    std::memcpy(to, rounded, OUTPUTS_AT_ONCE * 4);
-  }
-}
-
-template <class Lanes, int ROWS, int LINES>
-void meet_rows(const Linear& linear, const Outputs<Lanes>& outputs, const int64_t* rows,
-               const char* next) {
-  const typename Lanes::Element* x[ROWS];
-  for (int r = 0; r < ROWS; ++r)
-    x[r] = (const typename Lanes::Element*)linear.x + rows[r] * linear.x_stride;
-  Half16 sums[ROWS];
-  multiply<Lanes, ROWS, LINES>(x, outputs.weight, linear.inputs, next, sums);
-  for (int r = 0; r < ROWS; ++r) finish(linear, rows[r], outputs.first, outputs.count, sums[r]);
-}
-
-// The first ROWS_AT_ONCE rows of the panel, or as many as there are.
-template <class Lanes, int LINES, int ROWS = ROWS_AT_ONCE>
-void meet_some(const Linear& linear, const Outputs<Lanes>& outputs, const Panel& panel,
-               const char* next) {
+template <class Lanes, int GROUPS, int ROWS = ROWS_AT_ONCE>
+inline void meet_rows(const Linear& linear, const Panel& rows, const Block& block, int64_t from,
+                      int64_t steps, Ahead& ahead, float* sums) {
+  typedef typename Lanes::Element Element;
   if constexpr (ROWS > 1)
-    if (panel.count < ROWS)
-      return meet_some<Lanes, LINES, ROWS - 1>(linear, outputs, panel, next);
-  meet_rows<Lanes, ROWS, LINES>(linear, outputs, panel.rows, next);
+    if (rows.count < ROWS)
+      return meet_rows<Lanes, GROUPS, ROWS - 1>(linear, rows, block, from, steps, ahead, sums);
+  const Element* x[ROWS];
+  for (int r = 0; r < ROWS; ++r)
+    x[r] = (const Element*)linear.x + rows.rows[r] * linear.x_stride + from * Lanes::PAIR;
+  const Element* weight = (const Element*)block.weight + from * LANES * Lanes::PAIR;
+  meet<Lanes, ROWS, GROUPS>(x, weight, LANES * linear.inputs, steps, ahead, sums);
 }
 
-// The whole panel. Of the eight lines a step that come next, LINES are fetched beside each group of
-// rows until all are: a burst beside the first group would hold it up.
-template <class Lanes, int LINES>
-void meet_groups(const Linear& linear, const Outputs<Lanes>& outputs, const Panel& panel) {
-  const char* next = outputs.next;
-  for (int64_t from = 0, fetched = 0; from < panel.count; from += ROWS_AT_ONCE) {
-    const Panel rest{panel.rows + from, panel.count - from};
-    if (fetched < OUTPUTS_AT_ONCE)
-      meet_some<Lanes, LINES>(linear, outputs, rest, next);
-    else
-      meet_some<Lanes, 0>(linear, outputs, rest, next);
-    fetched += LINES, next += LINES * linear.row_bytes();
+// What a chunk asks for, evenly: the chunk after it, or the first one of the next block.
+inline Ahead ahead_of(const Linear& linear, const Block& block, int64_t after, int64_t length,
+                      int64_t rate) {
+  const int64_t group_bytes = LANES * linear.row_bytes();
+  const char* line = after < group_bytes ? block.weight + after : block.next;
+  return {line, line + length, group_bytes, length, rate, 0};
+}
+
+// sums[row][group], float32.
+template <class Lanes, int GROUPS>
+void meet_panel(const Linear& linear, const Panel& panel, const Block& block, float* sums) {
+  constexpr int64_t STEP_BYTES = LANES * Lanes::PAIR * sizeof(typename Lanes::Element);
+  const int64_t passes = (panel.count + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
+  const int64_t all = linear.inputs / Lanes::PAIR, chunk = passes <= CHUNKED_UP_TO ? CHUNK : all;
+  for (int64_t from = 0; from < all; from += chunk) {
+    const int64_t steps = std::min(chunk, all - from);
+    const int64_t next = from + steps < all ? std::min(chunk, all - from - steps) : steps;
+    Ahead ahead = ahead_of(linear, block, (from + steps) * STEP_BYTES, next * STEP_BYTES,
+                           GROUPS * next * STEP_BYTES / (passes * steps) + 1);
+    for (int64_t pass = 0; pass < passes; ++pass) {
+      const int64_t row = pass * panel.count / passes;
+      const Panel rows{panel.rows + row, (pass + 1) * panel.count / passes - row};
+      meet_rows<Lanes, GROUPS>(linear, rows, block, from, steps, ahead,
+                               sums + row * GROUPS * LANES);
+    }
   }
 }
 
+// The odd input at the end of a row, which stands alone in a packed weight.
 template <class Lanes>
-void meet_panel(const Linear& linear, const Outputs<Lanes>& outputs, const Panel& panel) {
-  switch ((panel.count + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE) {
-    case 1: return meet_groups<Lanes, 8>(linear, outputs, panel);
-    case 2: return meet_groups<Lanes, 4>(linear, outputs, panel);
-    case 3: return meet_groups<Lanes, 3>(linear, outputs, panel);
-    case 4: case 5: case 6: case 7: return meet_groups<Lanes, 2>(linear, outputs, panel);
-    default: return meet_groups<Lanes, 1>(linear, outputs, panel);
-  }
+inline Floats meet_last(const Linear& linear, int64_t row, const char* group, Floats total) {
+  const int64_t last = linear.inputs - 1;
+  const auto* x = (const typename Lanes::Element*)linear.x + row * linear.x_stride + last;
+  return fma(splat(x->value()), load_as(Dtype(linear.dtype), group, last * LANES), total);
+}
+
+// One row's sums with one group into out, biased and rounded once.
+inline void put_out(const Linear& linear, int64_t row, int64_t output, Floats sums) {
+  const int64_t count = linear.outputs - output;
+  if (linear.bias != nullptr)
+    sums = sums + load_up_to(Dtype(linear.bias_dtype), linear.bias, output, count);
+  store_up_to(Dtype(linear.out_dtype), linear.out, row * linear.out_stride + output, sums, count);
+}
+
+template <class Lanes, int GROUPS>
+void multiply_block(const Linear& linear, const Panel& panel, const Block& block) {
+  const int64_t floats = panel.count * GROUPS * LANES;
+  float* sums = scratch(SUMS, floats);
+  std::memset(sums, 0, floats * sizeof(float));
+  meet_panel<Lanes, GROUPS>(linear, panel, block, sums);
+  for (int64_t r = 0; r < panel.count; ++r)
+    for (int64_t g = 0; g < GROUPS; ++g) {
+      Floats total = load(sums + (r * GROUPS + g) * LANES);
+      if (linear.inputs % Lanes::PAIR != 0)
+        total = meet_last<Lanes>(linear, panel.rows[r],
+                                 block.weight + g * LANES * linear.row_bytes(), total);
+      put_out(linear, panel.rows[r], block.first + g * LANES, total);
+    }
+}
+
+// The last group of a weight whose outputs are no multiple of 16, with zeros in the other lanes.
+template <class Lanes>
+const char* filled_up(const Linear& linear, const char* group, int64_t lanes) {
+  typedef typename Lanes::Element Element;
+  const int64_t steps = linear.inputs / Lanes::PAIR;
+  Element* whole = (Element*)scratch(REST, LANES * linear.inputs);
+  std::memset((void*)whole, 0, LANES * linear.row_bytes());
+  const auto copy = [&](int64_t step, int64_t each) {
+    const int64_t at = step * Lanes::PAIR;
+    std::memcpy((void*)(whole + at * LANES), group + at * lanes * sizeof(Element),
+                lanes * each * sizeof(Element));
+  };
+  for (int64_t s = 0; s < steps; ++s) copy(s, Lanes::PAIR);
+  if (linear.inputs % Lanes::PAIR != 0) copy(steps, 1);
+  return (const char*)whole;
 }
 
 template <class Lanes>
-void multiply(const Linear& linear, const Stretch& stretch, const Panel& all) {
+void multiply(const Linear& linear, const Stretch& stretch, const Panel& panel) {
+  constexpr int64_t AT_ONCE = GROUPS_AT_ONCE * LANES;
+  const char* weight = (const char*)stretch.weight;
+  int64_t output = stretch.first;
+  const auto block = [&](int64_t outputs) {
+    const char* at = weight + (output - stretch.first) * linear.row_bytes();
+    const bool last = output + outputs >= stretch.last;
+    return Block{output, at, last ? stretch.next : at + outputs * linear.row_bytes()};
+  };
+  for (; output + AT_ONCE <= stretch.last; output += AT_ONCE)
+    multiply_block<Lanes, GROUPS_AT_ONCE>(linear, panel, block(AT_ONCE));
+  for (; output + LANES <= stretch.last; output += LANES)
+    multiply_block<Lanes, 1>(linear, panel, block(LANES));
+  if (output == stretch.last) return;
+  Block rest = block(LANES);
+  rest.weight = filled_up<Lanes>(linear, rest.weight, stretch.last - output);
+  multiply_block<Lanes, 1>(linear, panel, rest);
+}
+
+template <class Lanes>
+void multiply_all(const Linear& linear, const Stretch& stretch, const Panel& all) {
   const int64_t row_bytes = std::max<int64_t>(1, linear.row_bytes());
-  const int64_t panel_rows = std::max<int64_t>(1, PANEL_BYTES / row_bytes / 24) * 24;
-  for (int64_t from = 0; from < all.count; from += panel_rows) {
-    const Panel panel{all.rows + from, std::min(panel_rows, all.count - from)};
-    for (int64_t output = stretch.first; output < stretch.last; output += OUTPUTS_AT_ONCE)
-      meet_panel(linear, Outputs<Lanes>(linear, stretch, output), panel);
-  }
+  const int64_t at_once = std::max<int64_t>(1, PANEL_BYTES / row_bytes / ROWS_AT_ONCE) * ROWS_AT_ONCE;
+  for (int64_t from = 0; from < all.count; from += at_once)
+    multiply<Lanes>(linear, stretch, {all.rows + from, std::min(at_once, all.count - from)});
 }
 
 void multiply_stretch(const Linear& linear, const Stretch& stretch, const Panel& rows) {
   switch (linear.dtype) {
-    case BFLOAT16: return multiply<Bfloat16Pairs>(linear, stretch, rows);
-    case FLOAT16: return multiply<Float16Lanes>(linear, stretch, rows);
-    default: return multiply<Float32Lanes>(linear, stretch, rows);
+    case BFLOAT16: return multiply_all<Bfloat16Pairs>(linear, stretch, rows);
+    case FLOAT16: return multiply_all<Float16Lanes>(linear, stretch, rows);
+    default: return multiply_all<Float32Lanes>(linear, stretch, rows);
   }
 }
 
@@ -124,14 +159,13 @@ Panel rows_of(const Linear& linear) {
   return {rows, count};
 }
 
-// Each task begins with memory that nobody has fetched for it: the fewer rows meet the weight, the
-// fewer tasks pay.
 int64_t outputs_per_task(const Linear& linear, const Panel& rows) {
   const int64_t row_bytes = std::max<int64_t>(1, linear.row_bytes());
   const int64_t tasks = linear.threads * (rows.count <= 16 ? 2 : 8);
   const int64_t share = linear.outputs / tasks;
   const int64_t outputs = std::min(TASK_BYTES / row_bytes, std::max(LEAST_TASK / row_bytes, share));
-  return (outputs / LANES + 1) * LANES;
+  constexpr int64_t AT_ONCE = GROUPS_AT_ONCE * LANES;
+  return (outputs + AT_ONCE - 1) / AT_ONCE * AT_ONCE;
 }
 
 bool worth_forking(const Linear& linear, const Panel& rows) {
@@ -147,10 +181,13 @@ extern "C" void tsugiki_linear(const Linear* call) {
   const Linear& linear = *call;
   const Panel rows = rows_of(linear);
   const int64_t each = outputs_per_task(linear, rows);
-  parallel_for((linear.outputs + each - 1) / each, linear.threads, worth_forking(linear, rows),
+  const int64_t tasks = (linear.outputs + each - 1) / each;
+  parallel_for(tasks, linear.threads, worth_forking(linear, rows),
                [&](int64_t task) {
                  const int64_t first = task * each, last = std::min(first + each, linear.outputs);
-                 const char* weight = (const char*)linear.weight + first * linear.row_bytes();
-                 multiply_stretch(linear, {first, last, weight, weight + AHEAD}, rows);
+                 const char* all = (const char*)linear.weight;
+                 const int64_t after = task + linear.threads < tasks ? (task + linear.threads) * each : 0;
+                 multiply_stretch(linear, {first, last, all + first * linear.row_bytes(),
+                                           all + after * linear.row_bytes()}, rows);
                });
 }

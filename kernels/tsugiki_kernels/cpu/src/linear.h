@@ -2,13 +2,14 @@
 #pragma once
 
 #include "step.h"
+#include "weight.h"
 
 namespace tsugiki {
 
 struct Linear {
   const void* x;  // [rows, inputs] of dtype, unit stride in the last dimension; strides in elements
   int64_t x_stride;
-  const void* weight;  // [outputs, inputs], contiguous
+  const void* weight;  // [outputs, inputs], packed (weight.h)
   const void* bias;    // [outputs] of bias_dtype; null: none
   void* out;           // [rows, outputs] of out_dtype
   int64_t out_stride;
@@ -18,6 +19,7 @@ struct Linear {
   int32_t dtype, bias_dtype, out_dtype, threads;
 
   int64_t row_bytes() const { return inputs * dtype_size(Dtype(dtype)); }  // of weight
+  PackedShape shape() const { return {outputs, inputs, Dtype(dtype)}; }
 };
 
 // Some rows of x, by their place in x and out.
@@ -26,8 +28,8 @@ struct Panel {
   int64_t count;
 };
 
-// Consecutive outputs, where their rows of weight lie, the linear's own or rebuilt ones, and what
-// to ask memory for meanwhile: as many bytes.
+// Consecutive outputs from a multiple of 16 on, where their packed weights lie, the linear's own or
+// rebuilt ones, and the weights that come after them, to ask memory for meanwhile.
 struct Stretch {
   int64_t first, last;  // last exclusive
   const void* weight;
@@ -37,7 +39,7 @@ struct Stretch {
 // The rows of all spans, one after the other, in scratch memory of this thread.
 Panel rows_of(const Linear& linear);
 
-// How many outputs a task takes: a multiple of 16.
+// How many outputs a task takes: a multiple of those that are met together.
 int64_t outputs_per_task(const Linear& linear, const Panel& rows);
 
 // Whether so many rows of x are work enough for several threads.

@@ -1,151 +1,145 @@
-// Rebuilding dense weights: out = base + D, one rounding per changed element.
-// Rows that no part covers are not touched; the caller has copied them.
+// Rebuilding dense weights in their packed order (weight.h), whose lanes are outputs: a column that
+// 16 rows keep together is one vector.
 
 #include "reconstruct.h"
 
 namespace tsugiki {
 
-// Sparse: what changes in each of 16 rows, kept column by kept column, [row][stride] float32; room
-// for four rows more.
-struct Changes {
-  int64_t stride;
-  float* values;
+inline Uint8x words(Half16 a) { return (Uint8x)a; }
 
-  explicit Changes(const SparsePart& part)
-      : stride(padded(part.kept)), values(scratch(TILE, stride * (LANES + 4))) {}
-  float* of(int64_t row) const { return values + row * stride; }
-};
-
-// lanes[j]: 16 rows of column j. Written row by row.
-inline void transpose_into(Floats (&lanes)[LANES], const Changes& changes, int64_t j) {
-  Half16 block[2][2][8];  // rows half, columns half
-  for (int i = 0; i < LANES; ++i) {
-    block[0][i / 8][i % 8] = low(lanes[i]);
-    block[1][i / 8][i % 8] = high(lanes[i]);
-  }
-  for (int half = 0; half < 2; ++half) {
-    transpose8(block[half][0]), transpose8(block[half][1]);
-    for (int r = 0; r < 8; ++r)
-      store(changes.of(half * 8 + r) + j, join(block[half][0][r], block[half][1][r]));
-  }
+// Lanes of float32 that are bfloat16 after this.
+inline Floats rounded_to_bf16(Floats a) {
+  alignas(64) uint16_t narrow[LANES];
+  store_bf16(narrow, a);
+  return load_bf16(narrow);
 }
 
-template <int BITS>
-void decode_tile(const SparsePart& part, int64_t group, const Changes& changes) {
-  const Decoder<BITS> decode(part.zero);
-  const Group where = group_of(part, group);
-  const int64_t stride = part.rows_per_mask * BITS / 8, row = group * LANES;
-  const Floats steps = steps_of(part, row, std::min<int64_t>(LANES, part.rows - row));
-  for (int64_t j = 0; j < part.kept; j += LANES) {
-    const int64_t last = part.kept - 1;  // columns that do not exist repeat the last one
-    Floats lanes[LANES];
-    for (int i = 0; i < LANES; ++i)
-      lanes[i] = steps * decode(where.codes + std::min(j + i, last) * stride);
-    transpose_into(lanes, changes, j);
-  }
-}
-
-template <int BITS>
-void decode_row(const SparsePart& part, int64_t row, float* values) {
-  const Decoder<BITS> decode(part.zero);
-  const uint8_t* codes = part.codes + row * part.code_stride;
-  const Floats step = splat(step_of(part, row));
-  for (int64_t j = 0; j < part.kept; j += LANES) {
-    const int64_t count = std::min<int64_t>(LANES, part.kept - j);
-    const uint8_t* p = codes + j * BITS / 8;
-    store(values + j, step * (count == LANES ? decode(p) : decode_some(decode, p, count)));
-  }
-}
-
-template <int BITS>
-void decode_group(const SparsePart& part, int64_t group, const Changes& changes) {
-  if (!part.by_row) return decode_tile<BITS>(part, group, changes);
-  for (int64_t i = 0; i < LANES && group * LANES + i < part.rows; ++i)
-    decode_row<BITS>(part, group * LANES + i, changes.of(i));
-}
-
-void decode_any(const SparsePart& part, int64_t group, const Changes& changes) {
-  switch (part.bits) {
-    case 1: return decode_group<1>(part, group, changes);
-    case 2: return decode_group<2>(part, group, changes);
-    case 4: return decode_group<4>(part, group, changes);
-    default: return decode_group<8>(part, group, changes);
-  }
-}
-
-template <class Word>
-inline void collect(const uint16_t* columns, int64_t kept, const Word* row, Word* elements) {
-#pragma GCC unroll 4
-  for (int64_t j = 0; j < kept; ++j) elements[j] = row[columns[j]];
-}
-
-template <class Word>
-inline void put_back(const uint16_t* columns, int64_t kept, const Word* elements, Word* row) {
-#pragma GCC unroll 4
-  for (int64_t j = 0; j < kept; ++j) row[columns[j]] = elements[j];
-}
-
-// A few rows at a time, which stay in the first-level cache: the elements at kept columns are
-// collected, changed as vectors, and put into copies of the base's rows. (Row by row the vectors would
-// wait for the words just written.) Word: an integer of the element's size.
-template <class Word>
-void rebuild_as(const SparsePart& part, int64_t group, const Rebuilding& where) {
-  constexpr int64_t FEW = 4;
-  const Changes changes(part);
-  decode_any(part, group, changes);
-  const int64_t rows = std::min<int64_t>(LANES, part.rows - group * LANES);
-  const int64_t first = (part.offset + group * LANES) * where.inputs;
-  const Word* base = (const Word*)where.base + first;
-  Word* out = (Word*)where.out + first - where.first * where.inputs;
-  Word* elements = (Word*)changes.of(LANES);  // [FEW][stride]
-  const auto columns = [&](int64_t i) {
-    return part.columns + (group * LANES + i) / part.rows_per_mask * part.kept;
+// One of two values in each lane is replaced.
+inline Floats with_value(Floats pairs, Floats value, bool second) {
+  const auto half = [&](Half16 pair, Half16 v) {
+    return second ? (Half16)((words(v) & 0xffff0000u) | (words(pair) & 0xffffu))
+                  : (Half16)((words(v) >> 16) | (words(pair) & 0xffff0000u));
   };
-  for (int64_t from = 0; from < rows; from += FEW) {
-    const int64_t few = std::min(FEW, rows - from), place = from * where.inputs;
-    for (int64_t i = 0; i < few; ++i)
-      collect(columns(from + i), part.kept, base + place + i * where.inputs,
-              elements + i * changes.stride);
-    std::memcpy(out + place, base + place, few * where.inputs * sizeof(Word));
-    const float* change = changes.of(from);
-    for (int64_t j = 0; j < few * changes.stride; j += LANES)
-      store_as(where.dtype, elements, j, load_as(where.dtype, elements, j) + load(change + j));
-    for (int64_t i = 0; i < few; ++i)
-      put_back(columns(from + i), part.kept, elements + i * changes.stride,
-               out + place + i * where.inputs);
+  return join(half(low(pairs), low(value)), half(high(pairs), high(value)));
+}
+
+// values += change, of one input of 16 outputs.
+inline void add_input(const Rebuilding& where, int64_t group, int64_t input, Floats change) {
+  const Dtype dtype = where.shape.dtype;
+  const int64_t lanes = where.shape.lanes_of(group);
+  const int64_t at = where.shape.place(group, input) - where.first * where.shape.inputs;
+  if (where.shape.lane_stride(input) == 1) {
+    const Floats old = load_up_to(dtype, where.groups, at, lanes);
+    return store_up_to(dtype, where.groups, at, old + change, lanes);
+  }
+  const bool second = input % 2 != 0;
+  float* pairs = (float*)((uint16_t*)where.groups + at - second);
+  const Floats both = load_up_to(FLOAT32, pairs, 0, lanes);
+  const Floats old = second ? second_of_pair(both) : first_of_pair(both);
+  store_up_to(FLOAT32, pairs, 0, with_value(both, rounded_to_bf16(old + change), second), lanes);
+}
+
+// One value.
+inline void add_value(const Rebuilding& where, int64_t output, int64_t input, float change) {
+  const int64_t at = where.place(output, input);
+  const Floats old = load_some(where.shape.dtype, where.groups, at, 1);
+  store_some(where.shape.dtype, where.groups, at, old + splat(change), 1);
+}
+
+template <int BITS>
+void add_tile(const SparsePart& part, int64_t group, const Rebuilding& where) {
+  const Decoder<BITS> decode(part.zero);
+  const Group tile = group_of(part, group);
+  const int64_t stride = part.rows_per_mask * BITS / 8, row = group * LANES;
+  const int64_t count = std::min<int64_t>(LANES, part.rows - row);
+  const Floats steps = keep_first(steps_of(part, row, count), count);
+  const int64_t packed = (part.offset + row) / LANES;
+  for (int64_t j = 0; j < part.kept; ++j)
+    add_input(where, packed, tile.columns[j], steps * decode(tile.codes + j * stride));
+}
+
+inline void add_tile(const SparsePart& part, int64_t group, const Rebuilding& where) {
+  switch (part.bits) {
+    case 1: return add_tile<1>(part, group, where);
+    case 2: return add_tile<2>(part, group, where);
+    case 4: return add_tile<4>(part, group, where);
+    default: return add_tile<8>(part, group, where);
   }
 }
 
-void rebuild_group(const SparsePart& part, int64_t group, const Rebuilding& where) {
-  if (where.dtype == FLOAT32) return rebuild_as<uint32_t>(part, group, where);
-  rebuild_as<uint16_t>(part, group, where);
+// Codes of one row: in a row of their own, or side by side with those of its tile.
+inline void add_row(const SparsePart& part, int64_t row, const Rebuilding& where) {
+  const int64_t mask = row / part.rows_per_mask, in_mask = row % part.rows_per_mask;
+  const uint8_t* codes = part.codes + (part.by_row ? row : mask) * part.code_stride;
+  const int64_t apart = part.by_row ? 1 : part.rows_per_mask, first = part.by_row ? 0 : in_mask;
+  const float step = step_of(part, row);
+  for (int64_t j = 0; j < part.kept; ++j) {
+    const int64_t bit = (first + j * apart) * part.bits;
+    const int code = codes[bit / 8] >> bit % 8 & ((1 << part.bits) - 1);
+    add_value(where, part.offset + row, part.columns[mask * part.kept + j],
+              step * (float(code) - part.zero));
+  }
 }
 
-inline void rebuild_signs(const SignPart& part, int64_t row, const Rebuilding& where) {
-  const Decoder<1> half(0.5f);  // -0.5 or +0.5
-  const Floats scale = splat(2.0f * (f16_to_float(part.scale[row]) * part.gain));
+template <>
+void add_rows(const SparsePart& part, int64_t first, int64_t last, const Rebuilding& where) {
+  if (!part.by_row && part.offset % LANES == 0) {
+    for (int64_t row = first; row < last; row += LANES)
+      add_tile(part, (row - part.offset) / LANES, where);
+  } else {
+    for (int64_t row = first; row < last; ++row) add_row(part, row - part.offset, where);
+  }
+}
+
+// -0.5 or +0.5 in each lane: bit `at` of its word.
+inline Floats signs_of(const Half16 (&bits)[2], int at) {
+  const auto half = [&](Half16 b) {
+    return (Half16)(0xbf000000u ^ ((words(b) >> at & 1u) << 31));
+  };
+  return join(half(bits[0]), half(bits[1]));
+}
+
+// 16 rows, whose signs are read 32 columns at a time.
+inline void add_signs(const SignPart& part, int64_t group, const Rebuilding& where) {
+  const int64_t row = group * LANES, count = std::min<int64_t>(LANES, part.rows - row);
+  const int64_t inputs = where.shape.inputs, packed = (part.offset + row) / LANES;
+  const Floats scale =
+      load_up_to(FLOAT16, part.scale, row, count) * splat(part.gain) * splat(2.0f);
+  for (int64_t c = 0; c < inputs; c += 32) {
+    const int64_t columns = std::min<int64_t>(32, inputs - c);
+    uint32_t lanes[LANES] = {};
+    for (int64_t i = 0; i < count; ++i)
+      std::memcpy(lanes + i, part.signs + (row + i) * part.sign_stride + c / 8, (columns + 7) / 8);
+    Half16 bits[2];
+    std::memcpy(bits, lanes, sizeof bits);
+    for (int64_t i = 0; i < columns; ++i)
+      add_input(where, packed, c + i, scale * signs_of(bits, int(i)));
+  }
+}
+
+inline void add_row(const SignPart& part, int64_t row, const Rebuilding& where) {
+  const float scale = f16_to_float(part.scale[row]) * part.gain;
   const uint8_t* signs = part.signs + row * part.sign_stride;
-  const int64_t from = (part.offset + row) * where.inputs;
-  const int64_t to = from - where.first * where.inputs;
-  for (int64_t c = 0; c < where.inputs; c += LANES) {
-    const int64_t count = std::min<int64_t>(LANES, where.inputs - c);
-    const Floats sign = count == LANES ? half(signs + c / 8) : decode_some(half, signs + c / 8, count);
-    const Floats old = load_up_to(where.dtype, where.base, from + c, count);
-    store_up_to(where.dtype, where.out, to + c, fma(scale, sign, old), count);
-  }
+  for (int64_t c = 0; c < where.shape.inputs; ++c)
+    add_value(where, part.offset + row, c, signs[c / 8] >> c % 8 & 1 ? scale : -scale);
 }
 
-void rebuild_group(const SignPart& part, int64_t group, const Rebuilding& where) {
-  for (int64_t row = group * LANES; row < std::min(part.rows, (group + 1) * LANES); ++row)
-    rebuild_signs(part, row, where);
+template <>
+void add_rows(const SignPart& part, int64_t first, int64_t last, const Rebuilding& where) {
+  if (part.offset % LANES == 0) {
+    for (int64_t row = first; row < last; row += LANES)
+      add_signs(part, (row - part.offset) / LANES, where);
+  } else {
+    for (int64_t row = first; row < last; ++row) add_row(part, row - part.offset, where);
+  }
 }
 
 // Mirrored by records.py.
 struct Reconstruct {
   const void* linear;
-  const void* base;  // [fused out, inputs]
+  const void* base;  // [fused out, inputs], packed
   void* out;
-  int64_t inputs;
+  int64_t outputs, inputs;
   Dtype dtype;
   int32_t threads;
 };
@@ -153,13 +147,14 @@ struct Reconstruct {
 template <class Whole>
 void reconstruct(const Reconstruct& call) {
   const Whole& whole = *(const Whole*)call.linear;
-  const Rebuilding where{call.base, call.out, 0, call.inputs, call.dtype};
-  for (int64_t p = 0; p < whole.count; ++p) {
-    const auto& part = whole.parts[p];
-    const bool fork = part.rows * call.inputs > 16 * FORK_FROM;
-    parallel_for((part.rows + LANES - 1) / LANES, call.threads, fork,
-                 [&](int64_t group) { rebuild_group(part, group, where); });
-  }
+  const int64_t group_bytes = LANES * call.inputs * dtype_size(call.dtype);
+  const int64_t groups = (call.outputs + LANES - 1) / LANES;
+  parallel_for(groups, call.threads, call.outputs * call.inputs > 16 * FORK_FROM, [&](int64_t group) {
+    rebuild(whole, (const char*)call.base + group * group_bytes,
+            {(char*)call.out + group * group_bytes, group * LANES,
+             {call.outputs, call.inputs, call.dtype}},
+            std::min(call.outputs, (group + 1) * LANES));
+  });
 }
 
 }  // namespace tsugiki
