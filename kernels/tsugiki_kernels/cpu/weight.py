@@ -68,7 +68,7 @@ def _pieces(packed: Tensor, plain: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         groups = (last - first) // lanes
         mine = flat[first * inputs : last * inputs].view(groups, lanes * inputs)
         rows = plain[first:last].view(groups, lanes, inputs)
-        steps = rows[:, :, :paired].unflatten(2, (paired // pair, pair)).transpose(1, 2)
+        steps = rows[:, :, :paired].view(groups, lanes, paired // pair, pair).transpose(1, 2)
         yield steps, mine[:, : lanes * paired].view(steps.shape)
         yield rows[:, :, paired:].transpose(1, 2), mine[:, lanes * paired :].view(groups, -1, lanes)
 
