@@ -1,0 +1,1 @@
+"""What CUDA kernels take of a GPU, read from their machine code."""
