@@ -145,6 +145,12 @@ def other_shape(fields: dict[str, Any]) -> None:
     fields["modules"] = {name if n == Q else n: m for n, m in fields["modules"].items()}
 
 
+def swapped(fields: dict[str, Any]) -> None:
+    """Two linears of different shapes under each other's names."""
+    modules, down = fields["modules"], Q.replace("self_attn.q_proj", "mlp.down_proj")
+    modules[Q], modules[down] = modules[down], modules[Q]
+
+
 def more_declared(fields: dict[str, Any]) -> None:
     fields["report"]["coverage"]["modules"] += 1
 
@@ -162,6 +168,8 @@ CASES: dict[str, tuple[Spoil, int, str, str]] = {
         "corrupt_variant",
         "digest",
     ),
+    "half a header": (bytes_of(lambda b: b[:200]), 422, "corrupt_variant", "truncated"),
+    "something appended": (bytes_of(lambda b: b + b"x"), 422, "corrupt_variant", "appended"),
     "pickle": (
         lambda path: path.write_bytes(pickle.dumps({"weight": [1.0] * 100})),
         422,
@@ -180,6 +188,19 @@ CASES: dict[str, tuple[Spoil, int, str, str]] = {
         "invalid_variant",
         "codec 'zip' is not known",
     ),
+    "another format version": (
+        edited(lambda fields: fields.update(format="other/2")),
+        422,
+        "invalid_variant",
+        "format 'other/2' is not known",
+    ),
+    "a module left out": (
+        edited(lambda fields: fields["modules"].pop(Q)),
+        422,
+        "invalid_variant",
+        "but the modules need",
+    ),
+    "another shape": (edited(swapped), 422, "invalid_variant", "this base has"),
     "another parameter": (edited(other_shape), 422, "invalid_variant", "no such parameter"),
     "NaN": (fill(b"\x00\x7e"), 422, "invalid_variant", "nan"),
     "nothing changes": (fill(bytes(2)), 422, "invalid_variant", "changes no parameter"),
