@@ -21,6 +21,7 @@ from benchmarks.crashes.model import Operation, State, applied, next_operation, 
 from benchmarks.crashes.tiny import IDENTITY, write_tiny
 from tsugiki.codecs import artifact
 from tsugiki.variants.registry import Registry
+from tsugiki.variants.store import claim
 
 NAMES = ("amber", "birch", "cedar")
 FILES = 6
@@ -45,7 +46,7 @@ def open_registry(root: Path, pipe: int | None = None) -> Registry:
         if pipe is not None:
             _tell(pipe, ["step", step])
 
-    return Registry(root, IDENTITY, exclusive=True, crash_point=told)
+    return Registry(root, IDENTITY, directory=claim(root), crash_point=told)
 
 
 def run(folder: Path, kills: int, seed: int) -> list[Kill]:
