@@ -7,12 +7,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST_FLAGS := $(if $(NO_SKIPS),--no-skips)
 
-.PHONY: help demo test check lint types contracts bench kernels wheel smoke clean
+.PHONY: help demo test check lint types contracts bench kernels kernels-deep wheel smoke clean
 
 help:
 	@echo "make demo [ONCE=1] [PORT=8000]   the server with three fine-tunes on one small base"
 	@echo "make test                        the test suite"
 	@echo "make check                       what CI runs"
+	@echo "make kernels-deep                CUDA kernels on the CPU: every thread order, three sanitizers"
 	@echo "make bench                       the benchmarks, results under benchmarks/results/"
 
 $(VENV)/.run: pyproject.toml constraints.txt
@@ -26,7 +27,7 @@ $(VENV)/.run: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run
-	$(PIP) -e '.[demo,dev]'
+	$(PIP) -e '.[cuda,demo,dev]'
 	@touch $@
 
 demo: $(VENV)/.run
@@ -34,6 +35,10 @@ demo: $(VENV)/.run
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+# Needs g++ and, from Debian, clang-14 and libclang-rt-14-dev. Minutes, not seconds.
+kernels-deep: $(VENV)/.dev
+	$(BIN)/python -m tests.kernels.cuda.deep
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

