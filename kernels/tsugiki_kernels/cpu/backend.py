@@ -77,6 +77,15 @@ class CpuBackend:
         else:
             self._recorded.append(operation)
 
+    def _change(self, delta: Operation) -> None:
+        """Deltas added to an output; in one pass with the linear that was asked for just before."""
+        last = self._recorded[-1] if self._recorded else None
+        both = dense.changed(last, delta) if isinstance(last, Operation) else None
+        if self._recorded is None or both is None:
+            self._do(delta)
+        else:
+            self._recorded[-1] = both
+
     def _do_in_torch(self, call: Callable[[], object]) -> None:
         if self._recorded is None:
             call()
@@ -147,7 +156,7 @@ class CpuBackend:
         """
         check_spans(x, out, len(staged), spans)
         if staged:
-            self._do(deltas.apply(x, out, [own(variant) for variant in staged], spans))
+            self._change(deltas.apply(x, out, [own(variant) for variant in staged], spans))
 
     def reconstruct(self, base: Tensor, staged: Staged, out: Tensor) -> None:
         """See KernelBackend.reconstruct.

@@ -49,6 +49,12 @@ class RebuiltLinear(ctypes.Structure):
     _fields_: ClassVar[Fields] = (("linear", Linear), ("delta", _PTR))
 
 
+class ChangedLinear(ctypes.Structure):
+    """src/linear_changed.cpp: ChangedLinear."""
+
+    _fields_: ClassVar[Fields] = (("linear", Linear), ("deltas", _PTR))
+
+
 _REBUILT = {SparseDelta: "tsugiki_sparse_linear", SignDelta: "tsugiki_sign_linear"}
 
 
@@ -61,7 +67,7 @@ def linear(
         BadArgument: naming the argument that breaks the contract.
     """
     call, kept = _call(x, weight, bias, out, [(0, x.shape[0])] if spans is None else spans)
-    return Operation("tsugiki_linear", call, kept=kept)
+    return Operation(_LINEAR, call, kept=kept)
 
 
 def linear_rebuilt(
@@ -79,6 +85,23 @@ def linear_rebuilt(
     """
     call, kept = _call(x, weight, bias, out, spans)
     return Operation(_REBUILT[delta.kind], RebuiltLinear(call, delta.address), kept=(*kept, delta))
+
+
+_LINEAR = "tsugiki_linear"
+_CHANGED = {"tsugiki_sparse_apply": "tsugiki_linear_sparse"}
+
+
+def changed(dense: Operation, delta: Operation) -> Operation | None:
+    """A linear and the deltas that are added to its output next, as one operation with the same
+    bits; None: the second does not follow the first in this way."""
+    function = _CHANGED.get(delta.function)
+    if function is None or dense.function != _LINEAR:
+        return None
+    linear, deltas = dense.arguments, delta.arguments
+    if (linear.out, linear.out_stride) != (deltas.out, deltas.out_stride):
+        return None
+    both = ChangedLinear(linear, ctypes.addressof(deltas))
+    return Operation(function, both, kept=(dense.kept, delta.kept, deltas))
 
 
 def _call(

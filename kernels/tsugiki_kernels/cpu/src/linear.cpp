@@ -181,13 +181,8 @@ extern "C" void tsugiki_linear(const Linear* call) {
   const Linear& linear = *call;
   const Panel rows = rows_of(linear);
   const int64_t each = outputs_per_task(linear, rows);
-  const int64_t tasks = (linear.outputs + each - 1) / each;
-  parallel_for(tasks, linear.threads, worth_forking(linear, rows),
+  parallel_for((linear.outputs + each - 1) / each, linear.threads, worth_forking(linear, rows),
                [&](int64_t task) {
-                 const int64_t first = task * each, last = std::min(first + each, linear.outputs);
-                 const char* all = (const char*)linear.weight;
-                 const int64_t after = task + linear.threads < tasks ? (task + linear.threads) * each : 0;
-                 multiply_stretch(linear, {first, last, all + first * linear.row_bytes(),
-                                           all + after * linear.row_bytes()}, rows);
+                 multiply_stretch(linear, stretch_of(linear, task * each, each), rows);
                });
 }

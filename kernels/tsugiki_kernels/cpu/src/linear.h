@@ -36,6 +36,15 @@ struct Stretch {
   const char* next;
 };
 
+// `count` outputs of the linear's own weight, or as many as there are; a thread mostly takes those
+// that follow next.
+inline Stretch stretch_of(const Linear& linear, int64_t first, int64_t count) {
+  const char* weight = (const char*)linear.weight;
+  const int64_t last = std::min(first + count, linear.outputs);
+  const int64_t next = last < linear.outputs ? last : 0;
+  return {first, last, weight + first * linear.row_bytes(), weight + next * linear.row_bytes()};
+}
+
 // The rows of all spans, one after the other, in scratch memory of this thread.
 Panel rows_of(const Linear& linear);
 

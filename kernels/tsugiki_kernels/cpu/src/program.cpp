@@ -33,7 +33,7 @@ using namespace tsugiki;
 
 extern "C" int64_t tsugiki_run(const Operation* operations, int64_t count, int32_t threads) {
   if (threads == 1) return walk(operations, count);
-  Team team;
+  Team team(threads);
   int64_t failed = -1;
 #pragma omp parallel num_threads(threads)
   if (omp_get_thread_num() == 0) {
@@ -42,7 +42,7 @@ extern "C" int64_t tsugiki_run(const Operation* operations, int64_t count, int32
     Team::current() = nullptr;
     team.stop();
   } else {
-    team.help();
+    team.help(omp_get_thread_num());
   }
   return failed;
 }

@@ -1,9 +1,9 @@
 // Sparse quantized deltas: y[r] += S[r] * sum_j (code(r, j) - zero) * x[column(r, j)] + bias[r].
 
+#include "sparse_apply.h"
 #include "sparse_pairs.h"
 #include "sparse_rows.h"
 #include "sparse_tiles.h"
-#include "tasks.h"
 
 namespace tsugiki {
 
@@ -44,25 +44,87 @@ inline int64_t group_cost(const SparsePart& part, int64_t tokens) {
   return part.by_row ? (part.kept + LANES) * 2 * tokens : (part.kept + 4) * (tokens + 1);
 }
 
-void sparse_apply(const Step& step, const SparseLinear* const* linears, const Span* spans,
-                  int64_t variants) {
-  const Tokens tokens(step, spans, variants,
-                      [&](int64_t v, int count) { return form_for(step, *linears[v], count); });
-  TaskList list;
-  for (int64_t v = 0; v < variants; ++v) {
-    if (spans[v].start == spans[v].stop) continue;
-    for (int64_t p = 0; p < linears[v]->count; ++p) {
-      const SparsePart& part = linears[v]->parts[p];
-      list.add(v, p, groups_of(part), group_cost(part, tokens.paid(v)));
-    }
+// The groups of 16 rows of a part that begin in some outputs.
+struct Groups {
+  int64_t first, last;
+
+  Groups(const SparsePart& part, const OutputRange& outputs)
+      : first(from(part, outputs.first)), last(from(part, outputs.last)) {}
+
+ private:
+  static int64_t from(const SparsePart& part, int64_t output) {
+    if (output <= part.offset) return 0;
+    return std::min((output - part.offset + LANES - 1) / LANES, groups_of(part));
   }
-  list.cut(step.threads);
-  parallel_for(int64_t(list.tasks.size()), step.threads, list.worth_forking(), [&](int64_t i) {
-    const Task& task = list.tasks[i];
-    const SparsePart& part = linears[task.variant]->parts[task.part];
-    for (int64_t b = tokens.first[task.variant]; b < tokens.first[task.variant + 1]; ++b)
-      apply_block(step, part, task.first_group, task.last_group, tokens.blocks[b]);
-  });
+};
+
+SparseApply::SparseApply(const Apply& call)
+    : call_(call), linears_((const SparseLinear* const*)call.linears), number_(++calls()) {}
+
+int64_t SparseApply::cost() const {
+  int64_t total = 0;
+  for (int64_t v = 0; v < call_.variants; ++v)
+    for (int64_t p = 0; p < linears_[v]->count; ++p) {
+      const SparsePart& part = linears_[v]->parts[p];
+      total += groups_of(part) * group_cost(part, call_.spans[v].stop - call_.spans[v].start);
+    }
+  return total;
+}
+
+int64_t SparseApply::outputs() const {
+  int64_t most = 0;
+  for (int64_t v = 0; v < call_.variants; ++v)
+    for (int64_t p = 0; p < linears_[v]->count; ++p)
+      most = std::max(most, linears_[v]->parts[p].offset + linears_[v]->parts[p].rows);
+  return most;
+}
+
+bool SparseApply::cuts_at_sixteens() const {
+  for (int64_t v = 0; v < call_.variants; ++v)
+    for (int64_t p = 0; p < linears_[v]->count; ++p)
+      if (linears_[v]->parts[p].offset % LANES != 0) return false;
+  return true;
+}
+
+// Into the second-level cache: the first is for what is computed meanwhile.
+inline void fetch_bytes(const void* from, int64_t bytes) {
+  const char* line = (const char*)((uintptr_t)from & ~uintptr_t(63));
+  for (; line < (const char*)from + bytes; line += 64) __builtin_prefetch(line, 0, 2);
+}
+
+void fetch_groups(const SparsePart& part, const Groups& groups) {
+  const Group from = group_of(part, groups.first);
+  const int64_t lists = (groups.last - groups.first) * LANES / std::max<int64_t>(LANES, part.rows_per_mask);
+  fetch_bytes(from.columns, lists * part.kept * 2);
+  fetch_bytes(from.codes, lists * part.code_stride);
+  fetch_bytes(part.step + groups.first * LANES / part.rows_per_step, 2);
+  if (part.bias.values != nullptr && part.bias.bits != PLAIN_BITS)
+    fetch_bytes((const char*)part.bias.values + groups.first * 2 * part.bias.bits,
+                (groups.last - groups.first) * 2 * part.bias.bits);
+}
+
+void SparseApply::fetch(const OutputRange& outputs) const {
+  for (int64_t v = 0; v < call_.variants; ++v)
+    for (int64_t p = 0; p < linears_[v]->count; ++p) {
+      const SparsePart& part = linears_[v]->parts[p];
+      const Groups groups(part, outputs);
+      if (groups.first < groups.last && !part.by_row) fetch_groups(part, groups);
+    }
+}
+
+void SparseApply::apply(const OutputRange& outputs) const {
+  Tokens& tokens = Tokens::of(
+      number_, call_, call_.spans, call_.variants,
+      [&](int64_t v, int count) { return form_for(call_, *linears_[v], count); });
+  for (int64_t v = 0; v < call_.variants; ++v)
+    tokens.for_blocks(call_, v, [&](const TokenBlock& block) {
+      for (int64_t p = 0; p < linears_[v]->count; ++p) {
+        const SparsePart& part = linears_[v]->parts[p];
+        const Groups groups(part, outputs);
+        if (groups.first < groups.last)
+          apply_block(call_, part, groups.first, groups.last, block);
+      }
+    });
 }
 
 }  // namespace tsugiki
@@ -70,5 +132,5 @@ void sparse_apply(const Step& step, const SparseLinear* const* linears, const Sp
 using namespace tsugiki;
 
 extern "C" void tsugiki_sparse_apply(const Apply* call) {
-  sparse_apply(*call, (const SparseLinear* const*)call->linears, call->spans, call->variants);
+  apply_in_slices(SparseApply(*call), *call);
 }

@@ -1,4 +1,4 @@
-// The rows of a call as the kernels read them: converted once, for all parts of all variants.
+// The rows of a call as the kernels read them: converted once for all parts of a variant.
 #pragma once
 
 #include "step.h"
@@ -115,59 +115,70 @@ struct Form {
   bool words;
 };
 
-// The rows of every span as token blocks; those of variant v are blocks[first[v] .. first[v + 1]].
-struct Tokens {
-  std::vector<TokenBlock>& blocks = reused<TokenBlock>();
-  std::vector<int64_t>& first = reused<int64_t>();
-
-  // form_for(variant, tokens): a width in {1, 2, 4, 8} that is >= tokens.
+// The rows of every span as token blocks, each laid out when it is asked for first. Every thread that
+// works on a call has its own: to fetch what another core wrote takes longer than to interleave.
+class Tokens {
+ public:
+  // This thread's blocks of one call. form_for(variant, tokens): a width in {1, 2, 4, 8} that is
+  // >= tokens.
   template <class FormFor>
-  Tokens(const Step& step, const Span* spans, int64_t variants, FormFor form_for) {
-    int64_t floats = 0;
-    for (int64_t v = 0; v < variants; ++v) {
-      first.push_back(int64_t(blocks.size()));
-      for (int64_t row = spans[v].start; row < spans[v].stop; row += WIDEST) {
-        const int tokens = int(std::min<int64_t>(WIDEST, spans[v].stop - row));
-        const Form form = form_for(v, tokens);
-        blocks.push_back({row, tokens, form.width, form.words, nullptr});
-        floats += size_of(step, blocks.back());
-      }
-    }
-    first.push_back(int64_t(blocks.size()));
-    fill(step, floats);
+  static Tokens& of(uint64_t call, const Step& step, const Span* spans, int64_t variants,
+                    FormFor form_for) {
+    static thread_local Tokens own;
+    if (own.call_ != call) own.begin(call, step, spans, variants, form_for);
+    return own;
   }
 
-  // Tokens of a variant as the kernels pay for them.
-  int64_t paid(int64_t variant) const {
-    int64_t total = 0;
-    for (int64_t b = first[variant]; b < first[variant + 1]; ++b) total += blocks[b].width;
-    return total;
+  // meet(block) for those of a variant, in order.
+  template <class Meet>
+  void for_blocks(const Step& step, int64_t variant, Meet meet) {
+    for (int64_t b = first_[variant]; b < first_[variant + 1]; ++b) {
+      if (!laid_out_[b]) lay_out(step, blocks_[b]), laid_out_[b] = true;
+      meet(blocks_[b]);
+    }
   }
 
  private:
+  template <class FormFor>
+  void begin(uint64_t call, const Step& step, const Span* spans, int64_t variants,
+             FormFor form_for) {
+    call_ = call, blocks_.clear(), first_.clear();
+    int64_t floats = 0;
+    for (int64_t v = 0; v < variants; ++v) {
+      first_.push_back(int64_t(blocks_.size()));
+      for (int64_t row = spans[v].start; row < spans[v].stop; row += WIDEST) {
+        const int tokens = int(std::min<int64_t>(WIDEST, spans[v].stop - row));
+        const Form form = form_for(v, tokens);
+        blocks_.push_back({row, tokens, form.width, form.words, nullptr});
+        floats += size_of(step, blocks_.back());
+      }
+    }
+    first_.push_back(int64_t(blocks_.size()));
+    laid_out_.assign(blocks_.size(), false);
+    const float* data = scratch(TOKENS, floats);
+    for (TokenBlock& block : blocks_) block.data = data, data += size_of(step, block);
+  }
+
   static int64_t size_of(const Step& step, const TokenBlock& block) {
     if (block.words) return block.width <= 2 ? 0 : padded(step.inputs) * block.width / 2;
     return padded(step.inputs) * block.width;
   }
 
-  void fill(const Step& step, int64_t floats) {
-    float* to = scratch(ROWS, floats);
-    for (TokenBlock& block : blocks) {
-      block.data = to;
-      to += size_of(step, block);
-    }
-    parallel_for(int64_t(blocks.size()), step.threads, floats > 8 * FORK_FROM, [&](int64_t b) {
-      TokenBlock& block = blocks[b];
-      float* data = const_cast<float*>(block.data);
-      if (block.words && block.width <= 2) return;
-      if (block.words)
-        interleave_words(step, block, (uint16_t*)data);
-      else if (block.width == 1)
-        convert_row(step, block.first_row, data);
-      else
-        convert_block(step, block, data);
-    });
+  static void lay_out(const Step& step, const TokenBlock& block) {
+    float* data = const_cast<float*>(block.data);
+    if (block.words && block.width <= 2) return;
+    if (block.words)
+      interleave_words(step, block, (uint16_t*)data);
+    else if (block.width == 1)
+      convert_row(step, block.first_row, data);
+    else
+      convert_block(step, block, data);
   }
+
+  uint64_t call_ = 0;  // calls count from 1
+  std::vector<TokenBlock> blocks_;
+  std::vector<int64_t> first_;  // block of variant v
+  std::vector<char> laid_out_;
 };
 
 // The rows of every span one after the other, in float32, each padded to whole vectors.
