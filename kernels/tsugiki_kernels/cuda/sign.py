@@ -32,8 +32,8 @@ REBUILD_ROWS = 8  # of a block: one for each warp
 def pack(delta: SignDelta) -> tuple[Tensor, Tensor]:
     """(signs, scale) as the kernels read them. Each must lie at a multiple of 16 bytes.
 
-    signs: uint8 [outputs / 64, inputs / 256, 4, 32, 4, 4], padded. The bytes stay as they are, eight
-    columns each; output 64 G + 8 g + 2 r + h, byte 32 U + 8 i + 4 b + t lies at
+    signs: uint8 [outputs / 64, inputs / 256, 4, 32, 4, 4], padded. The bytes stay as they are,
+    eight columns each; output 64 G + 8 g + 2 r + h, byte 32 U + 8 i + 4 b + t lies at
     [G, U, r, 4 g + t, i, 2 b + h].
     """
     outputs, width = delta.signs.shape

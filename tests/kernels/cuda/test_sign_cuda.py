@@ -122,7 +122,7 @@ def test_refusals_name_the_argument(launcher: Launcher) -> None:
     parts = [Placed(0, delta((40, 64), 4))]
     with pytest.raises(BadArgument, match="x: expected shape"):
         apply(launcher, torch.randn(4, 65), torch.zeros(4, 40), [parts], [(0, 4)])
-    with pytest.raises(BadArgument, match="x: expected dtype|x: expected torch.float32"):
+    with pytest.raises(BadArgument, match=r"x: expected torch\.float32"):
         apply(launcher, torch.zeros(4, 64).int(), torch.zeros(4, 40), [parts], [(0, 4)])
     (part,) = stage(parts, Memory(launcher.device))
     with pytest.raises(BadArgument, match="base: expected \\[at least 40, 64\\]"):
