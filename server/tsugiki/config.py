@@ -8,7 +8,6 @@ variable `TSUGIKI_LIKE_THIS` follow from it. Does not know what the settings do.
 # ruff: noqa: RUF009  (setting() returns a dataclass field, not a shared default)
 import argparse
 import os
-import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -17,65 +16,21 @@ from typing import Any
 
 from tsugiki.errors import ConfigError
 from tsugiki.keys import ApiKey, parse_keys
+from tsugiki.setting_values import (
+    one_of,
+    parse_boolean,
+    parse_integer,
+    parse_number,
+    parse_path,
+    parse_paths,
+    parse_size,
+)
 from tsugiki.trusted_keys import TrustedKey, parse_trusted_keys
 
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("bfloat16", "float32", "float16")
 KERNELS = ("auto", "reference", "cpu", "cuda")
-_UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-_UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _LOOPBACK = ("localhost", "::1")
-
-
-def parse_size(value: object) -> int:
-    """Bytes of 512, "512MiB", "4GiB" or "1.5GB" (MiB = 2**20, MB = 10**6).
-
-    Raises:
-        ConfigError: anything else.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(value).strip())
-    unit = _UNITS.get(match[2].upper()) if match else None
-    if match is None or unit is None:
-        raise ConfigError(f"{value!r} is not a size; write bytes or a unit, such as 512MiB or 4GiB")
-    return int(float(match[1]) * unit)
-
-
-def _integer(value: object) -> int:
-    if isinstance(value, bool) or not re.fullmatch(r"-?\d+", str(value)):
-        raise ConfigError(f"{value!r} is not a whole number")
-    return int(str(value))
-
-
-def _number(value: object) -> float:
-    try:
-        return float(str(value))
-    except ValueError:
-        raise ConfigError(f"{value!r} is not a number") from None
-
-
-def _boolean(value: object) -> bool:
-    word = str(value).lower()
-    if word not in ("true", "false", "1", "0", "yes", "no"):
-        raise ConfigError(f"{value!r} is neither true nor false")
-    return word in ("true", "1", "yes")
-
-
-def _path(value: object) -> Path:
-    return Path(str(value)).expanduser()
-
-
-def _paths(value: object) -> tuple[Path, ...]:
-    items = value if isinstance(value, list | tuple) else str(value).split(os.pathsep)
-    return tuple(_path(item) for item in items if str(item))
-
-
-def _choice(*allowed: str) -> Callable[[object], str]:
-    def parse(value: object) -> str:
-        if value not in allowed:
-            raise ConfigError(f"{value!r} is not one of {', '.join(allowed)}")
-        return str(value)
-
-    return parse
 
 
 def setting(parse: Callable[[Any], Any], help: str, default: Any = MISSING, **extra: Any) -> Any:
@@ -89,30 +44,32 @@ class ServeConfig:
     """A server's settings. None means: decided at start from the base or the machine."""
 
     base: str = setting(str, "base model: a Hugging Face directory, or 'demo'", metavar="DIR")
-    variants: Path = setting(_path, "directory of the registered variants", metavar="DIR")
+    variants: Path = setting(parse_path, "directory of the registered variants", metavar="DIR")
     host: str = setting(str, "address to listen on", "127.0.0.1")
-    port: int = setting(_integer, "port to listen on; 0 picks a free one", 8000)
-    device: str = setting(_choice(*DEVICES), "where the model runs", "auto", choices=DEVICES)
-    dtype: str = setting(_choice(*DTYPES), "activations and weights", "bfloat16", choices=DTYPES)
-    kernels: str = setting(_choice(*KERNELS), "kernel backend", "auto", choices=KERNELS)
-    threads: int | None = setting(_integer, "CPU threads of the model", None)
+    port: int = setting(parse_integer, "port to listen on; 0 picks a free one", 8000)
+    device: str = setting(one_of(*DEVICES), "where the model runs", "auto", choices=DEVICES)
+    dtype: str = setting(one_of(*DTYPES), "activations and weights", "bfloat16", choices=DTYPES)
+    kernels: str = setting(one_of(*KERNELS), "kernel backend", "auto", choices=KERNELS)
+    threads: int | None = setting(parse_integer, "CPU threads of the model", None)
     served_model_name: str | None = setting(str, "the base's id in the API", None, metavar="NAME")
-    max_model_len: int | None = setting(_integer, "longest prompt + output, in tokens", None)
-    max_num_seqs: int = setting(_integer, "requests in one step", 64)
-    max_num_batched_tokens: int = setting(_integer, "tokens in one step", 512)
+    max_model_len: int | None = setting(parse_integer, "longest prompt + output, in tokens", None)
+    max_num_seqs: int = setting(parse_integer, "requests in one step", 64)
+    max_num_batched_tokens: int = setting(parse_integer, "tokens in one step", 512)
     prompt_lookup: bool = setting(
-        _boolean,
+        parse_boolean,
         "draft tokens that followed the last few where they stood before (changes no token)",
         False,
         switch=True,
     )
     step_time_target_ms: float = setting(
-        _number, "what a step may take, prompts included, while anybody decodes; 0: no limit", 50.0
+        parse_number,
+        "what a step may take, prompts included, while anybody decodes; 0: no limit",
+        50.0,
     )
-    max_queued_requests: int = setting(_integer, "waiting requests before 429", 1024)
-    block_size: int = setting(_integer, "tokens of one KV block", 16)
+    max_queued_requests: int = setting(parse_integer, "waiting requests before 429", 1024)
+    block_size: int = setting(parse_integer, "tokens of one KV block", 16)
     prefix_caching: bool = setting(
-        _boolean, "compute equal beginnings of prompts once per variant", True, switch=True
+        parse_boolean, "compute equal beginnings of prompts once per variant", True, switch=True
     )
     kv_memory: int | None = setting(parse_size, "bytes of the KV cache", None, metavar="BYTES")
     variant_memory: int = setting(
@@ -128,7 +85,7 @@ class ServeConfig:
         parse_size, "largest variant file taken by PUT", 2**32, metavar="BYTES"
     )
     max_partial_uploads: int = setting(
-        _integer, "unfinished uploads that are kept for a day to be resumed", 64
+        parse_integer, "unfinished uploads that are kept for a day to be resumed", 64
     )
     max_partial_bytes: int = setting(
         parse_size, "bytes of all unfinished uploads, each counted whole", 2**34, metavar="BYTES"
@@ -136,22 +93,26 @@ class ServeConfig:
     max_body_bytes: int = setting(
         parse_size, "largest JSON body of a request", 2**25, metavar="BYTES"
     )
-    drain_seconds: float = setting(_number, "time for running requests after SIGTERM", 30.0)
+    drain_seconds: float = setting(parse_number, "time for running requests after SIGTERM", 30.0)
     watch_seconds: float = setting(
-        _number, "between looks at the variants directory for what changed there; 0: never", 2.0
+        parse_number,
+        "between looks at the variants directory for what changed there; 0: never",
+        2.0,
     )
     adapter_roots: tuple[Path, ...] = setting(
-        _paths, "directories that load_lora_adapter may read", (), metavar="DIR", nargs="+"
+        parse_paths, "directories that load_lora_adapter may read", (), metavar="DIR", nargs="+"
     )
     accept_derived: bool = setting(
-        _boolean, "serve deltas of the original on a base derived from it", False, switch=True
+        parse_boolean, "serve deltas of the original on a base derived from it", False, switch=True
     )
     insecure: bool = setting(
-        _boolean, "allow a public bind without keys (management stays off)", False, switch=True
+        parse_boolean, "allow a public bind without keys (management stays off)", False, switch=True
     )
-    api_key_file: Path | None = setting(_path, "TOML file of [[key]] tables", None, metavar="FILE")
+    api_key_file: Path | None = setting(
+        parse_path, "TOML file of [[key]] tables", None, metavar="FILE"
+    )
     cache_dir: Path = setting(
-        _path, "compiled kernels and the demo base", Path(), metavar="DIR", env="TSUGIKI_CACHE"
+        parse_path, "compiled kernels and the demo base", Path(), metavar="DIR", env="TSUGIKI_CACHE"
     )
     keys: tuple[ApiKey, ...] = ()
     trusted_keys: tuple[TrustedKey, ...] = ()

@@ -14,10 +14,10 @@ from tsugiki.config import (
     add_serve_arguments,
     default_cache_dir,
     load_config,
-    parse_size,
 )
 from tsugiki.errors import ConfigError
 from tsugiki.keys import ApiKey
+from tsugiki.setting_values import parse_size
 from tsugiki.trusted_keys import TrustedKey
 
 DIGEST = hashlib.sha256(b"secret").hexdigest()

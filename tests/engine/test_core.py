@@ -8,8 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tsugiki.engine.core import EngineCore, StepEvent
+from tsugiki.engine.core import EngineCore
 from tsugiki.engine.request import FinishReason, Request
+from tsugiki.engine.step_event import StepEvent
 from tsugiki.errors import Conflict
 from tsugiki.variants.loader import LoadOutcome
 

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 
-from tsugiki.engine.core import EngineCore, StepEvent
+from tsugiki.engine.core import EngineCore
 from tsugiki.engine.request import FinishReason, Request
+from tsugiki.engine.step_event import StepEvent
 
 RequestFactory = Callable[..., Request]
 CoreFactory = Callable[..., EngineCore]

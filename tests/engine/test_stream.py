@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from tsugiki.engine.client import GenerationEvent, GenerationSpec
-from tsugiki.engine.core import StepEvent
 from tsugiki.engine.events import merged
 from tsugiki.engine.mailbox import Mailbox
 from tsugiki.engine.request import FinishReason, SamplingParams, TokenLogprobs, VariantRef
+from tsugiki.engine.step_event import StepEvent
 from tsugiki.engine.stream import EventStream, OpenRequest
 from tsugiki.text.huggingface import HfTextSide, load_text_side
 

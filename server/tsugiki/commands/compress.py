@@ -108,8 +108,9 @@ def job_of(args: argparse.Namespace) -> Any:
         ConfigError: a flag of another codec, or a bad value.
     """
     from tsugiki.compress.job import CompressJob
-    from tsugiki.config import default_cache_dir, parse_size
+    from tsugiki.config import default_cache_dir
     from tsugiki.model.demo_base import resolve_base
+    from tsugiki.setting_values import parse_size
 
     _refuse_foreign_flags(args)
     options, group_size = _codec_options(args)

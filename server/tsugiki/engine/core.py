@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 from tsugiki.codecs.base import ResidentVariant
 from tsugiki.engine.model_runner import ChunkResult, ModelRunner
-from tsugiki.engine.request import FinishReason, Request, TokenLogprobs
+from tsugiki.engine.request import FinishReason, Request
 from tsugiki.engine.schedule import Chunk
 from tsugiki.engine.scheduler import Scheduler
+from tsugiki.engine.step_event import StepEvent, advanced, ended
 from tsugiki.engine.variant_turns import VariantTurns
 from tsugiki.errors import Conflict, TsugikiError
 from tsugiki.variants.loader import LoadOutcome
@@ -25,20 +26,6 @@ from tsugiki.variants.residency import Residency
 logger = logging.getLogger(__name__)
 
 _LOAD = "load"  # who waits for a variant when it is not a request
-
-
-@dataclass(slots=True)
-class StepEvent:
-    """What a step did to one request: new tokens, or its end, or both."""
-
-    request_id: str
-    token_ids: tuple[int, ...] = ()
-    logprobs: tuple[TokenLogprobs, ...] = ()
-    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
-    finish_reason: FinishReason | None = None
-    error: str | None = None
-    cached_tokens: int = 0
-    variant_load_ms: float | None = None
 
 
 @dataclass(slots=True)
@@ -84,7 +71,7 @@ class EngineCore:
         try:
             self.scheduler.add(request)
         except TsugikiError as error:
-            self._events.append(_end(request, FinishReason.ERROR, str(error)))
+            self._events.append(ended(request, FinishReason.ERROR, str(error)))
             return
         if request.variant.digest is not None:
             self.variants.look_up(request.variant.digest)
@@ -95,7 +82,7 @@ class EngineCore:
         request = self.scheduler.abort(request_id)
         if request is not None:
             self._release(request)
-            self._events.append(_end(request, FinishReason.ABORT))
+            self._events.append(ended(request, FinishReason.ABORT))
 
     def load(self, digest: str, on_loaded: OnLoaded) -> None:
         """Bring a variant into memory, an earlier failure forgiven; tells `on_loaded` the end."""
@@ -150,7 +137,7 @@ class EngineCore:
             self._release(request)
             waited = self._clock() - request.arrival
             reason = f"its deadline passed, {waited:.3f} s after it came"
-            self._events.append(_end(request, FinishReason.TIMEOUT, reason))
+            self._events.append(ended(request, FinishReason.TIMEOUT, reason))
 
     def _ready(self, request: Request) -> bool:
         digest = request.variant.digest
@@ -250,7 +237,7 @@ class EngineCore:
         for request in self.scheduler.update([(c, r.token_ids) for c, r in computed]):
             self._release(request)
         self._events += [
-            _event(c.request, r, at)
+            advanced(c.request, r.logprobs, at)
             for (c, r), at in zip(computed, before, strict=True)
             if r.token_ids
         ]
@@ -260,7 +247,7 @@ class EngineCore:
             if request.finish_reason is None:
                 self.scheduler.finish(request, FinishReason.ERROR)
                 self._release(request)
-                self._events.append(_end(request, FinishReason.ERROR, reason))
+                self._events.append(ended(request, FinishReason.ERROR, reason))
 
     def _requests_of(self, digest: str) -> list[Request]:
         return [r for r in self.scheduler.requests() if r.variant.digest == digest]
@@ -282,31 +269,3 @@ class EngineCore:
         digest = self._held.pop(request.request_id, None)
         if digest is not None:
             self.variants.release(digest)
-
-
-def _end(request: Request, reason: FinishReason, error: str | None = None) -> StepEvent:
-    return StepEvent(
-        request.request_id,
-        finish_reason=reason,
-        error=error,
-        cached_tokens=request.num_cached_tokens,
-        variant_load_ms=request.variant_load_ms,
-    )
-
-
-def _event(request: Request, result: ChunkResult, before: int) -> StepEvent:
-    """A request's tokens from number `before` on. Its first event brings its prompt's
-    log-probabilities."""
-    tokens = request.output_token_ids[before:]
-    prompt = None
-    if request.params.prompt_logprobs is not None and before == 0:
-        prompt = (None, *request.prompt_logprobs)
-    return StepEvent(
-        request.request_id,
-        token_ids=tuple(tokens),
-        logprobs=result.logprobs[: len(tokens)],
-        prompt_logprobs=prompt,
-        finish_reason=request.finish_reason,
-        cached_tokens=request.num_cached_tokens,
-        variant_load_ms=request.variant_load_ms,
-    )

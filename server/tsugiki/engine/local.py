@@ -24,11 +24,12 @@ from tsugiki.engine.client import (
     VariantEvent,
     VariantInfo,
 )
-from tsugiki.engine.core import EngineCore, StepEvent
+from tsugiki.engine.core import EngineCore
 from tsugiki.engine.mailbox import Mailbox
 from tsugiki.engine.open_requests import OpenRequests
 from tsugiki.engine.request import FinishReason, SamplingParams, VariantRef
 from tsugiki.engine.stats import engine_stats
+from tsugiki.engine.step_event import StepEvent
 from tsugiki.engine.stream import EventStream, OpenRequest
 from tsugiki.engine.thread import EngineThread
 from tsugiki.engine.variant_service import VariantService

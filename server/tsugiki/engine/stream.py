@@ -13,10 +13,10 @@ from types import TracebackType
 from typing import Any
 
 from tsugiki.engine.client import Deliver, GenerationEvent, GenerationSpec
-from tsugiki.engine.core import StepEvent
 from tsugiki.engine.events import merged
 from tsugiki.engine.mailbox import Mailbox
 from tsugiki.engine.request import FinishReason, Request, TokenLogprobs
+from tsugiki.engine.step_event import StepEvent
 from tsugiki.text.detokenizer import detokenizer
 from tsugiki.text.stop import StopMatcher
 from tsugiki.text.tokenizer import TextSide

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from tsugiki.engine.core import EngineCore, StepEvent
+from tsugiki.engine.core import EngineCore
+from tsugiki.engine.step_event import StepEvent
 from tsugiki.errors import Unavailable
 
 logger = logging.getLogger(__name__)
