@@ -21,26 +21,39 @@ struct Block {
   const char* next;
 };
 
-template <class Lanes, int GROUPS, int ROWS = ROWS_AT_ONCE>
-inline void meet_rows(const Linear& linear, const Panel& rows, const Block& block, int64_t from,
-                      int64_t steps, Ahead& ahead, float* sums) {
+// A chunk of steps of a block, and how many bytes beyond it lies what comes after.
+struct Chunk {
+  const char* weight;
+  int64_t from, steps;
+  int64_t ahead;
+};
+
+template <class Lanes, int GROUPS, int LINES, int ROWS = ROWS_AT_ONCE>
+inline void meet_rows(const Linear& linear, const Panel& rows, const Chunk& chunk, float* sums) {
   typedef typename Lanes::Element Element;
   if constexpr (ROWS > 1)
     if (rows.count < ROWS)
-      return meet_rows<Lanes, GROUPS, ROWS - 1>(linear, rows, block, from, steps, ahead, sums);
+      return meet_rows<Lanes, GROUPS, LINES, ROWS - 1>(linear, rows, chunk, sums);
   const Element* x[ROWS];
   for (int r = 0; r < ROWS; ++r)
-    x[r] = (const Element*)linear.x + rows.rows[r] * linear.x_stride + from * Lanes::PAIR;
-  const Element* weight = (const Element*)block.weight + from * LANES * Lanes::PAIR;
-  meet<Lanes, ROWS, GROUPS>(x, weight, LANES * linear.inputs, steps, ahead, sums);
+    x[r] = (const Element*)linear.x + rows.rows[r] * linear.x_stride + chunk.from * Lanes::PAIR;
+  meet<Lanes, ROWS, GROUPS, LINES>(x, (const Element*)chunk.weight, LANES * linear.inputs,
+                                   chunk.steps, chunk.ahead, sums);
 }
 
-// What a chunk asks for, evenly: the chunk after it, or the first one of the next block.
-inline Ahead ahead_of(const Linear& linear, const Block& block, int64_t after, int64_t length,
-                      int64_t rate) {
-  const int64_t group_bytes = LANES * linear.row_bytes();
-  const char* line = after < group_bytes ? block.weight + after : block.next;
-  return {line, line + length, group_bytes, length, rate, 0};
+// One of the passes over a chunk. What comes after it is asked for in equal shares: memory answers so
+// many requests at a time and no more.
+template <class Lanes, int GROUPS>
+inline void meet_pass(const Linear& linear, const Panel& rows, Chunk chunk, int64_t pass,
+                      int64_t passes, float* sums) {
+  const int64_t fetched = (GROUPS * pass + passes - 1) / passes;  // groups, by the passes before
+  chunk.ahead += fetched * LANES * linear.row_bytes();
+  switch ((GROUPS * (pass + 1) + passes - 1) / passes - fetched) {
+    case 0: return meet_rows<Lanes, GROUPS, 0>(linear, rows, chunk, sums);
+    case 1: return meet_rows<Lanes, GROUPS, 1>(linear, rows, chunk, sums);
+    case 2: return meet_rows<Lanes, GROUPS, 2>(linear, rows, chunk, sums);
+    default: return meet_rows<Lanes, GROUPS, 3>(linear, rows, chunk, sums);
+  }
 }
 
 // sums[row][group], float32.
@@ -48,17 +61,16 @@ template <class Lanes, int GROUPS>
 void meet_panel(const Linear& linear, const Panel& panel, const Block& block, float* sums) {
   constexpr int64_t STEP_BYTES = LANES * Lanes::PAIR * sizeof(typename Lanes::Element);
   const int64_t passes = (panel.count + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
-  const int64_t all = linear.inputs / Lanes::PAIR, chunk = passes <= CHUNKED_UP_TO ? CHUNK : all;
-  for (int64_t from = 0; from < all; from += chunk) {
-    const int64_t steps = std::min(chunk, all - from);
-    const int64_t next = from + steps < all ? std::min(chunk, all - from - steps) : steps;
-    Ahead ahead = ahead_of(linear, block, (from + steps) * STEP_BYTES, next * STEP_BYTES,
-                           GROUPS * next * STEP_BYTES / (passes * steps) + 1);
+  const int64_t all = linear.inputs / Lanes::PAIR, most = passes <= CHUNKED_UP_TO ? CHUNK : all;
+  for (int64_t from = 0; from < all; from += most) {
+    const int64_t steps = std::min(most, all - from);
+    const char* weight = block.weight + from * STEP_BYTES;
+    const bool last = from + steps == all;
+    const Chunk chunk{weight, from, steps, last ? block.next - weight : steps * STEP_BYTES};
     for (int64_t pass = 0; pass < passes; ++pass) {
       const int64_t row = pass * panel.count / passes;
       const Panel rows{panel.rows + row, (pass + 1) * panel.count / passes - row};
-      meet_rows<Lanes, GROUPS>(linear, rows, block, from, steps, ahead,
-                               sums + row * GROUPS * LANES);
+      meet_pass<Lanes, GROUPS>(linear, rows, chunk, pass, passes, sums + row * GROUPS * LANES);
     }
   }
 }

@@ -11,8 +11,6 @@
 
 namespace tsugiki {
 
-constexpr int LINE = 64;  // bytes of a cache line
-
 #if defined(TSUGIKI_AVX512)
 // 24 of the 32 registers hold sums: a broadcast of x takes two cycles or more, and serves three products.
 constexpr int ROWS_AT_ONCE = 8, GROUPS_AT_ONCE = 3;
@@ -47,44 +45,28 @@ struct Bfloat16Pairs {
   static Floats meet(Floats a, Floats b, Floats total) { return fma_pairs(a, b, total); }
 };
 
-// What to ask memory for meanwhile: lines of some groups, a share of a line each step. Into the
-// second-level cache: the first is too small to hold it beside x.
-struct Ahead {
-  const char* line;
-  const char* last;     // of this group
-  int64_t group_bytes;  // from one group to the next
-  int64_t length;       // bytes asked for of each group
-  int64_t rate, due;    // bytes a step
-
-  void fetch() {
-    for (due += rate; due >= LINE; due -= LINE) {
-      __builtin_prefetch(line, 0, 2);
-      line += LINE;
-      if (line >= last) line += group_bytes - length, last += group_bytes;
-    }
-  }
-};
-
-// sums[r][g] += x[r] times group g of the weight, over some steps.
-template <class Lanes, int ROWS, int GROUPS>
+// sums[r][g] += x[r] times group g of the weight, over some steps. Meanwhile memory is asked for LINES
+// groups that lie `ahead` bytes from these: into the second-level cache, for the first is too small
+// to hold them beside x.
+template <class Lanes, int ROWS, int GROUPS, int LINES>
 inline void meet(const typename Lanes::Element* const* x, const typename Lanes::Element* weight,
-                 int64_t group_elements, int64_t steps, Ahead& ahead, float* sums) {
+                 int64_t group_elements, int64_t steps, int64_t ahead, float* sums) {
+  typedef typename Lanes::Element Element;
   Floats total[ROWS][GROUPS];
   for (int r = 0; r < ROWS; ++r)
     for (int g = 0; g < GROUPS; ++g) total[r][g] = load(sums + (r * GROUPS + g) * LANES);
-  const typename Lanes::Element* rows[ROWS];
+  const Element* rows[ROWS];
   for (int r = 0; r < ROWS; ++r) rows[r] = x[r];
-  Ahead fetched = ahead;
   for (int64_t s = 0; s < steps; ++s, weight += LANES * Lanes::PAIR) {
     Floats weights[GROUPS];
     for (int g = 0; g < GROUPS; ++g) weights[g] = Lanes::load(weight + g * group_elements);
-    fetched.fetch();
+    for (int l = 0; l < LINES; ++l)
+      __builtin_prefetch((const char*)(weight + l * group_elements) + ahead, 0, 2);
     for (int r = 0; r < ROWS; ++r) {
       const Floats value = Lanes::broadcast(rows[r] + s * Lanes::PAIR);
       for (int g = 0; g < GROUPS; ++g) total[r][g] = Lanes::meet(value, weights[g], total[r][g]);
     }
   }
-  ahead = fetched;
   for (int r = 0; r < ROWS; ++r)
     for (int g = 0; g < GROUPS; ++g) store(sums + (r * GROUPS + g) * LANES, total[r][g]);
 }
