@@ -52,18 +52,23 @@ void store_rows(const Attention& a, const QueryTile& task, const Workspace& w) {
     }
 }
 
-// The rows of one KV head of the task; `next_head`: the one that the same thread takes up then, or
-// none (-1).
-void attend_head(const Attention& a, const QueryTile& task, int64_t next_head) {
+// The first unit that a task meets.
+NextUnit first_unit(const Attention& a, const QueryTile& task) {
+  const int64_t oldest = first_seen(a, position_of(a, task.sequence, task.first_row));
+  const int64_t newest = position_of(a, task.sequence, task.last_row - 1);
+  return NextUnit(a, task.sequence, task.kv_head, oldest / UNIT * UNIT, newest + 1);
+}
+
+// The rows of one KV head of the task; `then`: what the same thread takes up after it.
+void attend_head(const Attention& a, const QueryTile& task, NextUnit then) {
   Workspace w(Dtype(a.dtype), a.dim, task.last_row - task.first_row, a.heads / a.kv_heads);
   load_queries(a, task, w);
   const int64_t newest = position_of(a, task.sequence, task.last_row - 1);
   const int64_t oldest = first_seen(a, position_of(a, task.sequence, task.first_row));
   for (int64_t unit = oldest / UNIT * UNIT; unit <= newest; unit += UNIT) {
+    NextUnit next = then;
     if (unit + UNIT <= newest)
-      ask_for_unit(a, task.sequence, task.kv_head, unit + UNIT, newest + 1);
-    else if (next_head >= 0)
-      ask_for_unit(a, task.sequence, next_head, oldest / UNIT * UNIT, newest + 1);
+      next = NextUnit(a, task.sequence, task.kv_head, unit + UNIT, newest + 1);
     int64_t places[UNIT];
     find_places(a, task, unit, oldest, newest + 1, places);
     const UnitKeys keys = load_unit(a, unit, places, w);
@@ -71,15 +76,21 @@ void attend_head(const Attention& a, const QueryTile& task, int64_t next_head) {
       const int64_t position = position_of(a, task.sequence, row);
       const int64_t from = std::max<int64_t>(0, first_seen(a, position) - unit);
       const int64_t to = std::min(UNIT, position + 1 - unit);
-      if (from < to) meet_unit_all_heads(a, w, keys, places, row - task.first_row, from, to);
+      if (from < to)
+        meet_unit_all_heads(a, w, keys, places, row - task.first_row, from, to, next);
     }
   }
   store_rows(a, task, w);
 }
 
-void attend(const Attention& a, QueryTile task) {
-  for (; task.kv_head < task.last_kv_head; ++task.kv_head)
-    attend_head(a, task, task.kv_head + 1 < task.last_kv_head ? task.kv_head + 1 : -1);
+void attend(const Attention& a, QueryTile task, const QueryTile* after) {
+  while (task.kv_head < task.last_kv_head) {
+    QueryTile head = task;
+    ++task.kv_head;
+    const bool last = task.kv_head == task.last_kv_head;
+    attend_head(a, head, !last ? first_unit(a, task) : after != nullptr ? first_unit(a, *after)
+                                                                        : NextUnit());
+  }
 }
 
 // Whether every block that the sequence uses lies in the cache.
@@ -123,8 +134,10 @@ extern "C" int32_t tsugiki_paged_attention(const Attention* attention) {
         tasks.push_back({s, h, h + at_once, row, last});
         cost += cost_of(a, tasks.back());
       }
-  parallel_for(int64_t(tasks.size()), a.threads, cost >= FORK_FROM,
-               [&](int64_t i) { attend(a, tasks[i]); });
+  const int64_t count = int64_t(tasks.size());
+  parallel_for(count, a.threads, cost >= FORK_FROM, [&](int64_t i) {
+    attend(a, tasks[i], i + a.threads < count ? &tasks[i + a.threads] : nullptr);
+  });
   return 0;
 }
 

@@ -11,6 +11,7 @@ namespace tsugiki {
 constexpr int64_t UNIT = 64;           // keys per softmax step
 constexpr int64_t GROUPS = UNIT / LANES;
 constexpr int64_t HEADS_AT_ONCE = 4;
+constexpr int LINES_A_STEP = 3;  // of the next unit, for a step of the head dimension or a value
 constexpr float MINUS_INFINITY = -std::numeric_limits<float>::infinity();
 
 struct QueryTile {
@@ -70,19 +71,38 @@ void find_places(const Attention& a, const QueryTile& task, int64_t unit, int64_
   }
 }
 
-// Asks the memory for the keys and values of a unit that will be met next.
-void ask_for_unit(const Attention& a, int64_t sequence, int64_t kv_head, int64_t unit,
-                  int64_t stop) {
-  const int64_t size = dtype_size(Dtype(a.dtype)), bytes = a.block_size * a.dim * size;
-  for (int64_t p = unit; p < std::min(stop, unit + UNIT); p += a.block_size) {
-    const int64_t block = a.block_tables[sequence * a.table_stride + p / a.block_size];
-    const char* keys = (const char*)a.cache + (block * a.kv_heads + kv_head) * bytes;
-    for (int64_t line = 0; line < bytes; line += 64) {
-      __builtin_prefetch(keys + line);
-      __builtin_prefetch(keys + a.side * size + line);
+// The keys and values of a unit that will be met next, asked for line by line while another one is
+// computed: memory answers so many requests at a time, and a load behind a burst of them would wait.
+// Into the second-level cache: the first is full of the unit that is computed.
+class NextUnit {
+ public:
+  NextUnit() = default;
+
+  NextUnit(const Attention& a, int64_t sequence, int64_t kv_head, int64_t unit, int64_t stop) {
+    const int64_t size = dtype_size(Dtype(a.dtype));
+    bytes_ = a.block_size * a.dim * size;
+    for (int64_t p = unit; p < std::min(stop, unit + UNIT); p += a.block_size) {
+      if (count_ + 2 > PIECES) return;
+      const int64_t block = a.block_tables[sequence * a.table_stride + p / a.block_size];
+      const char* keys = (const char*)a.cache + (block * a.kv_heads + kv_head) * bytes_;
+      pieces_[count_++] = keys;
+      pieces_[count_++] = keys + a.side * size;
     }
   }
-}
+
+  void ask_for(int lines) {
+    for (; lines > 0 && piece_ < count_; --lines) {
+      __builtin_prefetch(pieces_[piece_] + at_, 0, 2);
+      if ((at_ += 64) >= bytes_) at_ = 0, ++piece_;
+    }
+  }
+
+ private:
+  static constexpr int PIECES = 2 * UNIT / LANES;
+  const char* pieces_[PIECES];
+  int count_ = 0, piece_ = 0;
+  int64_t bytes_ = 0, at_ = 0;
+};
 
 // The keys of a unit, four vectors of 16 positions for each step of the head dimension.
 struct UnitKeys {
@@ -155,11 +175,12 @@ UnitKeys load_unit(const Attention& a, int64_t unit, const int64_t (&places)[UNI
 
 template <int HEADS, bool PAIRS>
 inline void score(const Attention& a, const Workspace& w, const UnitKeys& keys, const float* q,
-                  float* scores) {
+                  NextUnit& next, float* scores) {
   Floats total[HEADS][GROUPS];
   for (int h = 0; h < HEADS; ++h)
     for (int g = 0; g < GROUPS; ++g) total[h][g] = zeros();
-  for (int64_t step = 0; step < w.steps; ++step)
+  for (int64_t step = 0; step < w.steps; ++step) {
+    next.ask_for(LINES_A_STEP);
     for (int g = 0; g < GROUPS; ++g) {
       const Floats key = keys(g, step);
       for (int h = 0; h < HEADS; ++h) {
@@ -167,6 +188,7 @@ inline void score(const Attention& a, const Workspace& w, const UnitKeys& keys, 
         total[h][g] = PAIRS ? fma_pairs(query, key, total[h][g]) : fma(query, key, total[h][g]);
       }
     }
+  }
   for (int h = 0; h < HEADS; ++h)
     for (int g = 0; g < GROUPS; ++g)
       store(scores + h * UNIT + g * LANES, total[h][g] * splat(a.scale));
@@ -210,65 +232,70 @@ struct ValuesInCache {
 
 template <int HEADS, int VECTORS, class Values>
 inline void weigh(const Workspace& w, const Values& values, const float* weights,
-                  const float* rescale, int64_t from, int64_t to, int64_t d, float* sums) {
+                  const float* rescale, int64_t from, int64_t to, int64_t d, NextUnit& next,
+                  float* sums) {
   Floats total[HEADS][VECTORS];
   for (int h = 0; h < HEADS; ++h)
     for (int i = 0; i < VECTORS; ++i)
       total[h][i] = load(sums + h * w.width + d + i * LANES) * splat(rescale[h]);
-  for (int64_t k = from; k < to; ++k)
+  for (int64_t k = from; k < to; ++k) {
+    next.ask_for(LINES_A_STEP);
     for (int i = 0; i < VECTORS; ++i) {
       const Floats value = values(k, d + i * LANES);
       for (int h = 0; h < HEADS; ++h)
         total[h][i] = fma(splat(weights[h * UNIT + k]), value, total[h][i]);
     }
+  }
   for (int h = 0; h < HEADS; ++h)
     for (int i = 0; i < VECTORS; ++i) store(sums + h * w.width + d + i * LANES, total[h][i]);
 }
 
 template <int HEADS, class Values>
 inline void weigh_all(const Workspace& w, const Values& values, const float* weights,
-                      const float* rescale, int64_t from, int64_t to, float* sums) {
+                      const float* rescale, int64_t from, int64_t to, NextUnit& next,
+                      float* sums) {
   int64_t d = 0;
   for (; d + 4 * LANES <= w.width; d += 4 * LANES)
-    weigh<HEADS, 4>(w, values, weights, rescale, from, to, d, sums);
+    weigh<HEADS, 4>(w, values, weights, rescale, from, to, d, next, sums);
   for (; d < w.width; d += LANES)
-    weigh<HEADS, 1>(w, values, weights, rescale, from, to, d, sums);
+    weigh<HEADS, 1>(w, values, weights, rescale, from, to, d, next, sums);
 }
 
 // One unit for some heads of one row; `index` is the first of them in the workspace.
 template <int HEADS>
 void meet_unit(const Attention& a, const Workspace& w, const UnitKeys& keys,
-               const int64_t* places, int64_t index, int64_t from, int64_t to) {
+               const int64_t* places, int64_t index, int64_t from, int64_t to, NextUnit& next) {
   float weights[HEADS * UNIT], rescale[HEADS];
   const float* queries = w.queries + index * w.width;
   if (w.pairs)
-    score<HEADS, true>(a, w, keys, queries, weights);
+    score<HEADS, true>(a, w, keys, queries, next, weights);
   else
-    score<HEADS, false>(a, w, keys, queries, weights);
+    score<HEADS, false>(a, w, keys, queries, next, weights);
   for (int h = 0; h < HEADS; ++h)
     rescale[h] = soften(weights + h * UNIT, from, to, w.maxima[index + h],
                         w.lanes + (index + h) * LANES);
   float* sums = w.sums + index * w.width;
   if (w.values_in_cache) {
     const ValuesInCache values{(const uint16_t*)a.cache + a.side, places};
-    weigh_all<HEADS>(w, values, weights, rescale, from, to, sums);
+    weigh_all<HEADS>(w, values, weights, rescale, from, to, next, sums);
   } else {
     const RearrangedValues values{w.values, w.width};
-    weigh_all<HEADS>(w, values, weights, rescale, from, to, sums);
+    weigh_all<HEADS>(w, values, weights, rescale, from, to, next, sums);
   }
 }
 
 void meet_unit_all_heads(const Attention& a, const Workspace& w, const UnitKeys& keys,
-                         const int64_t* places, int64_t row_index, int64_t from, int64_t to) {
+                         const int64_t* places, int64_t row_index, int64_t from, int64_t to,
+                         NextUnit& next) {
   const int64_t heads = a.heads / a.kv_heads;
   int64_t h = 0;
   for (; h + HEADS_AT_ONCE <= heads; h += HEADS_AT_ONCE)
-    meet_unit<4>(a, w, keys, places, row_index * heads + h, from, to);
+    meet_unit<4>(a, w, keys, places, row_index * heads + h, from, to, next);
   const int64_t index = row_index * heads + h;
   switch (heads - h) {
-    case 3: return meet_unit<3>(a, w, keys, places, index, from, to);
-    case 2: return meet_unit<2>(a, w, keys, places, index, from, to);
-    case 1: return meet_unit<1>(a, w, keys, places, index, from, to);
+    case 3: return meet_unit<3>(a, w, keys, places, index, from, to, next);
+    case 2: return meet_unit<2>(a, w, keys, places, index, from, to, next);
+    case 1: return meet_unit<1>(a, w, keys, places, index, from, to, next);
   }
 }
 
