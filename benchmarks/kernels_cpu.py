@@ -10,7 +10,7 @@ same shape and rows, rebuilding a weight against a copy of it; they are reported
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from typing import Any
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from benchmarks.results import median_interval, save
 from tsugiki.config import default_cache_dir
+from tsugiki.model.slab import Slab, room
 from tsugiki_kernels.deltas import (
     Delta,
     LowRankDelta,
@@ -109,11 +110,16 @@ class Side:
         return (now - start) / calls * 1e6
 
 
+def random_weights(shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """Bfloat16, on huge pages as the engine keeps them. (What is random is packed already.)"""
+    slab = Slab(sum(room(shape, torch.bfloat16) for shape in shapes), "cpu")
+    return [slab.take(shape, torch.bfloat16).normal_() for shape in shapes]
+
+
 def dense_side(kernels: KernelBackend, shape: tuple[int, int], rows: int) -> Side:
     """Our own bfloat16 linear."""
-    weight, x = torch.randn(shape).bfloat16(), torch.randn(rows, shape[1]).bfloat16()
-    out = torch.empty(rows, shape[0], dtype=torch.bfloat16)
-    weights = cycle([weight.clone() for _ in range(-(-BYTES // weight.nbytes))])
+    x, out = torch.randn(rows, shape[1]).bfloat16(), torch.empty(rows, shape[0]).bfloat16()
+    weights = cycle(random_weights([shape] * -(-BYTES // (2 * shape[0] * shape[1]))))
     return Side(lambda: kernels.linear(x, next(weights), None, out))
 
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.kernels_cpu import Side, compare, sparse
+from benchmarks.kernels_cpu import Side, compare, random_weights, sparse
 from benchmarks.results import save
 from tsugiki.config import default_cache_dir
 from tsugiki_kernels.deltas import Placed
@@ -44,7 +44,7 @@ class Linears:
     def random(cls, shapes: Sequence[tuple[int, int]], rows: int) -> "Linears":
         """Of these shapes."""
         return cls(
-            [torch.randn(shape).bfloat16() for shape in shapes],
+            random_weights(shapes),
             {inputs: torch.randn(rows, inputs).bfloat16() for _, inputs in shapes},
             {out: torch.empty(rows, out, dtype=torch.bfloat16) for out, _ in shapes},
         )
