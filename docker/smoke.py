@@ -26,14 +26,15 @@ def main() -> int:
         if "site-packages" not in location.parts:
             print(f"{package.__name__} comes from {location}, not from the wheel", file=sys.stderr)
             return 1
-    sources = list(Path(str(tsugiki_kernels.__file__)).parent.glob("cpu/src/*.cpp"))
-    if not sources:
-        print("the wheel carries no C++ kernel sources", file=sys.stderr)
+    kernels = Path(str(tsugiki_kernels.__file__)).parent
+    sources = [list(kernels.glob(pattern)) for pattern in ("cpu/src/*.cpp", "cuda/src/*.cu")]
+    if not all(sources):
+        print("the wheel carries no C++ or no CUDA kernel sources", file=sys.stderr)
         return 1
     print(run("--version").strip())
     for file in sorted(Path(sys.argv[1]).glob("*.safetensors")):
         print(run("inspect", str(file)).splitlines()[0])
-    print(f"smoke: {len(sources)} kernel sources, all variant files whole")
+    print(f"smoke: {sum(map(len, sources))} kernel sources, all variant files whole")
     return 0
 
 

@@ -59,7 +59,7 @@ class Extent:
     def moved(self, tensor: Tensor) -> Tensor:
         """The same tensor in the extent, which it keeps alive."""
         if not tensor.numel():
-            return tensor
+            return tensor.to(self.memory.device)
         offset = self._offsets[_key(tensor)]
         span = self.memory[offset : offset + tensor.nbytes]
         return span.view(tensor.dtype).view(tensor.shape)

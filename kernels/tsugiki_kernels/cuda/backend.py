@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from tsugiki_kernels.check import check_spans
+from tsugiki_kernels.cuda import elementwise, staging
 from tsugiki_kernels.cuda import linear as dense
-from tsugiki_kernels.cuda import low_rank, staging
+from tsugiki_kernels.cuda.kinds import Form
 from tsugiki_kernels.cuda.launcher import Launcher
 from tsugiki_kernels.cuda.program import Program, RecordingLauncher, Steps
 from tsugiki_kernels.cuda.staging import CudaStaged, own
 from tsugiki_kernels.cuda.upload import Uploader
 from tsugiki_kernels.cuda.work_list import work_list
-from tsugiki_kernels.deltas import LowRankDelta, Placed
+from tsugiki_kernels.deltas import Placed
 from tsugiki_kernels.device import Device
 from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.formulas import bias_values
@@ -37,7 +38,7 @@ from tsugiki_kernels.interface import (
     StagedLinears,
     empty_extent,
 )
-from tsugiki_kernels.reference import ReferenceBackend, StagedParts
+from tsugiki_kernels.reference import ReferenceBackend
 
 
 class CudaBackend:
@@ -51,6 +52,7 @@ class CudaBackend:
         self._device = device
         self._uploader = Uploader(device)
         self._formulas = ReferenceBackend()
+        self._scratches: dict[torch.dtype, Tensor] = {}
         self._recorded: Steps | None = None  # None: operations are carried out at once
 
     def record(self, body: Callable[[KernelBackend], None]) -> Program:
@@ -67,6 +69,13 @@ class CudaBackend:
             call()
         else:
             self._recorded.add(call, capturable=capturable)
+
+    def pack(self, weight: Tensor) -> None:
+        """See KernelBackend.pack: as it is stored."""
+
+    def lookup(self, weight: Tensor, index: Tensor, out: Tensor) -> None:
+        """See KernelBackend.lookup."""
+        torch.index_select(weight, 0, index, out=out)
 
     def stage(self, parts: Sequence[Placed]) -> Staged:
         """See KernelBackend.stage.
@@ -107,24 +116,32 @@ class CudaBackend:
         if len(kinds) > 1:
             names = sorted(kind.__name__ for kind in kinds)
             raise BadArgument(f"staged: expected one kind of delta, found {names}")
-        if kinds == {LowRankDelta}:
-            self._apply_by_work_list(x, out, linears, spans)
-        elif linears:
-            sources = [linear.source for linear in linears]
+        sources = [linear.source for linear in linears]
+        if any(source.parts for source in sources):
             self._in_torch(lambda: self._formulas.apply(x, out, sources, spans))
+        for form in dict.fromkeys(form for linear in linears for form, _ in linear.parts):
+            self._apply_form(form, x, out, linears, spans)
 
-    def _apply_by_work_list(
-        self, x: Tensor, out: Tensor, linears: Sequence[CudaStaged], spans: Sequence[Span]
+    def _apply_form(
+        self,
+        form: Form,
+        x: Tensor,
+        out: Tensor,
+        linears: Sequence[CudaStaged],
+        spans: Sequence[Span],
     ) -> None:
-        work = work_list([linear.parts for linear in linears], spans)
+        work = work_list([linear.of(form) for linear in linears], spans)
         if len(work.segments) == 1:  # no span has a row
             return
-        place = self._launcher.device
-        segments = work.segments.to(place)
-        scratch = torch.empty(work.scratch, dtype=torch.float32, device=place)
-        low_rank.apply(self._launcher, x, out, work, segments, scratch)
+        segments = work.segments.to(self._launcher.device)
+        scratch = self._scratch(torch.float32, work.scratch)
+        form.apply(self._launcher, x, out, work, segments, scratch)
+        self._keep(linears)
+
+    def _keep(self, value: object) -> None:
+        """What launches reach through addresses lives as long as the program that holds them."""
         if self._recorded is not None:
-            self._recorded.keep(linears)
+            self._recorded.keep(value)
 
     def reconstruct(self, base: Tensor, staged: Staged, out: Tensor) -> None:
         """See KernelBackend.reconstruct.
@@ -132,8 +149,15 @@ class CudaBackend:
         Raises:
             BadArgument: naming the argument that breaks the contract.
         """
-        source = _with_formulas(staged)
-        self._in_torch(lambda: self._formulas.reconstruct(base, source, out))
+        linear = own(staged)
+        covered = sum(part.width - part.offset for _, part in linear.parts)
+        if covered < len(base):
+            self._in_torch(lambda: self._formulas.reconstruct(base, linear.source, out))
+        for form, part in linear.parts:
+            if form.rebuild is None:
+                raise BadArgument(f"staged: a {linear.kind.__name__} is never rebuilt on a GPU")
+            form.rebuild(self._launcher, base, part, out)
+        self._keep(linear)
 
     def bias(self, staged: Staged, rows: int) -> Tensor | None:
         """See KernelBackend.bias.
@@ -184,15 +208,17 @@ class CudaBackend:
         Raises:
             BadArgument: naming the argument that breaks the contract.
         """
-        source = _with_formulas(staged)
+        rebuilt = self._scratch(weight.dtype, weight.numel()).view(weight.shape)
+        self.reconstruct(weight, staged, rebuilt)
+        self.linear(x, rebuilt, bias, out, spans)
 
-        def in_two() -> None:  # a recorded step keeps no rebuilt weight
-            rebuilt = torch.empty_like(weight)
-            self._formulas.reconstruct(weight, source, rebuilt)
-            dense.linear(x, rebuilt, bias, out, spans)
-
-        dense.check(x, weight, bias, out, spans)
-        self._in_torch(in_two)
+    def _scratch(self, dtype: torch.dtype, count: int) -> Tensor:
+        """[count], for one operation: they follow each other, so all share one buffer per dtype."""
+        room = self._scratches.get(dtype)
+        if room is None or len(room) < count:
+            room = torch.empty(count, dtype=dtype, device=self._launcher.device)
+            self._scratches[dtype] = room
+        return room[:count]
 
     def rms_norm(
         self,
@@ -203,20 +229,36 @@ class CudaBackend:
         out: Tensor,
         add: Tensor | None = None,
     ) -> None:
-        """See KernelBackend.rms_norm."""
-        self._in_torch(lambda: self._formulas.rms_norm(x, weight, index, eps, out, add))
+        """See KernelBackend.rms_norm.
+
+        Raises:
+            BadArgument: naming the argument that breaks the contract.
+        """
+        elementwise.rms_norm(self._launcher, x, weight, index, eps, out, add)
 
     def rotate(self, x: Tensor, cos_sin: Tensor) -> None:
-        """See KernelBackend.rotate."""
-        self._in_torch(lambda: self._formulas.rotate(x, cos_sin))
+        """See KernelBackend.rotate.
+
+        Raises:
+            BadArgument: naming the argument that breaks the contract.
+        """
+        elementwise.rotate(self._launcher, x, cos_sin)
 
     def gate(self, gate_up: Tensor, activation: Activation, out: Tensor) -> None:
-        """See KernelBackend.gate."""
-        self._in_torch(lambda: self._formulas.gate(gate_up, activation, out))
+        """See KernelBackend.gate.
+
+        Raises:
+            BadArgument: naming the argument that breaks the contract.
+        """
+        elementwise.gate(self._launcher, gate_up, activation, out)
 
     def gather(self, x: Tensor, index: Tensor, out: Tensor) -> None:
-        """See KernelBackend.gather."""
-        self._in_torch(lambda: self._formulas.gather(x, index, out))
+        """See KernelBackend.gather.
+
+        Raises:
+            BadArgument: naming the argument that breaks the contract.
+        """
+        elementwise.gather(self._launcher, x, index, out)
 
     def write_kv(self, k: Tensor, v: Tensor, cache: Tensor, where: AttentionBatch) -> None:
         """See KernelBackend.write_kv."""
@@ -242,15 +284,3 @@ class CudaBackend:
     def logprobs(self, logits: Tensor, rows: Tensor, token_ids: Tensor, width: int) -> Logprobs:
         """See KernelBackend.logprobs."""
         return self._formulas.logprobs(logits, rows, token_ids, width)
-
-
-def _with_formulas(staged: Staged) -> StagedParts:
-    """What the formulas read.
-
-    Raises:
-        BadArgument: a kind that lies in memory as kernels want it, and none of them rebuilds it.
-    """
-    linear = own(staged)
-    if linear.parts:
-        raise BadArgument(f"staged: a {linear.kind.__name__} is never rebuilt on a GPU")
-    return linear.source

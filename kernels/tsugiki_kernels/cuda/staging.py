@@ -1,8 +1,7 @@
 """Resident forms of deltas on the GPU: one extent of device memory holds everything of a variant.
 
-Owns: which kinds have kernels, what each of them wants packed, and the records at the start of the
-extent, which point into the rest of it. Arithmetic and packing are the operations' own
-(low_rank.py, sign.py, sparse.py). A kind without kernels stays as it is, for the formulas.
+Owns: the layout of the extent, and the records at its start, which point into the rest of it.
+Packing is each form's own (kinds.py). A delta without a form stays as it is, for the formulas.
 """
 
 import ctypes
@@ -13,17 +12,18 @@ from itertools import chain
 from torch import Tensor
 
 from tsugiki_kernels.check import check_parts
-from tsugiki_kernels.cuda import low_rank, records
+from tsugiki_kernels.cuda import records
+from tsugiki_kernels.cuda.kinds import Form, Packing, form_of
 from tsugiki_kernels.cuda.upload import Uploader
 from tsugiki_kernels.cuda.work_list import ResidentPart
-from tsugiki_kernels.deltas import Bias, CodedBias, Delta, LowRankDelta, Placed
+from tsugiki_kernels.deltas import Bias, CodedBias, Delta, Placed, SparseDelta
 from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.extent import Extent
 from tsugiki_kernels.formulas import own_tensors, with_tensors
 from tsugiki_kernels.interface import Staged, StagedLinears
 from tsugiki_kernels.reference import StagedParts
 
-ALIGNMENT = 16  # of every tensor: the widest load of a thread
+ALIGNMENT = 16  # of every tensor and record: the widest load of a thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,29 +40,40 @@ class CudaStaged:
     """One linear of one variant on the device."""
 
     kind: type[Delta]
-    parts: tuple[ResidentPart, ...]  # for kernels; empty where the formulas compute
-    source: StagedParts  # what the formulas read; of a kind with kernels it has no parts
+    parts: tuple[tuple[Form, ResidentPart], ...]  # what kernels compute
+    source: StagedParts  # what the formulas compute: the other parts
     biases: tuple[PlacedBias, ...]
-    kept_alive: Tensor  # the extent
+    kept_alive: tuple[Tensor, ...]  # the extent, and columns that it shares with others
+
+    def of(self, form: Form) -> list[ResidentPart]:
+        """Its parts of this form."""
+        return [part for own, part in self.parts if own is form]
 
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """A part before it is copied: its tensors as they will lie."""
+    """A part before it is copied."""
 
     placed: Placed
-    packed: tuple[Tensor, ...]  # empty: no kernels
+    form: Form | None
+    packing: Packing | None
 
     @property
     def tensors(self) -> Iterator[Tensor]:
         """What the extent must hold."""
         bias = self.placed.delta.bias
-        if self.packed:
-            yield from self.packed
-            if bias is not None:
-                yield _bias_tensor(bias)
-        else:
+        if self.packing is None:
             yield from own_tensors(self.placed.delta).values()
+            return
+        yield from self.packing.tensors
+        if bias is not None:
+            yield _bias_tensor(bias)
+
+    @property
+    def record_bytes(self) -> int:
+        """A multiple of ALIGNMENT."""
+        size = 0 if self.form is None else ctypes.sizeof(self.form.record_type)
+        return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def stage_all(
@@ -76,21 +87,21 @@ def stage_all(
     for parts in linears:
         check_parts(parts)
     prepared = [[_prepared(placed) for placed in parts] for parts in linears]
-    own = chain.from_iterable(part.tensors for parts in prepared for part in parts)
-    head = sum(_record_bytes(part) for parts in prepared for part in parts)
+    every = list(chain.from_iterable(prepared))
+    head = sum(part.record_bytes for part in every)
+    tensors = chain(chain.from_iterable(part.tensors for part in every), others)
     with uploader:
-        extent = Extent(chain(own, others), head, uploader.buffer, ALIGNMENT)
-        target = uploader.target(extent.nbytes)
-        there = extent.at(target)
+        extent = Extent(tensors, head, uploader.buffer, ALIGNMENT)
+        there = extent.at(uploader.target(extent.nbytes))
         place = 0
         staged: list[CudaStaged] = []
         for linear in prepared:
-            resident: list[ResidentPart] = []
+            resident: list[tuple[Form, ResidentPart]] = []
             for part in linear:
                 resident += _written(part, extent, there, place)
-                place += _record_bytes(part)
-            staged.append(_staged(linear, resident, there))
-        uploader.upload(extent.memory, target)
+                place += part.record_bytes
+            staged.append(_staged(linear, tuple(resident), there))
+        uploader.upload(extent.memory, there.memory)
     return StagedLinears(tuple(staged), tuple(map(there.moved, others)), extent.nbytes)
 
 
@@ -106,47 +117,39 @@ def own(staged: Staged) -> CudaStaged:
 
 
 def _prepared(placed: Placed) -> _Prepared:
-    match placed.delta:
-        case LowRankDelta() as delta:
-            return _Prepared(placed, low_rank.pack(delta))
-        case _:
-            return _Prepared(placed, ())
+    form = form_of(placed.delta)
+    return _Prepared(placed, form, None if form is None else form.pack(placed.delta))
 
 
-def _record_bytes(part: _Prepared) -> int:
-    """A multiple of ALIGNMENT, as records are read like everything else."""
-    match part.placed.delta:
-        case LowRankDelta():
-            size = ctypes.sizeof(records.LowRankPart)
-        case _:
-            size = 0
-    return -(-size // ALIGNMENT) * ALIGNMENT
-
-
-def _written(part: _Prepared, extent: Extent, there: Extent, place: int) -> Sequence[ResidentPart]:
+def _written(
+    part: _Prepared, extent: Extent, there: Extent, place: int
+) -> list[tuple[Form, ResidentPart]]:
     """Write the record of a part at `place` of the extent, with addresses of the device."""
-    offset = part.placed.offset
-    bias = _bias_record(part.placed.delta.bias, there)
-    match part.placed.delta:
-        case LowRankDelta() as delta:
-            a, b = map(there.address_of, part.packed)
-            extent.write(place, bytes(low_rank.record(delta, offset, a, b, bias)))
-            return [low_rank.resident(delta, offset, there.address + place)]
-        case _:
-            return []
+    if part.form is None or part.packing is None:
+        return []
+    offset, delta = part.placed.offset, part.placed.delta
+    addresses = [there.address_of(tensor) for tensor in part.packing.tensors]
+    record = part.packing.record(offset, addresses, _bias_record(delta.bias, there))
+    extent.write(place, bytes(record))
+    return [(part.form, part.form.resident(delta, offset, there.address + place))]
 
 
 def _staged(
-    parts: Sequence[_Prepared], resident: Sequence[ResidentPart], there: Extent
+    parts: Sequence[_Prepared], resident: tuple[tuple[Form, ResidentPart], ...], there: Extent
 ) -> CudaStaged:
-    plain = () if resident else tuple(_moved(part.placed, there) for part in parts)
-    biases = tuple(
-        PlacedBias(part.placed.offset, part.placed.delta.shape[0], _moved_bias(bias, there))
-        for part in parts
-        if (bias := part.placed.delta.bias) is not None
+    deltas = [part.placed.delta for part in parts]
+    columns = [delta.columns for delta in deltas if isinstance(delta, SparseDelta)]
+    return CudaStaged(
+        kind=type(deltas[0]),
+        parts=resident,
+        source=StagedParts(tuple(_moved(p.placed, there) for p in parts if p.form is None)),
+        biases=tuple(
+            PlacedBias(part.placed.offset, delta.shape[0], _moved_bias(delta.bias, there))
+            for part, delta in zip(parts, deltas, strict=True)
+            if delta.bias is not None
+        ),
+        kept_alive=(there.memory, *columns),
     )
-    kind = type(parts[0].placed.delta)
-    return CudaStaged(kind, tuple(resident), StagedParts(plain), biases, there.memory)
 
 
 def _moved(placed: Placed, there: Extent) -> Placed:

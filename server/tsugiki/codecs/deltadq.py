@@ -166,7 +166,7 @@ class DeltaDQ(DeltaCodec):
         codes = unpack_codes(packed.tensors, layout, tiles)[inverse, :, ids % mask.rows_per_mask]
         step = _steps(packed)[ids // int(packed.options["rows_per_step"])]
         values = step[:, None] * (codes.float() - float(packed.options["zero"]))
-        rows = torch.zeros(len(ids), mask.columns)
+        rows = torch.zeros(len(ids), mask.columns, device=ids.device)
         return rows.scatter_(1, drawn[inverse], values)
 
     def changes(self, packed: Packed) -> bool:

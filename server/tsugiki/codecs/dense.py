@@ -124,7 +124,7 @@ class DenseCodec(DeltaCodec):
         """
         _only_differences(packed)
         if packed.options["mode"] == "none":
-            return torch.zeros(len(ids), packed.shape[1])
+            return torch.zeros(len(ids), packed.shape[1], device=ids.device)
         return _scaled(packed.tensors["values"][ids], packed.options)
 
     def changes(self, packed: Packed) -> bool:

@@ -44,7 +44,7 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     periods = -(-count // 8)
     padded = torch.nn.functional.pad(packed, (0, periods * bits - packed.shape[1]))
     padded = padded.view(rows, periods, bits)
-    word = torch.zeros(padded.shape[:2], dtype=torch.int64)
+    word = torch.zeros(padded.shape[:2], dtype=torch.int64, device=packed.device)
     for b in range(bits):
         word |= padded[:, :, b].long() << (8 * b)
     codes = [(word >> (i * bits)) & ((1 << bits) - 1) for i in range(8)]

@@ -68,7 +68,7 @@ def build(
             slots=to_device(blocks * block_size + positions % block_size),
             block_size=block_size,
         ),
-        logit_rows=to_device(np.array(rows, dtype=np.int64)),
+        logit_rows=torch.from_numpy(np.array(rows, dtype=np.int64)),
     )
     return BatchPlan(batch, logit_rows)
 

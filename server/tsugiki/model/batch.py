@@ -26,4 +26,4 @@ class Batch:
     positions: Tensor  # int64 [rows]
     segments: tuple[Segment, ...]
     attention: AttentionBatch
-    logit_rows: Tensor  # int64 [n], rows whose logits are wanted, ascending
+    logit_rows: Tensor  # int64 [n], rows whose logits are wanted, ascending; always on the CPU

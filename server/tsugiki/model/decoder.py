@@ -118,11 +118,12 @@ class Decoder:
 
     def _logits_part(self, batch: Batch) -> LogitsPart:
         space, dtype = self._workspace, self.weights.embedding.dtype
+        device = self.weights.embedding.device
         wanted = batch.logit_rows.tolist()
         hidden = (len(wanted), self.architecture.hidden_size)
         every_row = wanted == list(range(len(batch.token_ids)))
         return LogitsPart(
-            rows=None if every_row else batch.logit_rows.clone(),
+            rows=None if every_row else batch.logit_rows.to(device, copy=True),
             segments=select_rows(batch.segments, wanted),
             hidden=space.take("last hidden", hidden, dtype),
             branch=space.take("last branch", hidden, dtype),

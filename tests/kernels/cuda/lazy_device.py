@@ -1,0 +1,131 @@
+"""A device that does nothing before it must: what a GPU may do late, it does as late as it can.
+
+Work on its streams waits in queues until somebody waits for an event, so a missing event shows as
+wrong values: a copy that was not waited for has not happened, a buffer that was filled anew too
+early arrives with its new content, memory that was reused too early is read with its new content.
+During a capture it refuses what would end one on a GPU.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from tsugiki_kernels.cuda.launcher import Argument, Launcher
+from tsugiki_kernels.device import Event, Replay
+
+POISON = 0xFF
+
+
+class BrokenRule(AssertionError):
+    """What the device does not allow."""
+
+
+@dataclass(frozen=True)
+class LazyEvent:
+    """All that a stream was asked before it."""
+
+    stream: "LazyStream"
+    position: int
+
+    def synchronize(self) -> None:
+        self.stream.device.refuse_in_capture("waiting for an event")
+        self.stream.run(self.position)
+
+
+@dataclass
+class LazyStream:
+    """Work in order, done up to some point."""
+
+    device: "LazyDevice"
+    work: list[Callable[[], None]] = field(default_factory=list)
+    done: int = 0
+
+    def ask(self, work: Callable[[], None]) -> None:
+        self.work.append(work)
+
+    def record(self) -> Event:
+        self.device.refuse_in_capture("recording an event")
+        return LazyEvent(self, len(self.work))
+
+    def wait(self, event: Event) -> None:
+        assert isinstance(event, LazyEvent)
+        self.ask(lambda: event.stream.run(event.position))
+
+    def copy(self, target: Tensor, source: Tensor) -> None:
+        self.device.refuse_in_capture("copying")
+        self.ask(lambda: _copy(target, source))
+
+    def run(self, position: int | None = None) -> None:
+        """Do what was asked, up to a position."""
+        end = len(self.work) if position is None else position
+        while self.done < end:
+            self.done += 1
+            self.work[self.done - 1]()
+
+
+def _copy(target: Tensor, source: Tensor) -> None:
+    target.copy_(source)
+
+
+class LazyDevice:
+    """See tsugiki_kernels.device.Device; its memory is the host's."""
+
+    def __init__(self) -> None:
+        self.place = torch.device("cpu")
+        self.steps = LazyStream(self)
+        self.copies = LazyStream(self)
+        self.capturing: list[Callable[[], None]] | None = None
+        self.captures = 0
+        self.free: list[Tensor] = []  # memory that `empty` gives away again
+
+    def empty(self, nbytes: int) -> Tensor:
+        self.refuse_in_capture("allocating")
+        if self.free and len(self.free[-1]) >= nbytes:
+            return self.free.pop()[:nbytes]
+        return torch.full((nbytes,), POISON, dtype=torch.uint8)
+
+    def pinned(self, nbytes: int) -> Tensor:
+        self.refuse_in_capture("allocating")
+        return torch.empty(nbytes, dtype=torch.uint8)
+
+    def capture(self, body: Callable[[], None]) -> Replay:
+        self.captures += 1
+        graph = self.capturing = []
+        try:
+            body()
+        finally:
+            self.capturing = None
+        return lambda: self.steps.work.extend(graph)
+
+    def refuse_in_capture(self, what: str) -> None:
+        if self.capturing is not None:
+            raise BrokenRule(f"{what} while a graph is captured")
+
+
+class LazyLauncher:
+    """Launches of another launcher, on the `steps` of a lazy device."""
+
+    def __init__(self, launcher: Launcher, device: LazyDevice) -> None:
+        self._launcher = launcher
+        self._device = device
+        self._warm: set[str] = set()
+        self.device = launcher.device
+        self.multiprocessors = launcher.multiprocessors
+        self.capability = launcher.capability
+
+    def launch(
+        self,
+        name: str,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        args: Sequence[Argument],
+        shared_bytes: int = 0,
+    ) -> None:
+        graph = self._device.capturing
+        if graph is not None and name not in self._warm:
+            raise BrokenRule(f"{name} runs for the first time while a graph is captured")
+        self._warm.add(name)
+        work = self._device.steps.work if graph is None else graph
+        work.append(lambda: self._launcher.launch(name, grid, block, args, shared_bytes))

@@ -1,0 +1,148 @@
+"""The order of copies, launches and captures, on a device that does everything late."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.kernels.cuda.lazy_device import POISON, BrokenRule, LazyDevice, LazyLauncher
+from tsugiki_kernels.cuda.backend import CudaBackend
+from tsugiki_kernels.cuda.launcher import Argument, Launcher
+from tsugiki_kernels.cuda.program import Program, RecordingLauncher, Steps
+from tsugiki_kernels.cuda.upload import Uploader
+from tsugiki_kernels.deltas import LowRankDelta, Placed
+from tsugiki_kernels.reference import ReferenceBackend
+
+
+class Reader:
+    """A launcher whose kernels remember what their first argument held when they ran."""
+
+    def __init__(self) -> None:
+        self.device = torch.device("cpu")
+        self.multiprocessors, self.capability = 2, (8, 0)
+        self.read: list[tuple[str, list[int]]] = []
+
+    def launch(
+        self,
+        name: str,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        args: Sequence[Argument],
+        shared_bytes: int = 0,
+    ) -> None:
+        content = args[0]
+        assert isinstance(content, Tensor)
+        self.read.append((name, content.tolist()))
+
+
+def asked(_: object) -> None:
+    """Whatever came of it."""
+
+
+def upload(uploader: Uploader, *values: int) -> Tensor:
+    content = uploader.buffer(len(values))
+    content.copy_(torch.tensor(values))
+    target = uploader.target(len(values))
+    uploader.upload(content, target)
+    return target
+
+
+def test_what_was_uploaded_is_there_and_the_buffer_may_be_filled_anew() -> None:
+    device = LazyDevice()
+    uploader = Uploader(device)
+    with uploader:
+        first, second = upload(uploader, 1, 2), upload(uploader, 3, 4)
+    assert (first.tolist(), second.tolist()) == ([1, 2], [3, 4])
+
+
+def test_memory_that_a_step_still_reads_is_not_written() -> None:
+    device, reader = LazyDevice(), Reader()
+    launcher, uploader = LazyLauncher(reader, device), Uploader(device)
+    with uploader:
+        old = upload(uploader, 1, 2)
+        launcher.launch("kernel", (1,), (1,), (old,))
+        device.free.append(old)  # evicted between two steps, while the first is still running
+        new = upload(uploader, 3, 4)
+    assert new.data_ptr() == old.data_ptr()
+    assert reader.read == [("kernel", [1, 2])]
+
+
+def test_the_device_shows_a_copy_that_nobody_waited_for_and_a_buffer_filled_too_early() -> None:
+    device, reader = LazyDevice(), Reader()
+    target, source = device.empty(2), device.pinned(2).fill_(1)
+    device.copies.copy(target, source)
+    LazyLauncher(reader, device).launch("kernel", (1,), (1,), (target,))
+    device.steps.run()
+    assert reader.read == [("kernel", [POISON, POISON])]
+    source.fill_(2)
+    device.copies.run()
+    assert target.tolist() == [2, 2]
+
+
+@pytest.mark.parametrize(
+    "forbidden",
+    [
+        lambda device: device.empty(1),
+        lambda device: device.pinned(1),
+        lambda device: device.steps.record(),
+        lambda device: device.copies.copy(torch.zeros(1), torch.zeros(1)),
+    ],
+)
+def test_the_device_refuses_in_a_capture_what_a_gpu_would(
+    forbidden: Callable[[LazyDevice], object],
+) -> None:
+    device = LazyDevice()
+    with pytest.raises(BrokenRule, match="while a graph is captured"):
+        device.capture(lambda: asked(forbidden(device)))
+    launcher = LazyLauncher(Reader(), device)
+    with pytest.raises(BrokenRule, match="first time"):
+        device.capture(lambda: launcher.launch("kernel", (1,), (1,), (torch.zeros(1),)))
+
+
+def test_a_program_runs_once_as_it_is_and_is_captured_then() -> None:
+    device, reader = LazyDevice(), Reader()
+    recorded, x = Steps(), torch.zeros(1, dtype=torch.uint8)
+    launcher = RecordingLauncher(LazyLauncher(reader, device), recorded)
+    launcher.launch("first", (1,), (1,), (x,))
+    launcher.launch("second", (1,), (1,), (x,))
+    program = Program(recorded, device)
+    assert reader.read == []
+    for value in (1, 2, 3):
+        x.fill_(value)
+        program.run()
+        device.steps.run()
+    assert reader.read == [(name, [v]) for v in (1, 2, 3) for name in ("first", "second")]
+    assert device.captures == 1
+
+
+def test_a_program_that_must_wait_for_the_device_is_never_captured() -> None:
+    device, recorded, ran = LazyDevice(), Steps(), []
+    recorded.add(lambda: ran.append(1), capturable=False)
+    program = Program(recorded, device)
+    for _ in range(3):
+        program.run()
+    assert (len(ran), device.captures) == (3, 0)
+
+
+@pytest.mark.compiler
+def test_a_backend_keeps_the_rules(executor: Launcher) -> None:
+    device = LazyDevice()
+    backend = CudaBackend(LazyLauncher(executor, device), device)
+    torch.manual_seed(0)
+    deltas = [LowRankDelta(torch.randn(8, 64), torch.randn(40, 8), 0.5, None) for _ in range(2)]
+    parts = [[Placed(0, delta)] for delta in deltas]
+    x, out, spans = torch.randn(5, 64), torch.zeros(5, 40), [(0, 2), (3, 5)]
+    staged = [backend.stage(linear) for linear in parts]
+    program = backend.record(lambda kernels: kernels.apply(x, out, staged, spans))
+    reference = ReferenceBackend()
+    for _ in range(3):
+        expected = torch.zeros_like(out)
+        reference.apply(x, expected, [reference.stage(linear) for linear in parts], spans)
+        program.run()
+        assert not out.any()
+        device.steps.run()
+        torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+        x.normal_()
+        out.zero_()
+    assert device.captures == 1
