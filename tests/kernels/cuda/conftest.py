@@ -4,9 +4,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.kernels.cuda.executor import ORDERS, Executor
 from tests.kernels.cuda.host_build import FLAVOURS
+from tsugiki_kernels.cuda.binaries import Binaries
 from tsugiki_kernels.cuda.launcher import Launcher
 
 
@@ -42,4 +44,7 @@ def launcher(request: pytest.FixtureRequest) -> Launcher:
     if request.param == "executor":
         executor: Launcher = request.getfixturevalue("executor")
         return executor
-    raise NotImplementedError
+    from tsugiki_kernels.cuda.cupy_launcher import CupyLauncher, Nvrtc
+
+    cache = Path(request.config.cache.mkdir("tsugiki_cubins"))
+    return CupyLauncher(torch.device("cuda"), Binaries(cache, Nvrtc))

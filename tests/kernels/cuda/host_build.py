@@ -37,7 +37,7 @@ class Flavour:
     compiler: str
     instruments: tuple[str, ...]
     runtime: tuple[str, ...]  # tells the runtime what surrounds it
-    preload: str | None  # the sanitizer's library, which Python must have loaded first
+    preload: str | None  # the library, of g++, that Python must have loaded first
 
 
 PLAIN = Flavour("plain", "g++", ("-O2",), ("-O2",), None)
@@ -56,7 +56,7 @@ RACES = Flavour(
     "clang++-14",  # gcc 12 misses 2-byte stores of a call's result
     ("-O1", "-fno-omit-frame-pointer", "-fsanitize=thread"),
     ("-O2", "-DSHIM_TSAN"),
-    "libclang_rt.tsan-x86_64.so",
+    "libtsan.so",  # clang 14's own is no library to preload: it crashes any process
 )
 FLAVOURS = {flavour.name: flavour for flavour in (PLAIN, SANITIZED, RACES)}
 
@@ -65,14 +65,14 @@ def preload_path(flavour: Flavour) -> Path | None:
     """The file for LD_PRELOAD, or None where none is needed.
 
     Raises:
-        BackendUnavailable: the compiler or its library is not installed.
+        BackendUnavailable: g++ or its library is not installed.
     """
-    _require(flavour.compiler)
     if flavour.preload is None:
         return None
-    found = Path(_output([flavour.compiler, f"-print-file-name={flavour.preload}"]).strip())
+    _require("g++")
+    found = Path(_output(["g++", f"-print-file-name={flavour.preload}"]).strip())
     if not found.is_absolute():
-        raise BackendUnavailable(f"{flavour.compiler} has no {flavour.preload}")
+        raise BackendUnavailable(f"g++ has no {flavour.preload}")
     return found
 
 
@@ -99,7 +99,7 @@ class HostBuild:
         return listing.read_text().split()
 
     def build_all(self) -> None:
-        """Compile what is not cached yet, in parallel. Failures show when a library is asked for."""
+        """Compile in parallel what is not cached. A failure shows when its library is wanted."""
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for job in [pool.submit(self.library, s) for s in sorted(self.sources.glob("*.cu"))]:
                 job.exception()
