@@ -88,7 +88,10 @@ def linear_rebuilt(
 
 
 _LINEAR = "tsugiki_linear"
-_CHANGED = {"tsugiki_sparse_apply": "tsugiki_linear_sparse"}
+_CHANGED = {
+    "tsugiki_sparse_apply": "tsugiki_linear_sparse",
+    "tsugiki_low_rank_apply": "tsugiki_linear_low_rank",
+}
 
 
 def changed(dense: Operation, delta: Operation) -> Operation | None:

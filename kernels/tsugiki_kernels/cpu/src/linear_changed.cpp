@@ -3,6 +3,7 @@
 // is asked for before. The bits are those of one call after the other.
 
 #include "linear.h"
+#include "low_rank_apply.h"
 #include "sparse_apply.h"
 
 extern "C" void tsugiki_linear(const tsugiki::Linear* call);
@@ -39,3 +40,5 @@ void run(const ChangedLinear& call) {
 using namespace tsugiki;
 
 extern "C" void tsugiki_linear_sparse(const ChangedLinear* call) { run<SparseApply>(*call); }
+
+extern "C" void tsugiki_linear_low_rank(const ChangedLinear* call) { run<LowRankApply>(*call); }

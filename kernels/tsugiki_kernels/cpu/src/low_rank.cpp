@@ -3,6 +3,7 @@
 // over the ranks is a plain chain.
 
 #include "dot.h"
+#include "low_rank_apply.h"
 
 namespace tsugiki {
 
@@ -22,37 +23,37 @@ struct LowRankLinear {
 
 constexpr int64_t RANKS_AT_ONCE = 8;
 
-// The shrunk tokens of each part of each variant: [tokens, rank] each.
-struct Middle {
-  struct Place {
-    int64_t first;  // float, of the variant's first part; the other parts follow
-  };
-  const LowRankLinear* const* linears;
-  const Span* spans;
-  std::vector<Place>& places = reused<Place>();
-  float* data;
+inline const LowRankLinear* const* linears_of(const Apply& call) {
+  return (const LowRankLinear* const*)call.linears;
+}
 
-  Middle(const LowRankLinear* const* linears, const Span* spans, int64_t variants)
-      : linears(linears), spans(spans) {
-    int64_t floats = 0;
-    for (int64_t v = 0; v < variants; ++v) {
-      places.push_back({floats});
-      for (int64_t p = 0; p < linears[v]->count; ++p) floats += size_of(v, p);
-    }
-    data = scratch(MIDDLE, floats);
-  }
+// meet(variant, place of the part, part) for all of them.
+template <class Meet>
+inline void for_parts(const Apply& call, Meet meet) {
+  const LowRankLinear* const* linears = linears_of(call);
+  for (int64_t v = 0; v < call.variants; ++v)
+    for (int64_t p = 0; p < linears[v]->count; ++p) meet(v, p, linears[v]->parts[p]);
+}
 
-  float* of(int64_t variant, int64_t part) const {
-    int64_t at = places[variant].first;
-    for (int64_t p = 0; p < part; ++p) at += size_of(variant, p);
-    return data + at;
+Middle::Middle(const Apply& call) : call_(call) {
+  int64_t floats = 0;
+  for (int64_t v = 0; v < call.variants; ++v) {
+    places_.push_back({floats});
+    for (int64_t p = 0; p < linears_of(call)[v]->count; ++p) floats += size_of(v, p);
   }
+  data_ = scratch(MIDDLE, floats);
+}
 
- private:
-  int64_t size_of(int64_t variant, int64_t part) const {
-    return linears[variant]->parts[part].rank * (spans[variant].stop - spans[variant].start);
-  }
-};
+float* Middle::of(int64_t variant, int64_t part) const {
+  int64_t at = places_[variant].first;
+  for (int64_t p = 0; p < part; ++p) at += size_of(variant, p);
+  return data_ + at;
+}
+
+int64_t Middle::size_of(int64_t variant, int64_t part) const {
+  const Span& span = call_.spans[variant];
+  return linears_of(call_)[variant]->parts[part].rank * (span.stop - span.start);
+}
 
 #if defined(TSUGIKI_AVX512) && defined(__AVX512BF16__)
 
@@ -166,26 +167,12 @@ void expand_as(const Step& step, const LowRankPart& part, int64_t first, int64_t
   for (; first < last; ++first) expand_groups<dtype, 1>(step, part, first, span, middle);
 }
 
-void expand(const Step& step, const LowRankPart& part, const Task& task, const Span& span,
+void expand(const Step& step, const LowRankPart& part, const GroupRange& groups, const Span& span,
             const float* middle) {
   const auto expand = part.dtype == BFLOAT16  ? expand_as<BFLOAT16>
                       : part.dtype == FLOAT16 ? expand_as<FLOAT16>
                                               : expand_as<FLOAT32>;
-  expand(step, part, task.first_group, task.last_group, span, middle);
-}
-
-// Tasks over groups of rows or of ranks: groups(part) of them, cost(part) each and token.
-template <class Groups, class Cost>
-TaskList tasks_of(const Apply& call, const LowRankLinear* const* linears, Groups groups,
-                  Cost cost) {
-  TaskList list;
-  for (int64_t v = 0; v < call.variants; ++v)
-    for (int64_t p = 0; p < linears[v]->count; ++p) {
-      const LowRankPart& part = linears[v]->parts[p];
-      list.add(v, p, groups(part), cost(part) * (call.spans[v].stop - call.spans[v].start));
-    }
-  list.cut(call.threads);
-  return list;
+  expand(step, part, groups.first, groups.last, span, middle);
 }
 
 void shrink(const Apply& call, const LowRankPart& part, const Task& task, const Rows* rows,
@@ -198,36 +185,92 @@ void shrink(const Apply& call, const LowRankPart& part, const Task& task, const 
             rows->stride, rows->count(task.variant), middle + first, part.rank);
 }
 
-// `rows`: x in float32; null when no part reads it.
-void shrink_all(const Apply& call, const LowRankLinear* const* linears, const Rows* rows,
-                const Middle& middle) {
-  const TaskList list = tasks_of(
-      call, linears,
-      [](const LowRankPart& part) { return (part.rank + RANKS_AT_ONCE - 1) / RANKS_AT_ONCE; },
-      [&](const LowRankPart&) { return RANKS_AT_ONCE * (call.inputs / LANES + 4); });
-  parallel_for(int64_t(list.tasks.size()), call.threads, list.worth_forking(), [&](int64_t i) {
-    const Task& task = list.tasks[i];
-    shrink(call, linears[task.variant]->parts[task.part], task, rows,
-           middle.of(task.variant, task.part));
+inline void fetch_a(const LowRankPart& part, const Task& task, int64_t inputs) {
+  const int64_t first = task.first_group * RANKS_AT_ONCE;
+  const int64_t last = std::min(part.rank, task.last_group * RANKS_AT_ONCE);
+  const int64_t row = inputs * dtype_size(Dtype(part.dtype));
+  fetch_bytes((const char*)part.a + first * row, (last - first) * row);
+}
+
+// `rows`: x in float32; null when no part reads it. Rows of A come from memory while those before
+// them are met.
+void shrink_all(const Apply& call, const Rows* rows, const Middle& middle) {
+  TaskList list;
+  for_parts(call, [&](int64_t v, int64_t p, const LowRankPart& part) {
+    const int64_t tokens = call.spans[v].stop - call.spans[v].start;
+    list.add(v, p, (part.rank + RANKS_AT_ONCE - 1) / RANKS_AT_ONCE,
+             RANKS_AT_ONCE * (call.inputs / LANES + 4) * tokens);
+  });
+  list.cut(call.threads);
+  const std::vector<Task>& tasks = list.tasks;
+  const auto part_of = [&](const Task& task) -> const LowRankPart& {
+    return linears_of(call)[task.variant]->parts[task.part];
+  };
+  parallel_for(int64_t(tasks.size()), call.threads, list.worth_forking(), [&](int64_t i) {
+    if (i + 1 < int64_t(tasks.size())) fetch_a(part_of(tasks[i + 1]), tasks[i + 1], call.inputs);
+    shrink(call, part_of(tasks[i]), tasks[i], rows, middle.of(tasks[i].variant, tasks[i].part));
   });
 }
 
-void expand_all(const Apply& call, const LowRankLinear* const* linears, const Middle& middle) {
-  const TaskList list = tasks_of(
-      call, linears, [](const LowRankPart& part) { return (part.rows + LANES - 1) / LANES; },
-      [](const LowRankPart& part) { return part.rank + 4; });
-  parallel_for(int64_t(list.tasks.size()), call.threads, list.worth_forking(), [&](int64_t i) {
-    const Task& task = list.tasks[i];
-    const LowRankPart& part = linears[task.variant]->parts[task.part];
-    expand(call, part, task, call.spans[task.variant], middle.of(task.variant, task.part));
+bool all_have_pairs(const Apply& call) {
+  bool all = true;
+  for_parts(call, [&](int64_t, int64_t, const LowRankPart& part) {
+    all = all && has_pairs(call, part);
+  });
+  return all;
+}
+
+LowRankApply::LowRankApply(const Apply& call)
+    : call_(call), linears_(linears_of(call)), middle_(call) {
+  if (all_have_pairs(call)) {
+    shrink_all(call, nullptr, middle_);
+  } else {
+    const Rows rows(call, call.spans, call.variants);
+    shrink_all(call, &rows, middle_);
+  }
+}
+
+int64_t LowRankApply::cost() const {
+  int64_t total = 0;
+  for_parts(call_, [&](int64_t v, int64_t, const LowRankPart& part) {
+    const int64_t tokens = call_.spans[v].stop - call_.spans[v].start;
+    total += (part.rows + LANES - 1) / LANES * (part.rank + 4) * tokens;
+  });
+  return total;
+}
+
+int64_t LowRankApply::outputs() const {
+  int64_t most = 0;
+  for_parts(call_, [&](int64_t, int64_t, const LowRankPart& part) {
+    most = std::max(most, part.offset + part.rows);
+  });
+  return most;
+}
+
+bool LowRankApply::cuts_at_sixteens() const {
+  bool all = true;
+  for_parts(call_, [&](int64_t, int64_t, const LowRankPart& part) {
+    all = all && part.offset % LANES == 0;
+  });
+  return all;
+}
+
+void LowRankApply::fetch(const OutputRange& outputs) const {
+  for_parts(call_, [&](int64_t, int64_t, const LowRankPart& part) {
+    const GroupRange groups(part, outputs);
+    const int64_t size = dtype_size(Dtype(part.dtype)), row = groups.first * LANES;
+    const int64_t count = std::min(groups.last * LANES, part.rows) - row;
+    for (int64_t k = 0; k < part.rank && count > 0; ++k)
+      fetch_bytes((const char*)part.b + (k * part.rows + row) * size, count * size);
   });
 }
 
-bool all_have_pairs(const Apply& call, const LowRankLinear* const* linears) {
-  for (int64_t v = 0; v < call.variants; ++v)
-    for (int64_t p = 0; p < linears[v]->count; ++p)
-      if (!has_pairs(call, linears[v]->parts[p])) return false;
-  return true;
+void LowRankApply::apply(const OutputRange& outputs) const {
+  for_parts(call_, [&](int64_t v, int64_t p, const LowRankPart& part) {
+    const GroupRange groups(part, outputs);
+    if (groups.first < groups.last)
+      expand(call_, part, groups, call_.spans[v], middle_.of(v, p));
+  });
 }
 
 }  // namespace tsugiki
@@ -235,13 +278,5 @@ bool all_have_pairs(const Apply& call, const LowRankLinear* const* linears) {
 using namespace tsugiki;
 
 extern "C" void tsugiki_low_rank_apply(const Apply* call) {
-  const auto* linears = (const LowRankLinear* const*)call->linears;
-  const Middle middle(linears, call->spans, call->variants);
-  if (all_have_pairs(*call, linears)) {
-    shrink_all(*call, linears, nullptr, middle);
-  } else {
-    const Rows rows(*call, call->spans, call->variants);
-    shrink_all(*call, linears, &rows, middle);
-  }
-  expand_all(*call, linears, middle);
+  apply_in_slices(LowRankApply(*call), *call);
 }

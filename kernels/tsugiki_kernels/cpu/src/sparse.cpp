@@ -44,20 +44,6 @@ inline int64_t group_cost(const SparsePart& part, int64_t tokens) {
   return part.by_row ? (part.kept + LANES) * 2 * tokens : (part.kept + 4) * (tokens + 1);
 }
 
-// The groups of 16 rows of a part that begin in some outputs.
-struct Groups {
-  int64_t first, last;
-
-  Groups(const SparsePart& part, const OutputRange& outputs)
-      : first(from(part, outputs.first)), last(from(part, outputs.last)) {}
-
- private:
-  static int64_t from(const SparsePart& part, int64_t output) {
-    if (output <= part.offset) return 0;
-    return std::min((output - part.offset + LANES - 1) / LANES, groups_of(part));
-  }
-};
-
 SparseApply::SparseApply(const Apply& call)
     : call_(call), linears_((const SparseLinear* const*)call.linears), number_(++calls()) {}
 
@@ -86,13 +72,7 @@ bool SparseApply::cuts_at_sixteens() const {
   return true;
 }
 
-// Into the second-level cache: the first is for what is computed meanwhile.
-inline void fetch_bytes(const void* from, int64_t bytes) {
-  const char* line = (const char*)((uintptr_t)from & ~uintptr_t(63));
-  for (; line < (const char*)from + bytes; line += 64) __builtin_prefetch(line, 0, 2);
-}
-
-void fetch_groups(const SparsePart& part, const Groups& groups) {
+void fetch_groups(const SparsePart& part, const GroupRange& groups) {
   const Group from = group_of(part, groups.first);
   const int64_t lists = (groups.last - groups.first) * LANES / std::max<int64_t>(LANES, part.rows_per_mask);
   fetch_bytes(from.columns, lists * part.kept * 2);
@@ -107,7 +87,7 @@ void SparseApply::fetch(const OutputRange& outputs) const {
   for (int64_t v = 0; v < call_.variants; ++v)
     for (int64_t p = 0; p < linears_[v]->count; ++p) {
       const SparsePart& part = linears_[v]->parts[p];
-      const Groups groups(part, outputs);
+      const GroupRange groups(part, outputs);
       if (groups.first < groups.last && !part.by_row) fetch_groups(part, groups);
     }
 }
@@ -120,7 +100,7 @@ void SparseApply::apply(const OutputRange& outputs) const {
     tokens.for_blocks(call_, v, [&](const TokenBlock& block) {
       for (int64_t p = 0; p < linears_[v]->count; ++p) {
         const SparsePart& part = linears_[v]->parts[p];
-        const Groups groups(part, outputs);
+        const GroupRange groups(part, outputs);
         if (groups.first < groups.last)
           apply_block(call_, part, groups.first, groups.last, block);
       }

@@ -26,10 +26,10 @@ class TaskList {
     total += groups * group_cost;
   }
 
-  bool worth_forking() const { return total >= FORK_FROM; }
+  bool worth_forking() const { return total >= fork_from(); }
 
   void cut(int threads) {
-    const int64_t target = worth_forking() ? std::max<int64_t>(FORK_FROM / 8, total / (threads * 6))
+    const int64_t target = worth_forking() ? std::max<int64_t>(fork_from() / 8, total / (threads * 6))
                                            : total + 1;
     for (const auto& [whole, group_cost] : wholes) {
       const int64_t groups = std::max<int64_t>(1, target / group_cost);
