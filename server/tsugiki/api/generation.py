@@ -261,6 +261,10 @@ class _Stream:
             failure = error_body(internal_error(error))
         return sse.data(failure) + sse.DONE, False
 
+    async def push(self, write: sse.Write) -> None:
+        """Write steps as they come; see sse.Pieces."""
+        await self._sequences.push(lambda step: write(self._writer.step(step)))
+
     def close(self) -> None:
         """Abort what still runs."""
         self._sequences.close()

@@ -24,6 +24,7 @@ from tsugiki.engine.request import VariantRef
 access_log = logging.getLogger("tsugiki.access")
 
 _STATE = "tsugiki.record"
+_DIRECT = "tsugiki.direct"
 _ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -95,6 +96,13 @@ def record_of(request: Request) -> RequestRecord:
     return record
 
 
+def direct(scope: Scope, send: Send) -> Send:
+    """The server's own `send`. The layers in between look at the start of an answer alone; a
+    streamed answer would pay for all of them with each of its tokens."""
+    found: Send = scope.get(_DIRECT, send)
+    return found
+
+
 class RecordMiddleware:
     """Outermost: request id, identity headers, the log line, and a 500 for what nobody caught."""
 
@@ -109,6 +117,7 @@ class RecordMiddleware:
             return
         record = _open_record(scope)
         scope[_STATE] = record
+        scope[_DIRECT] = send
         started = False
 
         async def send_with_identity(message: Message) -> None:

@@ -15,6 +15,7 @@ from tsugiki.engine.request import FinishReason
 from tsugiki.errors import EngineFailure, Unavailable
 
 Step = list[tuple[int, GenerationEvent]]  # (sequence, what it gained), in order of arrival
+Take = Callable[[Step], bool]  # False: give me no more
 
 
 class Sequences:
@@ -31,6 +32,7 @@ class Sequences:
         self._note = note
         self._running: dict[int, str] = {}  # sequence -> id of its request
         self._arrivals: Mailbox[tuple[int, GenerationEvent] | Exception] = Mailbox()
+        self._take: Take | None = None  # whoever gets steps as they come
         try:
             for index, spec in enumerate(specs):
                 engine.open(spec, partial(self._arrived, index))
@@ -60,6 +62,15 @@ class Sequences:
                 self._running.pop(index, None)
         return self._note(step)
 
+    async def push(self, take: Take) -> None:
+        """Give steps to `take` as they come, before anything else runs on the event loop. Returns
+        when it wants no more, or when `next` has something: a sequence's end, a failure."""
+        self._take = take
+        try:
+            await self._arrivals.arrival()
+        finally:
+            self._take = None
+
     def leave(self, why: Exception) -> None:
         """Nobody waits for the answer any longer: abort what runs, and let `next` raise this."""
         self.close()
@@ -71,7 +82,15 @@ class Sequences:
             self._engine.abort(self._running.popitem()[1])
 
     def _arrived(self, index: int, event: GenerationEvent) -> None:
-        self._arrivals.put((index, event))
+        if self._take is None or self._arrivals or event.finish_reason is not None:
+            self._arrivals.put((index, event))
+            return
+        try:
+            if not self._take(self._note([(index, event)])):
+                self._take = None
+                self._arrivals.interrupt()
+        except Exception as error:  # it is this answer's, and must not reach whoever has the news
+            self._arrivals.put(error)
 
 
 def _one_each(step: Step) -> Step:

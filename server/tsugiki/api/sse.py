@@ -4,7 +4,7 @@ Owns: the wire form and the response classes. Does not know what is streamed.
 """
 
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Generator
 from json.encoder import encode_basestring
 from typing import Any, Protocol
 
@@ -13,9 +13,12 @@ from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from tsugiki.api.record import direct
+
 DONE = b"data: [DONE]\n\n"
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 _MARK = "\0"  # in no answer's envelope, and never escaped as another text is
+Write = Callable[[bytes], bool]  # False: the reader is slow, write no more for now
 _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
@@ -28,6 +31,10 @@ class Pieces(Protocol):
         Raises:
             ClientDisconnect: nobody reads it any longer.
         """
+
+    async def push(self, write: Write) -> None:
+        """Give what comes to `write` as it comes; return when `next` is to be asked again: at the
+        latest for the end, or when `write` says that it is behind."""
 
     def close(self) -> None:
         """No more pieces are wanted, whether or not there are any."""
@@ -97,15 +104,63 @@ class PiecewiseStream(Response):
         start = {"status": self.status_code, "headers": self.raw_headers}
         try:
             await send({"type": "http.response.start", **start})
-            await self._write(send)
+            await self._write(direct(scope, send))
         except ClientDisconnect:
             return
         finally:
             self._pieces.close()
 
     async def _write(self, send: Send) -> None:
-        more = True
+        writer, more = PieceWriter(send), True
         while more:
             body, more = await self._pieces.next()
             if body or not more:
-                await send({"type": "http.response.body", "body": body, "more_body": more})
+                await send(_piece(body, more))
+            if more:
+                await self._pieces.push(writer.write)
+                await writer.caught_up()
+
+
+class PieceWriter:
+    """Writes pieces without a turn of the event loop for each.
+
+    A server takes a piece at once unless its client reads slowly, so the one who has news may call
+    `send` itself: the task of the answer need not be woken, nor the frames that it waits in.
+    """
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._begun: _Begun | None = None
+
+    def write(self, body: bytes) -> bool:
+        """Send a piece; False when that has to wait: call nothing but `caught_up` then."""
+        if not body:
+            return True
+        sending = self._send(_piece(body, True)).__await__()
+        try:
+            self._begun = _Begun(next(sending), sending)
+        except StopIteration:
+            return True
+        return False
+
+    async def caught_up(self) -> None:
+        """Wait until everything was sent."""
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            await begun
+
+
+class _Begun:
+    """The rest of something awaitable that has run as far as to its first wait."""
+
+    def __init__(self, wait: Any, rest: Generator[Any, Any, None]) -> None:
+        self._wait = wait  # the future that the task has to wait for
+        self._rest = rest
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        yield self._wait
+        yield from self._rest
+
+
+def _piece(body: bytes, more: bool) -> dict[str, Any]:
+    return {"type": "http.response.body", "body": body, "more_body": more}
