@@ -1,10 +1,15 @@
-"""Test-run policy: markers that skip; --no-skips turns any skip but `gpu` into a failure."""
+"""Test-run policy: markers that skip, --no-skips that forbids it, property tests without a clock."""
 
 import importlib.util
 import shutil
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+
+# No example has a deadline: a busy machine is not a fault, and speed is never asserted.
+settings.register_profile("tsugiki", deadline=None)
+settings.load_profile("tsugiki")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
