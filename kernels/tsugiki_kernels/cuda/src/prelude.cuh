@@ -12,7 +12,7 @@
 #ifdef HOST_SHIM
 #include "host_shim.h"
 #else
-#ifdef __CUDACC_RTC__  // NVRTC has no <cstdint>
+#ifdef __CUDACC_RTC__  // NVRTC has neither <cstdint> nor <cmath>
 typedef signed char int8_t;
 typedef unsigned char uint8_t;
 typedef short int16_t;
@@ -21,7 +21,9 @@ typedef int int32_t;
 typedef unsigned int uint32_t;
 typedef long int64_t;
 typedef unsigned long uint64_t;
+#define INFINITY __int_as_float(0x7f800000)
 #else
+#include <cmath>
 #include <cstdint>
 #endif
 #define DEVICE __device__ __forceinline__

@@ -1,0 +1,151 @@
+"""What do compressed deltas cost on a GPU, and how near is that to its memory bandwidth?
+
+Needs an NVIDIA GPU; nobody who wrote this had one. Each line is one call: the time on the device
+(events around replays of a recorded program, so a captured graph where the kernels allow one), the
+bytes that the call must move at least (compressed weights, activations in and out), the bandwidth
+that makes, and its share of what a plain copy reaches on this GPU: the roofline of all of these
+kernels for few rows. Weights rotate through 1 GB, so that no cache holds them.
+
+    python -m benchmarks.kernels_cuda [--kind 'signs'] [--calls 200]
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import cycle, islice
+
+import torch
+
+from benchmarks.kernels_cpu import KINDS, copies
+from benchmarks.results import save
+from tsugiki.config import default_cache_dir
+from tsugiki_kernels.deltas import Placed
+from tsugiki_kernels.errors import BackendUnavailable
+from tsugiki_kernels.interface import KernelBackend, Staged
+from tsugiki_kernels.select import backend
+
+BYTES = 1 << 30
+MOST_COPIES = 256  # of one delta
+SHAPES = ((4096, 4096), (4096, 11008))  # out, in
+LOADS = ((1, 1), (8, 1), (8, 8), (32, 1), (32, 8), (32, 32))  # rows, variants
+WARM_CALLS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One measurement."""
+
+    shape: tuple[int, int]
+    kind: str
+    what: str
+    us: float
+    megabytes: float
+    gigabytes_per_second: float
+    of_copy: float  # share of the bandwidth of a copy
+
+
+def microseconds(calls: Sequence[Callable[[], object]], times: int) -> float:
+    """Mean time of one call on the device, the calls taken in turn."""
+    turns = cycle(calls)
+    for call in islice(turns, max(WARM_CALLS, 2 * len(calls))):  # the second run captures a graph
+        call()
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for call in islice(turns, times):
+        call()
+    stop.record()
+    stop.synchronize()
+    return float(start.elapsed_time(stop)) * 1000 / times
+
+
+def copy_bandwidth(times: int) -> float:
+    """Bytes a second that a copy of BYTES reads and writes."""
+    source = torch.empty(BYTES, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * BYTES / microseconds([lambda: target.copy_(source)], times) * 1e6
+
+
+def applying(
+    kernels: KernelBackend, staged: Sequence[Staged], shape: tuple[int, int], load: tuple[int, int]
+) -> list[Callable[[], None]]:
+    """Recorded calls of `apply`, each with variants of its own."""
+    rows, variants = load
+    out, inputs = shape
+    x = torch.randn(rows, inputs, device="cuda", dtype=torch.bfloat16)
+    y = torch.zeros(rows, out, device="cuda", dtype=torch.bfloat16)
+    each = rows // variants
+    spans = [(v * each, (v + 1) * each) for v in range(variants)]
+    groups = [staged[i : i + variants] for i in range(0, len(staged) - variants + 1, variants)]
+    return [
+        kernels.record(lambda k, group=group: k.apply(x, y, group, spans)).run for group in groups
+    ]
+
+
+def rebuilding(
+    kernels: KernelBackend, staged: Sequence[Staged], shape: tuple[int, int]
+) -> list[Callable[[], None]]:
+    """Recorded calls of `reconstruct`."""
+    base = torch.randn(shape, device="cuda", dtype=torch.bfloat16)
+    out = torch.empty_like(base)
+    return [
+        kernels.record(lambda k, one=one: k.reconstruct(base, one, out)).run for one in staged[:8]
+    ]
+
+
+def measure_kind(
+    kernels: KernelBackend, kind: str, shape: tuple[int, int], times: int, copying: float
+) -> list[Row]:
+    """All loads of one kind of delta, and rebuilding a weight."""
+    delta = KINDS[kind](shape)
+    first = kernels.stage_all([[Placed(0, delta)]])
+    count = min(MOST_COPIES, max(-(-BYTES // first.nbytes), LOADS[-1][1]))
+    more = (kernels.stage([Placed(0, one)]) for one in islice(copies(delta), count - 1))
+    staged = [*first.linears, *more]
+    out, inputs = shape
+
+    def row(what: str, calls: Sequence[Callable[[], None]], nbytes: int) -> Row:
+        us = microseconds(calls, times)
+        rate = nbytes / us * 1e6
+        return Row(shape, kind, what, us, nbytes / 1e6, rate / 1e9, rate / copying)
+
+    rows = []
+    for load in LOADS:
+        activations = 2 * load[0] * (inputs + 2 * out)  # x read; out read and written
+        nbytes = load[1] * first.nbytes + activations
+        what = f"{load[0]} rows, {load[1]} variants"
+        rows.append(row(what, applying(kernels, staged, shape, load), nbytes))
+    rebuilt = first.nbytes + 4 * out * inputs
+    return [*rows, row("rebuild", rebuilding(kernels, staged, shape), rebuilt)]
+
+
+def main() -> int:
+    """Measure, print the table, write JSON; 1 where there is no GPU."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--kind", choices=KINDS, action="append", help="only these")
+    parser.add_argument("--calls", type=int, default=200)
+    args = parser.parse_args()
+    try:
+        kernels = backend("cuda", "cuda", default_cache_dir() / "kernels")
+    except BackendUnavailable as error:
+        print(f"nothing measured: {error}")
+        return 1
+    copying = copy_bandwidth(args.calls)
+    gpu = torch.cuda.get_device_name()
+    print(f"{gpu}: a copy reaches {copying / 1e9:.0f} GB/s")
+    table = []
+    for shape in SHAPES:
+        for kind in args.kind or KINDS:
+            for row in measure_kind(kernels, kind, shape, args.calls, copying):
+                table.append(asdict(row))
+                print(
+                    f"{shape[0]}x{shape[1]:<6} {kind:26} {row.what:22} {row.us:8.1f} us "
+                    f"{row.megabytes:8.2f} MB {row.gigabytes_per_second:8.1f} GB/s "
+                    f"{row.of_copy:6.1%} of a copy",
+                    flush=True,
+                )
+    print(save("kernels_cuda", {"gpu": gpu, "copy_bytes_per_second": copying, "rows": table}))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
