@@ -1,4 +1,4 @@
-"""Test-run policy: markers that skip, --no-skips that forbids it, property tests without a clock."""
+"""Test-run policy: markers that skip, --no-skips that forbids it; property tests have no clock."""
 
 import importlib.util
 import shutil
