@@ -86,12 +86,36 @@ struct PairDecoder<2> {
   }
 };
 
+// Where the 32 codes of two columns that are neighbours lie, 16 bytes in all: each word's byte, with
+// zeros above it, and its first bit there.
+struct NeighbourPlaces {
+  alignas(64) uint8_t bytes[64];
+  alignas(64) uint16_t shifts[32];
+};
+
+constexpr NeighbourPlaces neighbour_places() {
+  NeighbourPlaces places{};
+  for (int i = 0; i < 32; ++i) {
+    const int row = i / 2, column = i % 2;
+    places.bytes[2 * i] = uint8_t(8 * column + row / 2), places.bytes[2 * i + 1] = 0x80;
+    places.shifts[i] = uint16_t(row % 2 * 4);
+  }
+  return places;
+}
+
 template <>
 struct PairDecoder<4> {
+  static constexpr NeighbourPlaces PLACES = neighbour_places();
   PairDecoder<2> words;
+  __m512i bytes = _mm512_load_si512(PLACES.bytes), shifts = _mm512_load_si512(PLACES.shifts);
   explicit PairDecoder(float zero) : words(0) {
     words.table = weight_words(4, zero), words.to_low = shifts_of(4, 8);
     words.to_high = _mm512_add_epi32(words.to_low, _mm512_set1_epi32(16));
+  }
+  __m512bh neighbours(const uint8_t* codes) const {
+    const __m512i all = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)codes));
+    const __m512i found = _mm512_srlv_epi16(_mm512_shuffle_epi8(all, bytes), shifts);
+    return (__m512bh)_mm512_permutexvar_epi16(found, words.table);
   }
   __m512bh operator()(const uint8_t* first, const uint8_t* second) const {
     return words.look_up(spread(first), spread(second));
@@ -113,6 +137,11 @@ inline __m512bh decode_pair(const Decode& decode, const uint8_t* codes, int64_t 
 
 template <>
 inline __m512bh decode_pair<true>(const PairDecoder<1>& decode, const uint8_t* codes, int64_t) {
+  return decode.neighbours(codes);
+}
+
+template <>
+inline __m512bh decode_pair<true>(const PairDecoder<4>& decode, const uint8_t* codes, int64_t) {
   return decode.neighbours(codes);
 }
 
