@@ -85,6 +85,7 @@ def write_whole(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".build-", delete=False) as file:
             file.write(content)
+        os.chmod(file.name, 0o644)  # an image is built by another user than the one that serves
         os.replace(file.name, path)
     except OSError as error:
         raise BackendUnavailable(

@@ -64,6 +64,7 @@ def test_a_binary_is_compiled_once_for_each_architecture(tmp_path: Path) -> None
     assert binaries.compiled(source, "sm_80") != first
     assert [asked[1:] for asked in compiler.asked] == [("sm_90", "cubin"), ("sm_80", "cubin")]
     assert first.read_bytes() == b"machine code"
+    assert first.stat().st_mode & 0o777 == 0o644
     assert len(list(tmp_path.iterdir())) == 2
 
 
