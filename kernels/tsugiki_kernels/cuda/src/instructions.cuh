@@ -58,6 +58,17 @@ DEVICE uint32_t bf16_pair_of_floats(float low, float high) {
 #endif
 }
 
+// ---- bits ----
+
+// (word & mask) ^ pattern as one instruction: of its operands only one may be a constant, and left
+// to itself the compiler prefers two instructions to a register.
+template <uint32_t mask, uint32_t pattern>
+DEVICE uint32_t masked_xor(uint32_t word) {
+  uint32_t result;
+  asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(result) : "r"(word), "r"(mask), "r"(pattern));
+  return result;
+}
+
 // ---- memory ----
 
 // 16 bytes that nobody writes during the launch and that are read once: kept out of L1.

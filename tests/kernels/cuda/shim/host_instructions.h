@@ -33,6 +33,13 @@ inline uint32_t bf16_pair_of_floats(float low, float high) {
   return bf16_of_float(low) | uint32_t{bf16_of_float(high)} << 16;
 }
 
+// ---- bits ----
+
+template <uint32_t mask, uint32_t pattern>
+inline uint32_t masked_xor(uint32_t word) {
+  return (word & mask) ^ pattern;
+}
+
 // ---- memory ----
 
 inline uint4 load_stream(const void* global) { return *static_cast<const uint4*>(global); }

@@ -1,0 +1,202 @@
+"""Sparse quantized deltas on the GPU: their resident forms and the launches that apply them.
+
+Owns: the mirror of src/sparse.cuh, which form a delta takes, the windows of x. Compiled for the
+GPU, executed on the CPU by the tests, not yet run on a GPU.
+
+A work list may mix both forms: tiles are the items of its first pass, rows of its second.
+
+Bytes of a call: codes (and columns or places) of every variant once for each eight (tiles) or four
+(rows) of its tokens, x once for 256 (tiles) or 128 (rows) outputs, out read and written.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tsugiki_kernels.check import check_tensor
+from tsugiki_kernels.cuda import records
+from tsugiki_kernels.cuda.arguments import (
+    check_apply,
+    check_rebuild,
+    dtype_name,
+    persistent_grid,
+)
+from tsugiki_kernels.cuda.launcher import Argument, Int32, Int64, Launcher
+from tsugiki_kernels.cuda.sparse_forms import (
+    BLOCKS,
+    LANES,
+    in_tiles,
+    pack_rows,
+    pack_tiles,
+    row_layout,
+)
+from tsugiki_kernels.cuda.work_list import ResidentPart, WorkList
+from tsugiki_kernels.deltas import SparseDelta
+from tsugiki_kernels.interface import ColumnDraw
+
+THREADS = 256
+TILE_OUTPUTS = 256  # outputs of an item in tile form
+ROW_OUTPUTS = 128  # outputs of an item in row form
+TILE_PLACE_BYTES = 16  # of a column of x in a window, for all tokens that share one
+ROW_PLACE_BYTES = 8
+WINDOW_UNIT = 256
+DRAW_GROUPS = 8  # of a block: one for each warp
+LARGEST_WINDOW = 4096  # columns
+TURING_WINDOW = 2048  # a block of sm_75 has 64 KB, and one place more is needed
+
+
+def pack(delta: SparseDelta) -> tuple[Tensor, ...]:
+    """(codes, step) of tiles, (codes, step, places) of rows, each at a multiple of 16 bytes."""
+    if in_tiles(delta):
+        return pack_tiles(delta), delta.step
+    places, codes = pack_rows(delta)
+    return codes, delta.step, places
+
+
+def record(
+    delta: SparseDelta, offset: int, packed: Sequence[int], bias: records.Bias
+) -> records.SparsePart:
+    """The record of a part whose packed tensors lie at these addresses of the device.
+
+    A tile's kept columns are the delta's own, where they are: others share them.
+    """
+    tiles = in_tiles(delta)
+    block, windows, entries = (0, 0, 0) if tiles else row_layout(delta)
+    return records.SparsePart(
+        columns=delta.columns.data_ptr() if tiles else None,
+        codes=packed[0],
+        places=None if tiles else packed[2],
+        step=packed[1],
+        bias=bias,
+        offset=offset,
+        outputs=delta.shape[0],
+        inputs=delta.shape[1],
+        kept=delta.columns.shape[1],
+        rows_per_mask=delta.rows_per_mask,
+        rows_per_step=delta.rows_per_step,
+        bits=delta.bits,
+        block=block,
+        windows=windows,
+        entries=entries,
+        zero=delta.zero,
+        gain=delta.gain,
+    )
+
+
+def resident(delta: SparseDelta, offset: int, address: int) -> ResidentPart:
+    """The part whose record lies at this address of the device."""
+    outputs, inputs = delta.shape
+    tiles, rows = -(-outputs // TILE_OUTPUTS), -(-outputs // ROW_OUTPUTS)
+    return ResidentPart(
+        record=address,
+        inputs=inputs,
+        offset=offset,
+        width=offset + outputs,
+        tiles=(tiles, 0) if in_tiles(delta) else (0, rows),
+        scratch=0,
+    )
+
+
+def apply(
+    launcher: Launcher, x: Tensor, out: Tensor, work: WorkList, segments: Tensor, scratch: Tensor
+) -> None:
+    """out[a:b, offset:] += x[a:b] D^T + bias for every segment of the work list.
+
+    x: [rows, in]; out: [rows, fused out], of the dtype of x or float32; unit stride in the last
+    dimension. segments: work.segments on the device. scratch: not used, work.scratch is 0. One
+    launch for each form that the list has. Tensor cores take tiles in float16, and in bfloat16 from
+    sm_80 on.
+
+    Raises:
+        BadArgument: naming the argument.
+    """
+    check_apply(x, out, segments, work.inputs, work.width)
+    tiles, rows = work.segments[-1, 3:5].tolist()
+    if tiles:
+        _apply_tiles(launcher, x, out, work, segments)
+    if rows:
+        launcher.launch(
+            f"tsugiki_sparse_rows_{dtype_name('x', x)}",
+            persistent_grid(launcher),
+            (THREADS,),
+            _operands(x, out, segments),
+            shared_bytes=(BLOCKS[0] + 1) * LANES * ROW_PLACE_BYTES,
+        )
+
+
+def _apply_tiles(
+    launcher: Launcher, x: Tensor, out: Tensor, work: WorkList, segments: Tensor
+) -> None:
+    dtype = dtype_name("x", x)
+    scalar = dtype == "f32" or (dtype == "bf16" and launcher.capability < (8, 0))
+    window = _window(work.inputs, launcher.capability)
+    launcher.launch(
+        f"tsugiki_sparse_tiles_{'scalar_' if scalar else ''}{dtype}",
+        persistent_grid(launcher),
+        (THREADS,),
+        (*_operands(x, out, segments), Int32(window)),
+        shared_bytes=(window + LANES) * TILE_PLACE_BYTES,
+    )
+
+
+def reconstruct(launcher: Launcher, base: Tensor, part: ResidentPart, out: Tensor) -> None:
+    """out = base + D in the rows of the fused weight that the part covers, and no others.
+
+    base, out: [fused out, in], contiguous, of one dtype; out may be base.
+
+    Raises:
+        BadArgument: naming the argument.
+    """
+    check_rebuild(base, part, out)
+    outputs = part.width - part.offset
+    form, rows = ("tiles", 16) if part.tiles[0] else ("rows", 8 // base.itemsize)
+    launcher.launch(
+        f"tsugiki_sparse_rebuild_{form}_{dtype_name('base', base)}",
+        (-(-outputs // rows),),
+        (THREADS,),
+        (base, out, Int64(part.record)),
+    )
+
+
+def draw_columns(launcher: Launcher, draw: ColumnDraw, out: Tensor) -> None:
+    """The kept columns of a seeded mask, bit for bit the CPU's: see KernelBackend.draw_columns.
+
+    out: uint16 [tiles, kept of all groups], contiguous, on the device.
+
+    Raises:
+        BadArgument: naming the argument.
+    """
+    groups, rest = divmod(draw.columns, draw.group_size)
+    kept = groups * draw.kept + (draw.kept_of_rest if rest else 0)
+    check_tensor("out", out, (torch.uint16,), (draw.tiles, kept))
+    if not out.numel():
+        return
+    launcher.launch(
+        "tsugiki_sparse_draw_columns",
+        (draw.tiles, -(-(groups + bool(rest)) // DRAW_GROUPS)),
+        (THREADS,),
+        (
+            out,
+            _word(draw.seed),
+            _word(draw.identity),
+            *map(Int32, (draw.columns, draw.group_size, draw.kept, draw.kept_of_rest)),
+        ),
+    )
+
+
+def _word(value: int) -> Int64:
+    """Unsigned 64 bits as the two's complement that travels."""
+    return Int64(value - (1 << 64) if value >> 63 else value)
+
+
+def _operands(x: Tensor, out: Tensor, segments: Tensor) -> tuple[Argument, ...]:
+    floats = Int32(int(out.dtype == torch.float32))
+    strides = Int64(x.stride(0)), Int64(out.stride(0))
+    return (x, strides[0], out, strides[1], floats, segments, Int32(len(segments) - 1))
+
+
+def _window(inputs: int, capability: tuple[int, int]) -> int:
+    """Columns of x in shared memory: all of them, where they fit."""
+    largest = TURING_WINDOW if capability < (8, 0) else LARGEST_WINDOW
+    return min(-(-max(inputs, 1) // WINDOW_UNIT) * WINDOW_UNIT, largest)
