@@ -2,7 +2,9 @@
 
 Without --profile: 16 requests at once through HTTP, streamed and not, beside the same requests on
 the engine client in a process of its own, interleaved A B B A. Both engines are alone while they
-run. Clients of the server are a process whose cost is printed. Run it alone on the machine.
+run. Clients of the server are a process whose cost is printed. So is, for each step, how long the
+server's engine thread stood still: waiting for the interpreter, which the event loop held, and for
+a core, which somebody else had. Run it alone on the machine.
 
 With --profile: the server's own process with a model that computes nothing (scripted_server.py),
 in steps of --step-ms. CPU microseconds per token of each thread are exact (the kernel's); how those
@@ -90,7 +92,7 @@ def compare(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     variants = folder / "variants"
     results: dict[str, Any] = {}
     with (
-        server_process(args.base, variants, folder / "server.log") as (url, _),
+        server_process(args.base, variants, folder / "server.log") as (url, process),
         bare_engine(args.base, folder / "none", folder / "bare.log") as (model, bare),
     ):
         print(f"{'A / B':<32}{'A tok/s':>9}{'B tok/s':>9}{'A / B':>8}  95 % interval")
@@ -98,13 +100,50 @@ def compare(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             load = Load(model, args.concurrency, args.rounds, stream=stream)
             title = f"HTTP, {'streamed' if stream else 'whole'} / bare engine"
             results[title] = row = interleaved(url, bare, load, args.pairs)
-            print(
-                f"{title:<32}{row['http']:>9.1f}{row['bare']:>9.1f}{row['ratio']:>8.3f}  "
-                f"[{row['interval'][0]:.3f}, {row['interval'][1]:.3f}]   the client took "
-                f"{row['client us per token']:.1f} us/token",
-                flush=True,
-            )
+            load = replace(load, seed=2 * (args.pairs + 1) + stream)  # no prompt that is cached
+            stood_still = engine_waits(process, load.concurrency, partial(through_http, url, load))
+            row |= {f"engine waits for {what}, ms a step": ms for what, ms in stood_still.items()}
+            show_comparison(title, row, stood_still)
     return results
+
+
+def show_comparison(title: str, row: dict[str, Any], stood_still: dict[str, float]) -> None:
+    """One line of the table."""
+    waits = " and ".join(f"{ms:.2f} ms for {what}" for what, ms in stood_still.items())
+    print(
+        f"{title:<32}{row['http']:>9.1f}{row['bare']:>9.1f}{row['ratio']:>8.3f}  "
+        f"[{row['interval'][0]:.3f}, {row['interval'][1]:.3f}]   the client took "
+        f"{row['client us per token']:.1f} us/token; the engine waits {waits} a step",
+        flush=True,
+    )
+
+
+def engine_waits(process: int, slots: int, run: Callable[[], Outcome]) -> dict[str, float]:
+    """Milliseconds of a decode step's worth of tokens that the engine thread does not compute.
+
+    It never sleeps while it has work: what is neither processor time nor waiting for a processor
+    (both the kernel's) is waiting for the interpreter.
+    """
+    before = engine_thread(process)
+    outcome = run()
+    computed, waited = (
+        now - then for now, then in zip(engine_thread(process), before, strict=True)
+    )
+    interpreter = max(0.0, outcome.seconds - computed - waited)
+    steps = outcome.tokens / slots
+    return {"the interpreter": 1000 * interpreter / steps, "a core": 1000 * waited / steps}
+
+
+def engine_thread(process: int) -> tuple[float, float]:
+    """Seconds that the engine thread computed, and that it waited for a core, so far. It is the one
+    that has computed most, but for the event loop's."""
+    threads = [
+        [int(nanoseconds) / 1e9 for nanoseconds in (task / "schedstat").read_text().split()[:2]]
+        for task in Path(f"/proc/{process}/task").iterdir()
+        if task.name != str(process)
+    ]
+    computed, waited = max(threads)
+    return computed, waited
 
 
 def interleaved(
@@ -114,7 +153,8 @@ def interleaved(
     sides: list[Callable[[Load], Outcome]] = [partial(through_http, url), bare]
     measured = []
     for pair in range(-1, pairs):
-        fresh = replace(load, seed=2 * pair + load.stream)
+        # not negative: random.Random takes -1 for 1
+        fresh = replace(load, seed=2 * (pair + 1) + load.stream)
         order = (0, 1) if pair % 2 == 0 else (1, 0)
         taken = {side: sides[side](fresh) for side in order}
         if pair >= 0:

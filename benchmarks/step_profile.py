@@ -30,7 +30,7 @@ from benchmarks.http_overhead import through_http
 from benchmarks.results import save
 from benchmarks.served import placed
 from benchmarks.server import server_process
-from benchmarks.timed_kernels import LM_HEAD, OTHER, TimedKernels
+from benchmarks.timed_kernels import LM_HEAD, OTHER, PASS, TimedKernels, TimedPasses
 from tsugiki.codecs.base import ResidentVariant
 from tsugiki.config import ServeConfig
 from tsugiki.engine.build import create_engine
@@ -46,7 +46,16 @@ from tsugiki.model.loader import BaseModel
 CONCURRENCIES = (1, 8, 16)
 VARIANTS = 8
 KERNELS = ("linears", "variants", "attention", OTHER, LM_HEAD)
-COLUMNS = (*KERNELS, "around", "sampling", "batching", "schedule, book", "HTTP", "step")
+COLUMNS = (
+    *KERNELS,
+    "around",
+    "sampling",
+    "batching",
+    "schedule, book",
+    "Python",
+    "HTTP",
+    "step",
+)
 _numbers = count()
 
 
@@ -87,9 +96,12 @@ class ProfiledRunner:
         self._stages = Stages()
         self._kernels = TimedKernels(base.decoder.kernels, base.architecture.vocab_size)
         timed: Any = self._kernels  # delegates what it does not have itself
-        divided = Decoder(base.architecture, base.decoder.weights, timed)
-        self._runners = [TorchModelRunner(d, cache) for d in (base.decoder, divided)]
-        for runner, decoder in zip(self._runners, (base.decoder, divided), strict=True):
+        passes: Any = TimedPasses(base.decoder.kernels, self._kernels.seconds)
+        decoders = [
+            Decoder(base.architecture, base.decoder.weights, kernels) for kernels in (passes, timed)
+        ]
+        self._runners = [TorchModelRunner(decoder, cache) for decoder in decoders]
+        for runner, decoder in zip(self._runners, decoders, strict=True):
             decoder.forward = self._stages.timed("forward", decoder.forward)  # type: ignore[method-assign]
             runner.sampler.sample = self._stages.timed("sampling", runner.sampler.sample)  # type: ignore[method-assign]
         self._end = time.perf_counter()
@@ -106,6 +118,7 @@ class ProfiledRunner:
         stages["schedule, book"] = begin - self._end
         stages["step"] = end - self._end
         stages |= self._kernels.seconds
+        stages["Python"] = stages["step"] - stages.pop(PASS, 0.0)
         self._kernels.seconds.clear()
         self.steps.append(([chunk.num_tokens for chunk in chunks], stages))
         self._end = end
@@ -155,7 +168,7 @@ def combine(whole: Mapping[str, float], divided: Mapping[str, float]) -> dict[st
     inside = sum(row.values())
     row["around"] = max(0.0, whole["forward"] - inside)  # embedding, rotations, copies into place
     row["timers"] = max(0.0, inside - whole["forward"])
-    for name in ("sampling", "batching", "schedule, book", "step"):
+    for name in ("sampling", "batching", "schedule, book", "Python", "step"):
         row[name] = whole.get(name, 0.0)
     return row
 

@@ -22,6 +22,7 @@ CATEGORIES = {
 }
 OTHER = "norms, rope, gate"
 LM_HEAD = "lm_head"
+PASS = "recorded pass"
 
 
 class TimedProgram:
@@ -80,3 +81,18 @@ class TimedKernels:
         recorder: Any = Recorder(self._kernels, self._vocabulary)
         body(recorder)
         return TimedProgram(recorder.parts, self.seconds)
+
+
+class TimedPasses:
+    """Delegates to a backend; programs recorded with it add up `seconds` as a whole."""
+
+    def __init__(self, kernels: KernelBackend, seconds: Counter[str]) -> None:
+        self._kernels = kernels
+        self._seconds = seconds
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._kernels, name)
+
+    def record(self, body: Callable[[KernelBackend], None]) -> TimedProgram:
+        """See KernelBackend.record."""
+        return TimedProgram([(PASS, self._kernels.record(body))], self._seconds)
