@@ -4,8 +4,9 @@ The whole engine in this process, without HTTP, under a closed loop: 128 random 
 new ones. Once as it is, which gives the step and its stages; once with every kernel timed by
 itself (timed_kernels.py), which divides the forward pass. The HTTP column is what the same load
 takes longer through a server, per step. Milliseconds, medians over steps. At 8 and 16 every slot
-has a variant of its own as far as DIR holds so many (`benchmarks.peers --work` makes some). Run it
-alone on the machine.
+has a variant of its own as far as DIR holds so many (`benchmarks.peers --work` makes some). The
+column Python is what of a step is outside the recorded pass, whose one call into C++ lets go of the
+interpreter: the most that the engine thread holds it. Run it alone on the machine.
 
     python -m benchmarks.step_profile --variants DIR [--no-http]
 """
