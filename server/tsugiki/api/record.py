@@ -97,8 +97,8 @@ def record_of(request: Request) -> RequestRecord:
 
 
 def direct(scope: Scope, send: Send) -> Send:
-    """The server's own `send`. The layers in between look at the start of an answer alone; a
-    streamed answer would pay for all of them with each of its tokens."""
+    """`send` as our outermost layer got it. The layers below look at the start of an answer alone;
+    a streamed answer would pay for all of them with each of its tokens."""
     found: Send = scope.get(_DIRECT, send)
     return found
 

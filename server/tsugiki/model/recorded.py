@@ -16,7 +16,7 @@ from tsugiki.model.step_plan import StepPlan
 from tsugiki.model.workspace import Inputs, Workspace, table_width
 from tsugiki_kernels.interface import Program
 
-# Shapes; recording one costs milliseconds of Python, keeping one some 100 KB. Prompts that are read
+# Shapes; recording one costs milliseconds of Python, keeping one some 150 KB. Prompts that are read
 # beside decodes need some 50: so many rows that decode, so many tokens of one or two prompts.
 KEPT = 64
 
