@@ -17,16 +17,17 @@ from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.interface import AttentionBatch
 
 THREADS = 128
-MULTIPLE = 8  # of head_dim and block_size: what a lane loads at once
+MULTIPLE = 8  # of head_dim and block_size: values that a lane loads at once
 SPLIT = 512  # positions that are summed up on their own
 STATE_PADDING = 4  # floats of a state beside its head_dim sums
-DIMS = (64, 128, 256)  # that kernels are made for; others take the next larger
+PARTS = (64, 128)  # dimensions of the values that a warp adds up: one part, or parts of 128
+MAX_DIM = 256  # two parts: what a state has room for
 
 
 def fits(cache: Tensor) -> bool:
     """Whether kernels are made for blocks and heads of this size; others are for the formulas."""
     block_size, dim = cache.shape[3:]
-    return block_size % MULTIPLE == 0 and dim % MULTIPLE == 0 and dim <= DIMS[-1]
+    return block_size % MULTIPLE == 0 and dim % MULTIPLE == 0 and dim <= MAX_DIM
 
 
 def write_kv(
@@ -105,9 +106,8 @@ def _attend(
     scratch: Tensor,
 ) -> None:
     rows, heads, dim = q.shape
-    made_for = next(width for width in DIMS if dim <= width)
     launcher.launch(
-        f"tsugiki_attention_{DTYPE_NAMES[q.dtype]}_{made_for}",
+        f"tsugiki_attention_{DTYPE_NAMES[q.dtype]}_{PARTS[dim > PARTS[0]]}",
         persistent_grid(launcher),
         (THREADS,),
         (
@@ -153,7 +153,7 @@ def _check_cache(cache: Tensor, block_size: int) -> None:
     if not fits(cache):
         raise BadArgument(
             f"cache: expected blocks of a multiple of {MULTIPLE} positions and heads of a multiple "
-            f"of {MULTIPLE} up to {DIMS[-1]}, found {block_size} and {cache.shape[4]}"
+            f"of {MULTIPLE} up to {MAX_DIM}, found {block_size} and {cache.shape[4]}"
         )
 
 

@@ -4,7 +4,7 @@
 // Keys are taken in units of 32 positions and summed up over splits of 512, both counted from
 // position 0; a unit that a row does not see leaves its state untouched, and splits are merged in
 // their order. So the arithmetic of a row depends on its position and its own context only: alone or
-// in a chunk, split over many warps or walked by one. The second kernel merges and divides.
+// in a chunk, split over many warps or walked by one. attention_finish.cu merges and divides.
 
 #include "attention.cuh"
 #include "tile_mma.cuh"
@@ -35,15 +35,16 @@ struct Queries {
   float scale;  // of scores whose exponentials are powers of 2
 };
 
-// One split of the context for the 16 pairs of a warp; the lane's are g and g + 8.
-template <class T, int32_t DIM>
+// One split of the context for the 16 pairs of a warp, in VALUES dimensions of one part; the lane's
+// pairs are g and g + 8.
+template <class T, int32_t VALUES>
 struct Attended {
-  float sums[DIM / 8][4];  // dimensions 8 n + 2 t, + 1 of pair g, then of pair g + 8
+  float sums[VALUES / 8][4];  // dimensions 8 n + 2 t, + 1 of pair g, then of pair g + 8
   float largest[2], weight[2];  // weight: of the positions that this lane saw
 
   DEVICE void clear() {
 #pragma unroll
-    for (int32_t n = 0; n < DIM / 8; ++n)
+    for (int32_t n = 0; n < VALUES / 8; ++n)
 #pragma unroll
       for (int32_t i = 0; i < 4; ++i) sums[n][i] = 0.0f;
 #pragma unroll
@@ -76,7 +77,7 @@ struct Attended {
           weight[side] += scores[j][i];
         }
 #pragma unroll
-      for (int32_t n = 0; n < DIM / 8; ++n) {
+      for (int32_t n = 0; n < VALUES / 8; ++n) {
         sums[n][2 * side] *= kept;
         sums[n][2 * side + 1] *= kept;
       }
@@ -115,7 +116,7 @@ DEVICE Eight<T> load_query(const Queries<T>& q, const Pair& pair, int32_t d, int
 
 // scores[j] of the unit's positions. Column g of tile j is position 8 (g / 2) + 2 j + g % 2, so that
 // a lane's four columns become eight neighbours.
-template <class T, int32_t DIM>
+template <class T>
 DEVICE void score_unit(const Cache<T>& cache, const Queries<T>& q, const AttentionItem& item,
                        const Pair (&pairs)[2], int32_t unit, int32_t context,
                        float (&scores)[4][4]) {
@@ -130,7 +131,7 @@ DEVICE void score_unit(const Cache<T>& cache, const Queries<T>& q, const Attenti
 #pragma unroll
     for (int32_t i = 0; i < 4; ++i) scores[j][i] = 0.0f;
 #pragma unroll 1  // 64 bytes of each lane on their way are enough
-  for (int32_t at = 0; at < DIM; at += 32) {
+  for (int32_t at = 0; at < cache.dim; at += 32) {
     const int32_t d = at + d_of_lane;
     const Eight<T> upper = load_query(q, pairs[0], d, cache.dim);
     const Eight<T> lower = load_query(q, pairs[1], d, cache.dim);
@@ -181,9 +182,9 @@ struct Written {
 };
 
 // Adds the unit's values, weighted.
-template <class T, int32_t DIM>
+template <class T, int32_t VALUES>
 DEVICE void add_values(const Cache<T>& cache, const AttentionItem& item, int32_t unit,
-                       int32_t context, const float (&weights)[4][4], Attended<T, DIM>& attended) {
+                       int32_t context, const float (&weights)[4][4], Attended<T, VALUES>& attended) {
   const int32_t lane = threadIdx.x % WARP, start = unit + lane % 4 * 8;
   Eight<T> tiles[2];
 #pragma unroll
@@ -199,9 +200,8 @@ DEVICE void add_values(const Cache<T>& cache, const AttentionItem& item, int32_t
              start % cache.block_size;
   const Written<T> written(context - start);
 #pragma unroll
-  for (int32_t n = 0; n < DIM / 8; ++n) {
-    if (DIM > 128 && n % 8 == 0) __syncwarp();  // loads hoisted beyond it would spill
-    const int32_t d = 8 * n + lane / 4;
+  for (int32_t n = 0; n < VALUES / 8; ++n) {
+    const int32_t d = item.part * VALUES + 8 * n + lane / 4;
     Eight<T> value = zero_eight<T>();
     if (start < context && d < cache.dim)
       value = load_aligned(values + int64_t{d} * cache.block_size);
@@ -214,17 +214,18 @@ DEVICE void add_values(const Cache<T>& cache, const AttentionItem& item, int32_t
 
 // Writes the state of a pair, or merges it with what is there. All lanes of the warp must call; a
 // null state is nowhere.
-template <class T, int32_t DIM>
-DEVICE void store_state(const Attended<T, DIM>& attended, int32_t side, float* state, int32_t dim,
-                        bool merges) {
+template <class T, int32_t VALUES>
+DEVICE void store_state(const Attended<T, VALUES>& attended, int32_t side, float* state,
+                        int32_t dim, int32_t part, bool merges) {
+  float* own = state == nullptr ? nullptr : state + dim + 2 * part;  // largest, weight
   const bool reads = merges && state != nullptr;
   const float weight = attended.whole_weight(side);
-  const float before = reads ? state[dim] : -INFINITY;
-  const float weight_before = reads ? state[dim + 1] : 0.0f;
+  const float before = reads ? own[0] : -INFINITY;
+  const float weight_before = reads ? own[1] : 0.0f;
   const Merge merge = merge_of(before, attended.largest[side]);
 #pragma unroll
-  for (int32_t n = 0; n < DIM / 8; ++n) {
-    const int32_t d = 8 * n + threadIdx.x % 4 * 2;
+  for (int32_t n = 0; n < VALUES / 8; ++n) {
+    const int32_t d = part * VALUES + 8 * n + threadIdx.x % 4 * 2;
     if (state == nullptr || d >= dim) continue;
     float2* to = reinterpret_cast<float2*>(state + d);
     const float2 sums = reads ? *to : make_float2(0.0f, 0.0f);
@@ -233,13 +234,13 @@ DEVICE void store_state(const Attended<T, DIM>& attended, int32_t side, float* s
   }
   __syncwarp();  // all lanes have read what one of them writes now
   if (state != nullptr && threadIdx.x % 4 == 0) {
-    state[dim] = merge.largest;
-    state[dim + 1] = fmaf(weight, merge.second, weight_before * merge.first);
+    own[0] = merge.largest;
+    own[1] = fmaf(weight, merge.second, weight_before * merge.first);
   }
   __syncwarp();
 }
 
-template <class T, int32_t DIM>
+template <class T, int32_t VALUES>
 DEVICE void attend_item(const Sequences& s, const Cache<T>& cache, const Queries<T>& q,
                         const States& states, const AttentionItem& item) {
   const int32_t place = threadIdx.x % WARP / 4;
@@ -251,16 +252,16 @@ DEVICE void attend_item(const Sequences& s, const Cache<T>& cache, const Queries
       s.first_seen(context - item.rows) / UNIT * UNIT;  // of the tile's first row
 #pragma unroll 1
   for (int32_t split = item.first_split; split < item.first_split + item.splits; ++split) {
-    Attended<T, DIM> attended;
+    Attended<T, VALUES> attended;
     attended.clear();
     const int32_t end = min(context, (split + 1) * SPLIT);
 #pragma unroll 1
     for (int32_t unit = max(oldest, split * SPLIT); unit < end; unit += UNIT) {
       float scores[4][4];
-      score_unit<T, DIM>(cache, q, item, pairs, unit, context, scores);
+      score_unit(cache, q, item, pairs, unit, context, scores);
       mask_unit(s, pairs, unit, q.scale, scores);
       attended.soften(scores);
-      add_values<T, DIM>(cache, item, unit, context, scores, attended);
+      add_values<T, VALUES>(cache, item, unit, context, scores, attended);
     }
 #pragma unroll
     for (int32_t side = 0; side < 2; ++side) {
@@ -268,96 +269,41 @@ DEVICE void attend_item(const Sequences& s, const Cache<T>& cache, const Queries
       if (pairs[side].row >= 0)
         state = item.alone ? states.of_split(item.sequence, split, pairs[side].head)
                            : states.of_row(pairs[side].row, pairs[side].head);
-      store_state(attended, side, state, cache.dim, split > item.first_split && !item.alone);
+      store_state(attended, side, state, cache.dim, item.part,
+                  split > item.first_split && !item.alone);
     }
   }
 }
 
-template <class T, int32_t DIM>
+template <class T, int32_t VALUES>
 DEVICE void attend(const Sequences& s, const Cache<T>& cache, const Queries<T>& q,
                    const States& states) {
   const int32_t stride = gridDim.x * WARPS;
   for (int32_t index = blockIdx.x * WARPS + threadIdx.x / WARP;; index += stride) {
     const AttentionItem item = find_attention_item(s, index);
     if (item.splits == 0) return;
-    attend_item<T, DIM>(s, cache, q, states, item);
+    attend_item<T, VALUES>(s, cache, q, states, item);
   }
 }
 
-// The sequence of a row, or -1 beyond the last. All lanes of the warp must call.
-DEVICE int32_t sequence_of(const Sequences& s, int32_t row) {
-  int32_t ended = 0;
-  for (int32_t base = 0; base < s.count; base += WARP) {
-    const int32_t sequence = base + threadIdx.x % WARP;
-    const bool over = sequence < s.count && s.query_start[sequence + 1] <= row;
-    ended += __popc(__ballot_sync(FULL_WARP, over));
-  }
-  return ended < s.count ? ended : -1;
-}
-
-// Merges the states of a row and writes what it attended to. A warp takes a head, a lane eight
-// dimensions; the warps of the block take turns.
-template <class T>
-DEVICE void finish(const Sequences& s, const States& states, T* out, int64_t row_stride,
-                   int64_t head_stride) {
-  const int32_t row = blockIdx.x, sequence = sequence_of(s, row);
-  if (sequence < 0) return;
-  const int32_t until = s.query_start[sequence + 1];
-  const bool alone = until - s.query_start[sequence] == 1;
-  const int32_t position = s.context[sequence] - (until - row);
-  const int32_t first = s.first_seen(position) / SPLIT;
-  const int32_t last = alone ? position / SPLIT : first;
-  for (int32_t head = threadIdx.x / WARP; head < states.heads; head += WARPS)
-    for (int32_t d = threadIdx.x % WARP * 8; d < states.dim; d += WARP * 8) {
-      float sums[8] = {}, largest = -INFINITY, weight = 0.0f;
-      for (int32_t split = first; split <= last; ++split) {
-        const float* state =
-            alone ? states.of_split(sequence, split, head) : states.of_row(row, head);
-        const Merge merge = merge_of(largest, state[states.dim]);
-        const Eight<float> own = load_aligned(state + d);
-        largest = merge.largest;
-        weight = fmaf(state[states.dim + 1], merge.second, weight * merge.first);
-#pragma unroll
-        for (int32_t i = 0; i < 8; ++i)
-          sums[i] = fmaf(value_at(own, i), merge.second, sums[i] * merge.first);
-      }
-      const float inverse = 1.0f / weight;
-#pragma unroll
-      for (int32_t i = 0; i < 8; ++i) sums[i] *= inverse;
-      store_up_to(out + row * row_stride + head * head_stride + d, states.dim - d, sums);
-    }
-}
-
-#define ATTEND(NAME, T, DIM)                                                                     \
-  extern "C" __global__ void __launch_bounds__(THREADS, 1) tsugiki_attention_##NAME##_##DIM(     \
+#define ATTEND(NAME, T, VALUES)                                                                     \
+  extern "C" __global__ void __launch_bounds__(THREADS, 1) tsugiki_attention_##NAME##_##VALUES(     \
       const T* __restrict__ q, int64_t q_row, int64_t q_head, const T* __restrict__ cache,       \
       int64_t side, const int32_t* __restrict__ query_start, const int32_t* __restrict__ context, \
       const int32_t* __restrict__ tables, int64_t table_stride, float* scratch, int32_t rows,    \
       int32_t sequences, int32_t heads, int32_t kv_heads, int32_t dim, int32_t block_size,       \
       int32_t window, float scale) {                                                             \
-    const Sequences s{query_start, context, sequences, heads / kv_heads, kv_heads, window};      \
+    const int32_t parts = (dim + VALUES - 1) / VALUES;                                           \
+    const Sequences s{query_start, context,  sequences, heads / kv_heads,                        \
+                      kv_heads,    parts,    window};                                            \
     const Cache<T> all{cache, side, tables, table_stride, kv_heads, block_size, dim};            \
-    attend<T, DIM>(s, all, Queries<T>{q, q_row, q_head, scale * LOG2_E},                         \
+    attend<T, VALUES>(s, all, Queries<T>{q, q_row, q_head, scale * LOG2_E},                         \
                    States{scratch, rows, sequences, heads, dim});                                \
   }
 
-// Grid: rows.
-#define FINISH(NAME, T)                                                                          \
-  extern "C" __global__ void __launch_bounds__(THREADS) tsugiki_attention_finish_##NAME(         \
-      const float* scratch, const int32_t* __restrict__ query_start,                             \
-      const int32_t* __restrict__ context, T* __restrict__ out, int64_t out_row,                 \
-      int64_t out_head, int32_t rows, int32_t sequences, int32_t heads, int32_t kv_heads,        \
-      int32_t dim, int32_t window) {                                                             \
-    const Sequences s{query_start, context, sequences, heads / kv_heads, kv_heads, window};      \
-    const States states{const_cast<float*>(scratch), rows, sequences, heads, dim};               \
-    finish(s, states, out, out_row, out_head);                                                   \
-  }
-
-#define ALL(NAME, T)    \
-  ATTEND(NAME, T, 64)   \
-  ATTEND(NAME, T, 128)  \
-  ATTEND(NAME, T, 256)  \
-  FINISH(NAME, T)
+#define ALL(NAME, T)  \
+  ATTEND(NAME, T, 64) \
+  ATTEND(NAME, T, 128)
 
 ALL(f16, f16)
 ALL(bf16, bf16)

@@ -10,13 +10,15 @@
 constexpr int32_t UNIT = 32;           // positions that are softmaxed together, counted from 0
 constexpr int32_t SPLIT = 16 * UNIT;   // positions that are summed up on their own, counted from 0
 constexpr int32_t TILE_ROWS = 16;      // (row, head) pairs of a warp
-constexpr int32_t STATE_PADDING = 4;   // of a state in scratch memory: [dim] sums, largest, weight
+constexpr int32_t PART = 128;          // dimensions of the values that a warp adds up, at most
+constexpr int32_t STATE_PADDING = 4;   // of a state in scratch memory: see States
 
 struct Sequences {
   const int32_t* query_start;  // [count + 1]
   const int32_t* context;      // [count]
   int32_t count, group;        // group: query heads of a KV head
-  int32_t kv_heads, window;    // window: positions that a row sees, itself included; 0: all
+  int32_t kv_heads, parts;     // parts: of the values' dimensions, each for a warp of its own
+  int32_t window;              // positions that a row sees, itself included; 0: all
 
   DEVICE int32_t group_tiles() const { return (group + TILE_ROWS - 1) / TILE_ROWS; }
   // Rows of a sequence that one warp takes, each with all the heads of a group.
@@ -29,7 +31,7 @@ struct Sequences {
 // What one warp does: one tile of rows and heads, over some splits of the context.
 struct AttentionItem {
   int32_t sequence, first_row, rows;  // rows of the step
-  int32_t kv_head, first_head;        // first_head: within the group
+  int32_t kv_head, first_head, part;  // first_head: within the group
   int32_t first_split, splits;
   bool alone;  // a row by itself, whose splits are taken by several warps
 };
@@ -46,7 +48,7 @@ DEVICE int2 items_of(const Sequences& s, int32_t sequence) {
 
 // The item of this index; splits == 0 when there are fewer. All lanes of the warp must call.
 DEVICE AttentionItem find_attention_item(const Sequences& s, int32_t index) {
-  const int32_t lane = threadIdx.x % WARP, heads = s.kv_heads * s.group_tiles();
+  const int32_t lane = threadIdx.x % WARP, heads = s.kv_heads * s.group_tiles() * s.parts;
   int32_t left = index;
   for (int32_t base = 0; base < s.count; base += WARP) {
     const int2 own = base + lane < s.count ? items_of(s, base + lane) : make_int2(0, 0);
@@ -75,17 +77,19 @@ DEVICE AttentionItem find_attention_item(const Sequences& s, int32_t index) {
     return AttentionItem{sequence,
                          first + row,
                          taken,
-                         head / s.group_tiles(),
-                         head % s.group_tiles() * TILE_ROWS,
+                         head / s.parts / s.group_tiles(),
+                         head / s.parts % s.group_tiles() * TILE_ROWS,
+                         head % s.parts,
                          alone ? oldest + left % splits : oldest,
                          alone ? 1 : newest / SPLIT - oldest + 1,
                          alone};
   }
-  return AttentionItem{0, 0, 0, 0, 0, 0, 0, false};
+  return AttentionItem{0, 0, 0, 0, 0, 0, 0, 0, false};
 }
 
 // Where the softmax of one row and head stands: sums of values weighted by 2^(score - largest).
-// Rows of several splits have one state for each; they are merged in the order of the splits.
+// Rows of several splits have one state for each; they are merged in the order of the splits. A state
+// is [dim] sums, then for each part of them its largest score and its weight.
 struct States {
   float* scratch;
   int32_t rows, sequences, heads, dim;

@@ -15,25 +15,28 @@ constexpr int32_t T_STRIDE = RANKS_AT_ONCE + 16;
 
 template <class T>
 DEVICE void sum_columns(const LowRankPart& part, int32_t rank_tile, int32_t slice,
-                        const RowTile<T>& rows, Product<T, 1>& product) {
-  constexpr int32_t STEPS_AHEAD = Product<T, 1>::ON_TENSOR_CORES ? 4 : 1;  // loads under way
+                        const RowTile<T>& rows, TileProduct<T, 1>& product) {
+  constexpr int32_t GROUPS_AHEAD = sizeof(T) == 2 ? 4 : 1;  // whose loads are under way
   const int32_t warp = threadIdx.x / WARP, lane_column = threadIdx.x % 4 * 8;
   const int32_t groups = (part.inputs + COLUMNS_AT_ONCE - 1) / COLUMNS_AT_ONCE;
   const int32_t slice_groups = part.slice_columns / COLUMNS_AT_ONCE;
   const int32_t first = slice * slice_groups, beyond = first + slice_groups;
   const int32_t last = beyond < groups ? beyond : groups;
-#pragma unroll (STEPS_AHEAD)
+#pragma unroll (GROUPS_AHEAD)
   for (int32_t group = first + warp; group < last; group += LOW_RANK_WARPS) {
     const int64_t index = (int64_t{rank_tile} * groups + group) * 2;
-    const Eight<T> low[1] = {load_fragment<T>(part.a, index)};
-    const Eight<T> high[1] = {load_fragment<T>(part.a, index + 1)};
-    product.multiply_rows(low, high, rows, group * COLUMNS_AT_ONCE + lane_column);
+    const Eight<T> x = rows.load(group * COLUMNS_AT_ONCE + lane_column);
+#pragma unroll
+    for (int32_t half = 0; half < 2; ++half) {
+      const Eight<T> a[1] = {load_fragment<T>(part.a, index + half)};
+      product.multiply(a, half_of(x, half));
+    }
   }
 }
 
 // Adds the warps' sums in their order and writes [8 rows, 16 ranks] of t.
 template <class T>
-DEVICE void write_slice(const Product<T, 1>& product, float* warp_sums, float* t, int32_t ranks,
+DEVICE void write_slice(const TileProduct<T, 1>& product, float* warp_sums, float* t, int32_t ranks,
                         int32_t rows) {
   const int32_t warp = threadIdx.x / WARP, group = threadIdx.x % WARP / 4, place = threadIdx.x % 4;
 #pragma unroll
@@ -67,7 +70,7 @@ DEVICE void shrink(const T* x, int64_t x_stride, float* scratch, const Segment* 
     for (int32_t row = 0; row < item.rows; row += ROWS_AT_ONCE) {
       const int32_t count = min(ROWS_AT_ONCE, item.rows - row);
       const RowTile<T> rows{x + (item.start + row) * x_stride, x_stride, count, part.inputs};
-      Product<T, 1> product;
+      TileProduct<T, 1> product;
       product.clear();
       sum_columns<T>(part, rank_tile, slice, rows, product);
       const int64_t place = slice * segment->rows + item.row + row;
@@ -96,7 +99,7 @@ DEVICE void gather_t(const float* t, const LowRankPart& part, int64_t segment_ro
 
 // The warp's outputs of up to eight rows.
 template <class T, class Out>
-DEVICE void add_outputs(const Product<T, OUTPUT_TILES>& product, const LowRankPart& part,
+DEVICE void add_outputs(const TileProduct<T, OUTPUT_TILES>& product, const LowRankPart& part,
                         int32_t first_output, Out* out, int64_t out_stride, int32_t rows) {
   const int32_t output = first_output + threadIdx.x % WARP / 4 * 2 * OUTPUT_TILES;
 #pragma unroll
@@ -129,7 +132,7 @@ DEVICE void expand(const float* scratch, Out* out, int64_t out_stride, const Seg
     for (int32_t row = 0; row < item.rows; row += ROWS_AT_ONCE) {
       const int32_t count = min(ROWS_AT_ONCE, item.rows - row);
       const float* from = scratch + segment->scratch + int64_t{item.row + row} * part.ranks;
-      Product<T, OUTPUT_TILES> product;
+      TileProduct<T, OUTPUT_TILES> product;
       product.clear();
       for (int32_t first = 0; first < part.ranks; first += RANKS_AT_ONCE) {
         const int32_t ranks = min(RANKS_AT_ONCE, part.ranks - first);

@@ -16,69 +16,41 @@ constexpr int32_t WIDE = 2;  // tiles of eight rows that are multiplied at once
 // load 16 bytes each meet 32 different banks.
 constexpr int32_t SUM_STRIDE = SIGN_ROWS + 4;
 
-// Tiles of 16 outputs that a lane keeps sums of at once; the ordinary units have no room for all.
-template <class T>
-constexpr int32_t TILES_AT_ONCE = Product<T, 1>::ON_TENSOR_CORES ? SIGN_TILES : 1;
-
-// Adds what 64 columns contribute to TILES of the outputs, for ROW_TILES * 8 rows.
-template <class T, int32_t TILES, int32_t ROW_TILES>
-DEVICE void add_word(const uint32_t (&words)[TILES], const RowTile<T> (&rows)[ROW_TILES],
-                     int32_t column, TensorProduct<T, TILES> (&products)[ROW_TILES]) {
+// Adds what 64 columns contribute to the 64 outputs, for ROW_TILES * 8 rows.
+template <class T, int32_t ROW_TILES>
+DEVICE void add_word(const uint32_t (&words)[SIGN_TILES], const RowTile<T> (&rows)[ROW_TILES],
+                     int32_t column, TileProduct<T, SIGN_TILES> (&products)[ROW_TILES]) {
   Eight<T> first[ROW_TILES], second[ROW_TILES];
 #pragma unroll
   for (int32_t i = 0; i < ROW_TILES; ++i) {
-    first[i] = rows[i].load(threadIdx.x % WARP / 4, column);
-    second[i] = rows[i].load(threadIdx.x % WARP / 4, column + GROUP_COLUMNS);
+    first[i] = rows[i].load(column);
+    second[i] = rows[i].load(column + GROUP_COLUMNS);
   }
 #pragma unroll
   for (int32_t step = 0; step < 4; ++step) {
-    Eight<T> signs[TILES];
+    Eight<T> signs[SIGN_TILES];
 #pragma unroll
-    for (int32_t tile = 0; tile < TILES; ++tile) signs[tile] = sign_fragment<T>(words[tile], step);
+    for (int32_t tile = 0; tile < SIGN_TILES; ++tile)
+      signs[tile] = sign_fragment<T>(words[tile], step);
 #pragma unroll
-    for (int32_t i = 0; i < ROW_TILES; ++i) {
-      const uint32_t x = first[i].words[step], y = second[i].words[step];
-      const uint32_t low = __byte_perm(x, y, 0x5410), high = __byte_perm(x, y, 0x7632);
-#pragma unroll
-      for (int32_t tile = 0; tile < TILES; ++tile)
-        products[i].multiply(tile, signs[tile], low, high);
-    }
-  }
-}
-
-template <class T>
-DEVICE void add_word(const uint32_t (&words)[1], const RowTile<T> (&rows)[1], int32_t column,
-                     ScalarProduct<T, 1> (&products)[1]) {
-#pragma unroll
-  for (int32_t row = 0; row < ROWS_AT_ONCE; ++row) {
-    if (row >= rows[0].rows) continue;
-#pragma unroll
-    for (int32_t group = 0; group < 2; ++group) {
-      const Eight<T> x = rows[0].load(row, column + group * GROUP_COLUMNS);
-#pragma unroll
-      for (int32_t c = 0; c < 8; ++c)
-#pragma unroll
-        for (int32_t output = 0; output < 2; ++output)
-          products[0].sums[output][row] =
-              fmaf(sign_at(words[0], sign_bit(output, group, c)), value_at(x, c),
-                   products[0].sums[output][row]);
-    }
+    for (int32_t i = 0; i < ROW_TILES; ++i)
+      products[i].multiply(signs, interleaved(first[i], second[i], step));
   }
 }
 
 // The same for the 256 columns of a unit.
-template <class T, int32_t TILES, int32_t ROW_TILES>
+template <class T, int32_t ROW_TILES>
 DEVICE void add_unit(const uint4* signs, const RowTile<T> (&rows)[ROW_TILES], int32_t column,
-                     Product<T, TILES> (&products)[ROW_TILES]) {
-  uint4 words[TILES];
+                     TileProduct<T, SIGN_TILES> (&products)[ROW_TILES]) {
+  uint4 words[SIGN_TILES];
 #pragma unroll
-  for (int32_t tile = 0; tile < TILES; ++tile)
+  for (int32_t tile = 0; tile < SIGN_TILES; ++tile)
     words[tile] = load_stream(signs + tile * WARP + threadIdx.x % WARP);
 #pragma unroll 2
   for (int32_t i = 0; i < 4; ++i) {  // two at a time: more loads in flight would cost occupancy
-    uint32_t word[TILES];
+    uint32_t word[SIGN_TILES];
 #pragma unroll
-    for (int32_t tile = 0; tile < TILES; ++tile)
+    for (int32_t tile = 0; tile < SIGN_TILES; ++tile)
       word[tile] = i == 0 ? words[tile].x : i == 1 ? words[tile].y : i == 2 ? words[tile].z
                                                                             : words[tile].w;
     add_word(word, rows, column + i * 2 * GROUP_COLUMNS + threadIdx.x % 4 * 8, products);
@@ -86,26 +58,20 @@ DEVICE void add_unit(const uint4* signs, const RowTile<T> (&rows)[ROW_TILES], in
 }
 
 // Stores the lane's outputs of rows 2 t and 2 t + 1 among the sums of its warp.
-template <class T, int32_t TILES>
-DEVICE void store_sums(const Product<T, TILES>& product, int32_t first_tile, float* sums) {
+template <class T>
+DEVICE void store_sums(const TileProduct<T, SIGN_TILES>& product, float* sums) {
   const int32_t group = threadIdx.x % WARP / 4;
 #pragma unroll
   for (int32_t side = 0; side < 2; ++side) {
-    float values[2 * TILES];
+    float values[2 * SIGN_TILES];
     product.outputs(side, values);
-    const int32_t row = threadIdx.x % 4 * 2 + side;
-    if constexpr (TILES == SIGN_TILES) {
-      const bool odd = group & 1;
+    float* to = sums + (threadIdx.x % 4 * 2 + side) * SUM_STRIDE + 8 * group;
 #pragma unroll
-      for (int32_t turn = 0; turn < 2; ++turn) {
-        const bool upper = odd != (turn == 1);
-        *reinterpret_cast<float4*>(sums + row * SUM_STRIDE + 8 * group + 4 * upper) =
-            make_float4(upper ? values[4] : values[0], upper ? values[5] : values[1],
-                        upper ? values[6] : values[2], upper ? values[7] : values[3]);
-      }
-    } else {
-      sums[row * SUM_STRIDE + 8 * group + 2 * first_tile] = values[0];
-      sums[row * SUM_STRIDE + 8 * group + 2 * first_tile + 1] = values[1];
+    for (int32_t turn = 0; turn < 2; ++turn) {
+      const bool upper = (group + turn) % 2;  // eight lanes then meet 32 banks
+      *reinterpret_cast<float4*>(to + 4 * upper) =
+          make_float4(upper ? values[4] : values[0], upper ? values[5] : values[1],
+                      upper ? values[6] : values[2], upper ? values[7] : values[3]);
     }
   }
 }
@@ -142,7 +108,6 @@ DEVICE void add_outputs(const float* sums, const SignPart& part, int32_t first_o
 template <class T, class Out, int32_t ROW_TILES>
 DEVICE void apply_rows(const SignPart& part, const Item& item, int32_t first, const T* x,
                        int64_t x_stride, Out* out, int64_t out_stride, float* sums) {
-  constexpr int32_t TILES = TILES_AT_ONCE<T>;
   const int32_t warp = threadIdx.x / WARP;
   const int32_t units = (part.inputs + UNIT_COLUMNS - 1) / UNIT_COLUMNS;
   RowTile<T> rows[ROW_TILES];
@@ -153,21 +118,16 @@ DEVICE void apply_rows(const SignPart& part, const Item& item, int32_t first, co
                          min(ROWS_AT_ONCE, item.rows - row), part.inputs};
   }
   float* own_sums = sums + warp * ROWS_AT_ONCE * SUM_STRIDE;
-  Product<T, TILES> products[ROW_TILES];
-#pragma unroll 1
-  for (int32_t tile = 0; tile < SIGN_TILES; tile += TILES) {
+  TileProduct<T, SIGN_TILES> products[ROW_TILES];
 #pragma unroll
-    for (int32_t i = 0; i < ROW_TILES; ++i) products[i].clear();
+  for (int32_t i = 0; i < ROW_TILES; ++i) products[i].clear();
 #pragma unroll 1
-    for (int32_t unit = warp; unit < units; unit += SIGN_WARPS)
-      add_unit<T, TILES, ROW_TILES>(
-          part.signs + ((int64_t{item.tile} * units + unit) * SIGN_TILES + tile) * WARP, rows,
-          unit * UNIT_COLUMNS, products);
-    if (TILES < SIGN_TILES) store_sums<T, TILES>(products[0], tile, own_sums);
-  }
+  for (int32_t unit = warp; unit < units; unit += SIGN_WARPS)
+    add_unit<T, ROW_TILES>(part.signs + (int64_t{item.tile} * units + unit) * SIGN_TILES * WARP,
+                           rows, unit * UNIT_COLUMNS, products);
 #pragma unroll
   for (int32_t i = 0; i < ROW_TILES; ++i) {
-    if (TILES == SIGN_TILES) store_sums<T, TILES>(products[i], 0, own_sums);
+    store_sums<T>(products[i], own_sums);
     __syncthreads();
     if (threadIdx.x < SIGN_ROWS)
       add_outputs(sums, part, item.tile * SIGN_ROWS,
@@ -181,21 +141,16 @@ template <class T, class Out>
 DEVICE void apply(const T* x, int64_t x_stride, Out* out, int64_t out_stride,
                   const Segment* segments, int32_t capacity) {
   SHARED_ARRAY(float, sums, SIGN_WARPS * ROWS_AT_ONCE * SUM_STRIDE);
-  constexpr int32_t ROW_TILES = TILES_AT_ONCE<T> == SIGN_TILES ? WIDE : 1;
   const int64_t items = segments[capacity].first[0];
   for (int64_t index = blockIdx.x; index < items; index += gridDim.x) {
     const Segment* segment = find_segment(segments, capacity, 0, index);
     const SignPart part = *static_cast<const SignPart*>(segment->part);
     const Item item = item_of(segment, 0, index, (part.outputs + SIGN_ROWS - 1) / SIGN_ROWS);
-    int32_t row = 0;
-    while (row < item.rows) {
-      if (item.rows - row <= ROWS_AT_ONCE || ROW_TILES == 1) {
+    for (int32_t row = 0; row < item.rows; row += WIDE * ROWS_AT_ONCE) {
+      if (item.rows - row <= ROWS_AT_ONCE)
         apply_rows<T, Out, 1>(part, item, row, x, x_stride, out, out_stride, sums);
-        row += ROWS_AT_ONCE;
-      } else {
-        apply_rows<T, Out, ROW_TILES>(part, item, row, x, x_stride, out, out_stride, sums);
-        row += ROWS_AT_ONCE * ROW_TILES;
-      }
+      else
+        apply_rows<T, Out, WIDE>(part, item, row, x, x_stride, out, out_stride, sums);
     }
   }
 }

@@ -49,3 +49,14 @@ DEVICE Eight<T> sign_fragment(uint32_t word, int32_t step) {
 DEVICE float sign_at(uint32_t word, int32_t bit) {
   return __uint_as_float(((word << (31 - bit)) & 0x80000000u) ^ 0xbf800000u);
 }
+
+template <>
+DEVICE Eight<float> sign_fragment<float>(uint32_t word, int32_t step) {
+  Eight<float> fragment;
+#pragma unroll
+  for (int32_t i = 0; i < 8; ++i) {
+    const int32_t bit = sign_bit(i / 2 % 2, i % 2, 2 * step + i / 4);
+    fragment.words[i] = __float_as_uint(sign_at(word, bit));
+  }
+  return fragment;
+}
