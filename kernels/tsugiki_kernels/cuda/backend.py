@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tsugiki_kernels.check import check_spans
-from tsugiki_kernels.cuda import elementwise, staging
+from tsugiki_kernels.cuda import attention, elementwise, staging
 from tsugiki_kernels.cuda import linear as dense
 from tsugiki_kernels.cuda.kinds import Form
 from tsugiki_kernels.cuda.launcher import Launcher
@@ -48,7 +48,7 @@ class CudaBackend:
 
     def __init__(self, launcher: Launcher, device: Device) -> None:
         """Both are of one GPU; or of the CPU, where tests execute the kernels."""
-        self._launcher = launcher
+        self._direct = self._launcher = launcher  # a recorder's `_launcher` keeps launches
         self._device = device
         self._uploader = Uploader(device)
         self._formulas = ReferenceBackend()
@@ -154,8 +154,6 @@ class CudaBackend:
         if covered < len(base):
             self._in_torch(lambda: self._formulas.reconstruct(base, linear.source, out))
         for form, part in linear.parts:
-            if form.rebuild is None:
-                raise BadArgument(f"staged: a {linear.kind.__name__} is never rebuilt on a GPU")
             form.rebuild(self._launcher, base, part, out)
         self._keep(linear)
 
@@ -261,8 +259,15 @@ class CudaBackend:
         elementwise.gather(self._launcher, x, index, out)
 
     def write_kv(self, k: Tensor, v: Tensor, cache: Tensor, where: AttentionBatch) -> None:
-        """See KernelBackend.write_kv."""
-        self._in_torch(lambda: self._formulas.write_kv(k, v, cache, where))
+        """See KernelBackend.write_kv.
+
+        Raises:
+            BadArgument: naming the argument that breaks the contract.
+        """
+        if attention.fits(cache):
+            attention.write_kv(self._launcher, k, v, cache, where)
+        else:
+            self._in_torch(lambda: self._formulas.write_kv(k, v, cache, where))
 
     def paged_attention(
         self,
@@ -273,9 +278,20 @@ class CudaBackend:
         window: int | None,
         out: Tensor,
     ) -> None:
-        """See KernelBackend.paged_attention."""
-        formula = self._formulas.paged_attention  # it reads lengths on the host
-        self._in_torch(lambda: formula(q, cache, where, scale, window, out), capturable=False)
+        """See KernelBackend.paged_attention.
+
+        Raises:
+            BadArgument: naming the argument that breaks the contract.
+        """
+        if not attention.fits(cache):
+            formula = self._formulas.paged_attention  # it reads lengths on the host
+            self._in_torch(lambda: formula(q, cache, where, scale, window, out), capturable=False)
+            return
+        # Not recorded launch by launch: each layer's scratch memory would be kept.
+        launcher = self._direct
+        self._in_torch(
+            lambda: attention.paged_attention(launcher, q, cache, where, scale, window, out)
+        )
 
     def sample(self, logits: Tensor, draws: Draws) -> Tensor:
         """See KernelBackend.sample."""
