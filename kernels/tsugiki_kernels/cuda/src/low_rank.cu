@@ -154,7 +154,7 @@ DEVICE void expand(const float* scratch, Out* out, int64_t out_stride, const Seg
 }
 
 #define SHRINK(NAME, T)                                                               \
-  extern "C" __global__ void __launch_bounds__(THREADS) tsugiki_low_rank_shrink_##NAME( \
+  extern "C" __global__ void __launch_bounds__(THREADS, 1) tsugiki_low_rank_shrink_##NAME( \
       const T* __restrict__ x, int64_t x_stride, float* __restrict__ scratch,         \
       const Segment* __restrict__ segments, int32_t capacity) {                       \
     shrink<T>(x, x_stride, scratch, segments, capacity);                              \

@@ -84,7 +84,7 @@ DEVICE void rebuild(const T* base, T* out, const LowRankPart& part) {
 }
 
 #define REBUILD(NAME, T)                                                                 \
-  extern "C" __global__ void __launch_bounds__(THREADS) tsugiki_low_rank_rebuild_##NAME( \
+  extern "C" __global__ void __launch_bounds__(THREADS, 1) tsugiki_low_rank_rebuild_##NAME( \
       const T* base, T* out, int64_t part) {                                             \
     rebuild(base, out, *reinterpret_cast<const LowRankPart*>(part));                     \
   }
