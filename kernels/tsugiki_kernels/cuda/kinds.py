@@ -6,15 +6,16 @@ Owns: this table, and what packing and launches of all forms have in common. A d
 
 import ctypes
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from tsugiki_kernels.cuda import low_rank, records, sign
+from tsugiki_kernels.cuda import low_rank, records, sign, sparse
 from tsugiki_kernels.cuda.launcher import Launcher
+from tsugiki_kernels.cuda.sparse_forms import in_tiles
 from tsugiki_kernels.cuda.work_list import ResidentPart, WorkList
-from tsugiki_kernels.deltas import Delta, LowRankDelta, SignDelta
+from tsugiki_kernels.deltas import Delta, LowRankDelta, SignDelta, SparseDelta
 
 Apply = Callable[[Launcher, Tensor, Tensor, WorkList, Tensor, Tensor], None]
 Rebuild = Callable[[Launcher, Tensor, ResidentPart, Tensor], None]
@@ -37,7 +38,7 @@ class Form:
     pack: Callable[[Any], Packing]  # of a delta in host memory
     resident: Callable[[Any, int, int], ResidentPart]  # of delta, offset, address of the record
     apply: Apply
-    rebuild: Rebuild | None  # None: its codecs never ask for a dense weight
+    rebuild: Rebuild
 
 
 def form_of(delta: Delta) -> Form | None:
@@ -47,6 +48,8 @@ def form_of(delta: Delta) -> Form | None:
             return LOW_RANK
         case SignDelta():
             return SIGN
+        case SparseDelta():
+            return SPARSE
         case _:
             return None
 
@@ -64,7 +67,21 @@ def _pack_sign(delta: SignDelta) -> Packing:
     )
 
 
+def _pack_sparse(delta: SparseDelta) -> Packing:
+    """Tiles read the kept columns where they are, for other variants share them; rows have places
+    of their own, packed on the host."""
+    kept = delta if in_tiles(delta) else replace(delta, columns=delta.columns.cpu())
+    return Packing(
+        sparse.pack(kept), lambda offset, at, bias: sparse.record(kept, offset, at, bias)
+    )
+
+
 LOW_RANK = Form(
-    records.LowRankPart, _pack_low_rank, low_rank.resident, low_rank.apply, rebuild=None
+    records.LowRankPart,
+    _pack_low_rank,
+    low_rank.resident,
+    low_rank.apply,
+    low_rank.reconstruct,
 )
 SIGN = Form(records.SignPart, _pack_sign, sign.resident, sign.apply, sign.reconstruct)
+SPARSE = Form(records.SparsePart, _pack_sparse, sparse.resident, sparse.apply, sparse.reconstruct)
