@@ -4,15 +4,24 @@ import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import pytest
 import torch
 from torch import Tensor
 
+from tests.kernels.deltas import close, expected64
 from tsugiki_kernels.cuda import records
 from tsugiki_kernels.cuda.launcher import Launcher
 from tsugiki_kernels.cuda.work_list import ResidentPart, WorkList, work_list
-from tsugiki_kernels.deltas import Bias, CodedBias
+from tsugiki_kernels.deltas import Bias, CodedBias, Placed
 from tsugiki_kernels.interface import Span
 
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}  # of one rounding
+DTYPES = pytest.mark.parametrize(
+    "dtype", TOLERANCE, ids=lambda dtype: str(dtype).removeprefix("torch.")
+)
+ApplyVariants = Callable[
+    [Launcher, Tensor, Tensor, Sequence[Sequence[Placed]], Sequence[Span]], None
+]
 Apply = Callable[[Launcher, Tensor, Tensor, WorkList, Tensor, Tensor], None]
 
 Rebuild = Callable[[Launcher, Tensor, ResidentPart, Tensor], None]
@@ -67,3 +76,16 @@ def rebuilt(rebuild: Rebuild, launcher: Launcher, base: Tensor, part: ResidentPa
     out = torch.zeros_like(base, device=launcher.device)
     rebuild(launcher, base.to(launcher.device), part, out)
     return out.cpu()
+
+
+def assert_slices_need_no_alignment(
+    apply: ApplyVariants, launcher: Launcher, parts: Sequence[Placed]
+) -> None:
+    """x and out that begin anywhere in wider rows; the parts are one of 32 outputs, 48 inputs."""
+    wide_x, wide_out = torch.randn(5, 101).bfloat16(), torch.zeros(5, 81).bfloat16()
+    x, out = wide_x[:, 7:55], wide_out[:, 11:43]
+    expected = expected64(x, out, [parts], [(0, 5)])
+    apply(launcher, x, out, [parts], [(0, 5)])
+    assert close(out, expected, TOLERANCE[torch.bfloat16])
+    assert not wide_out[:, :11].any()
+    assert not wide_out[:, 43:].any()

@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels.cuda.resident import Memory, apply_parts, rebuilt
+from tests.kernels.cuda.resident import (
+    DTYPES,
+    TOLERANCE,
+    Memory,
+    apply_parts,
+    assert_slices_need_no_alignment,
+    rebuilt,
+)
 from tests.kernels.deltas import cast, close, dense64, expected64, low_rank
 from tsugiki_kernels.cuda import low_rank as operation
 from tsugiki_kernels.cuda.launcher import Launcher
@@ -14,11 +21,6 @@ from tsugiki_kernels.cuda.work_list import ResidentPart
 from tsugiki_kernels.deltas import LowRankDelta, Placed
 from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.interface import Span
-
-TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}  # of one rounding
-DTYPES = pytest.mark.parametrize(
-    "dtype", TOLERANCE, ids=lambda dtype: str(dtype).removeprefix("torch.")
-)
 
 
 def stage(parts: Sequence[Placed], memory: Memory) -> list[ResidentPart]:
@@ -97,13 +99,7 @@ def test_the_bits_of_a_row_do_not_depend_on_the_rows_beside_it(
 
 def test_rows_that_are_slices_of_wider_ones_need_no_alignment(launcher: Launcher) -> None:
     parts = [Placed(0, delta((32, 48), 1, 4, torch.bfloat16))]
-    wide_x, wide_out = torch.randn(5, 101).bfloat16(), torch.zeros(5, 81).bfloat16()
-    x, out = wide_x[:, 7:55], wide_out[:, 11:43]
-    expected = expected64(x, out, [parts], [(0, 5)])
-    apply(launcher, x, out, [parts], [(0, 5)])
-    assert close(out, expected, TOLERANCE[torch.bfloat16])
-    assert not wide_out[:, :11].any()
-    assert not wide_out[:, 43:].any()
+    assert_slices_need_no_alignment(apply, launcher, parts)
 
 
 @DTYPES

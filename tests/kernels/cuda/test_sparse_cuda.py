@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels.cuda.resident import Memory, apply_parts, rebuilt
+from tests.kernels.cuda.resident import (
+    DTYPES,
+    TOLERANCE,
+    Memory,
+    apply_parts,
+    assert_slices_need_no_alignment,
+    rebuilt,
+)
 from tests.kernels.deltas import close, expected64, sparse
 from tsugiki.codecs.masks import Mask, drawn, tensor_id
 from tsugiki_kernels.cuda import sparse as operation
@@ -17,10 +24,6 @@ from tsugiki_kernels.deltas import Placed, SparseDelta
 from tsugiki_kernels.interface import ColumnDraw, Span
 from tsugiki_kernels.reference import ReferenceBackend
 
-TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}  # of one rounding
-DTYPES = pytest.mark.parametrize(
-    "dtype", TOLERANCE, ids=lambda dtype: str(dtype).removeprefix("torch.")
-)
 ZEROS = {1: 0.25, 2: -3.0, 4: 8.0, 8: 127.3}
 BITS = pytest.mark.parametrize("bits", [1, 2, 4, 8])
 
@@ -128,13 +131,7 @@ def test_rows_that_are_slices_of_wider_ones_need_no_alignment(
     launcher: Launcher, rows_per_mask: int
 ) -> None:
     parts = [Placed(0, sparse((32, 48), 1, rows_per_mask=rows_per_mask))]
-    wide_x, wide_out = torch.randn(5, 101).bfloat16(), torch.zeros(5, 81).bfloat16()
-    x, out = wide_x[:, 7:55], wide_out[:, 11:43]
-    expected = expected64(x, out, [parts], [(0, 5)])
-    apply(launcher, x, out, [parts], [(0, 5)])
-    assert close(out, expected, TOLERANCE[torch.bfloat16])
-    assert not wide_out[:, :11].any()
-    assert not wide_out[:, 43:].any()
+    assert_slices_need_no_alignment(apply, launcher, parts)
 
 
 @DTYPES

@@ -21,14 +21,6 @@ inline void for_each_row(int64_t rows, int64_t vectors_per_row, int threads, con
   });
 }
 
-// The values as they would be read back after a store in this dtype.
-inline Floats rounded(Dtype dtype, Floats a) {
-  if (dtype == FLOAT32) return a;
-  float stored[LANES];  // wide enough for every dtype
-  store_as(dtype, stored, 0, a);
-  return load_as(dtype, stored, 0);
-}
-
 struct Norm {
   void* x;  // [rows, heads, dim], unit stride in dim
   int64_t x_row_stride, x_head_stride;

@@ -7,13 +7,6 @@ namespace tsugiki {
 
 inline Uint8x words(Half16 a) { return (Uint8x)a; }
 
-// Lanes of float32 that are bfloat16 after this.
-inline Floats rounded_to_bf16(Floats a) {
-  alignas(64) uint16_t narrow[LANES];
-  store_bf16(narrow, a);
-  return load_bf16(narrow);
-}
-
 // One of two values in each lane is replaced.
 inline Floats with_value(Floats pairs, Floats value, bool second) {
   const auto half = [&](Half16 pair, Half16 v) {
@@ -36,7 +29,8 @@ inline void add_input(const Rebuilding& where, int64_t group, int64_t input, Flo
   float* pairs = (float*)((uint16_t*)where.groups + at - second);
   const Floats both = load_up_to(FLOAT32, pairs, 0, lanes);
   const Floats old = second ? second_of_pair(both) : first_of_pair(both);
-  store_up_to(FLOAT32, pairs, 0, with_value(both, rounded_to_bf16(old + change), second), lanes);
+  const Floats changed = rounded(dtype, old + change);
+  store_up_to(FLOAT32, pairs, 0, with_value(both, changed, second), lanes);
 }
 
 // One value.

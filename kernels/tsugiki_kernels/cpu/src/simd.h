@@ -168,6 +168,14 @@ inline void store_as(Dtype dtype, void* p, int64_t index, Floats a) {
   store((float*)p + index, a);
 }
 
+// The values as they would be read back after a store in this dtype.
+inline Floats rounded(Dtype dtype, Floats a) {
+  if (dtype == FLOAT32) return a;
+  float stored[LANES];  // wide enough for every dtype
+  store_as(dtype, stored, 0, a);
+  return load_as(dtype, stored, 0);
+}
+
 // The same for fewer than 16 values: the other lanes are zero, and memory beyond is not touched.
 __attribute__((noinline)) inline Floats load_some(Dtype dtype, const void* p, int64_t index,
                                                  int64_t count) {
