@@ -24,9 +24,10 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from tsugiki_kernels.deltas import Placed
+from tsugiki_kernels.deltas import Delta, Placed
 
 Span = tuple[int, int]
+Shapes = tuple[tuple[int, int], ...]  # (fused out, in) of every linear of a model, in one order
 Activation = Literal["silu", "gelu", "gelu_pytorch_tanh"]
 Allocate = Callable[[int], Tensor]  # bytes -> uint8 [bytes] in host memory, aligned to 64
 
@@ -38,6 +39,25 @@ def empty_extent(nbytes: int) -> Tensor:
 
 class Staged(Protocol):
     """One variant's deltas of one linear, all of one kind, ready for a backend (opaque)."""
+
+
+class Deltas(Protocol):
+    """One variant's deltas of one kind in all linears of a model (otherwise opaque)."""
+
+    @property
+    def kind(self) -> type[Delta]:
+        """Deltas of one kind share a table."""
+
+
+class DeltaTable(Protocol):
+    """Which variant changes which rows of a step: recorded operations read it at each run."""
+
+    def fill(self, deltas: Sequence[Deltas], spans: Sequence[Span]) -> None:
+        """Instead of what it held: one span for each of the deltas, which it keeps alive.
+
+        Raises:
+            BadArgument: another kind or model, more than it has room for, a span beyond its rows.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +169,18 @@ class KernelBackend(Protocol):
         x: [rows, in], out: [rows, fused out], of one dtype, but out may be float32; unit stride in
         the last dimension. All staged values of one call hold the same kind of delta.
         """
+
+    def collect(self, shapes: Shapes, staged: Sequence[Staged | None]) -> tuple[Deltas, ...]:
+        """A variant's staged linears, None where it has none, as tables take them: one value for
+        each kind among them."""
+
+    def delta_table(
+        self, kind: type[Delta], shapes: Shapes, rows: int, capacity: int
+    ) -> DeltaTable:
+        """An empty table for steps of so many rows and up to `capacity` spans."""
+
+    def apply_table(self, x: Tensor, out: Tensor, table: DeltaTable, place: int) -> None:
+        """`apply` in linear `place` of the model, of what the table holds when this is run."""
 
     def reconstruct(self, base: Tensor, staged: Staged, out: Tensor) -> None:
         """out = base + D over the whole fused weight ([fused out, in], dtype of base), no biases.

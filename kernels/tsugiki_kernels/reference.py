@@ -16,9 +16,8 @@ from torch import Tensor
 
 from tsugiki_kernels import sampling
 from tsugiki_kernels.check import check_linear, check_parts, check_spans
-from tsugiki_kernels.deltas import (
-    Placed,
-)
+from tsugiki_kernels.delta_table import StagedDeltas, StagedTable, TableShape, by_kind, own_table
+from tsugiki_kernels.deltas import Delta, Placed
 from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.extent import Extent
 from tsugiki_kernels.formulas import bias_values, dense_weight, own_tensors, product, with_tensors
@@ -27,9 +26,12 @@ from tsugiki_kernels.interface import (
     Allocate,
     AttentionBatch,
     ColumnDraw,
+    Deltas,
+    DeltaTable,
     Draws,
     KernelBackend,
     Logprobs,
+    Shapes,
     Span,
     Staged,
     StagedLinears,
@@ -108,6 +110,22 @@ class ReferenceBackend:
             rows = x[start:stop].float()
             for placed in own(variant).parts if start < stop else ():
                 self._add(rows, out[start:stop], placed)
+
+    def collect(self, shapes: Shapes, staged: Sequence[Staged | None]) -> tuple[Deltas, ...]:
+        """See KernelBackend.collect."""
+        linears = [None if linear is None else own(linear) for linear in staged]
+        kinds = by_kind(linears, lambda linear: type(linear.parts[0].delta))
+        return tuple(StagedDeltas(kind, tuple(of_kind)) for kind, of_kind in kinds)
+
+    def delta_table(
+        self, kind: type[Delta], shapes: Shapes, rows: int, capacity: int
+    ) -> DeltaTable:
+        """See KernelBackend.delta_table."""
+        return StagedTable(TableShape(kind, shapes, rows, capacity))
+
+    def apply_table(self, x: Tensor, out: Tensor, table: DeltaTable, place: int) -> None:
+        """See KernelBackend.apply_table."""
+        self.apply(x, out, *own_table(table).of(place))
 
     def _add(self, rows: Tensor, out: Tensor, placed: Placed) -> None:
         delta = placed.delta

@@ -101,7 +101,7 @@ def output(variant, fused: str, columns: int, kernels=KERNELS) -> torch.Tensor:
     """What the variant adds to each column of a fused linear for the unit inputs."""
     out = torch.zeros(HIDDEN, columns)
     linear = variant.linears[fused]
-    linear.codec.apply(torch.eye(HIDDEN), out, [linear.staged], [(0, HIDDEN)], kernels)
+    kernels.apply(torch.eye(HIDDEN), out, [linear.staged], [(0, HIDDEN)])
     return out.T
 
 

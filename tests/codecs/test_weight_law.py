@@ -51,7 +51,7 @@ def _holds(variants, staged, spans, kernels, dtype):
     x = torch.randn(rows, IN, generator=torch.Generator().manual_seed(5)).to(dtype)
     y = torch.randn(rows, FUSED, generator=torch.Generator().manual_seed(6)).to(dtype)
     out = y.clone()
-    codec.apply(x, out, staged, spans, kernels)
+    kernels.apply(x, out, staged, spans)
     untouched = torch.ones(rows, dtype=torch.bool)
     for packed, (start, stop) in zip(variants, spans, strict=True):
         untouched[start:stop] = False
@@ -95,7 +95,7 @@ def test_a_zero_module_adds_its_bias_alone(recipe, example, kernels):
     extra = torch.linspace(-1, 1, OUT)
     staged = staged_alone(PlacedPacked(0, packed, extra), torch.float32, kernels)
     out = torch.zeros(3, OUT)
-    codec.apply(torch.randn(3, IN), out, [staged], [(0, 3)], kernels)
+    kernels.apply(torch.randn(3, IN), out, [staged], [(0, 3)])
     assert torch.equal(out, extra.expand(3, OUT))
 
 

@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Pr
 from tsugiki.codecs.base import EmbeddingDelta, Packed, ResidentVariant, StagedLinear
 from tsugiki.model.loader import BaseModel, load_base
 from tsugiki_kernels.deltas import DenseDelta, Placed
-from tsugiki_kernels.interface import KernelBackend, Span, Staged
 from tsugiki_kernels.reference import ReferenceBackend
 
 SIZES: dict[str, Any] = {
@@ -34,16 +33,6 @@ class DenseCodec:
     """The simplest delta: the difference itself. Two of them stand for two codecs in one step."""
 
     name: str
-
-    def apply(
-        self,
-        x: Tensor,
-        out: Tensor,
-        staged: Sequence[Staged],
-        spans: Sequence[Span],
-        kernels: KernelBackend,
-    ) -> None:
-        kernels.apply(x, out, staged, spans)
 
     def lookup(self, packed: Packed, ids: Tensor) -> Tensor:
         return packed.tensors["delta"][ids]

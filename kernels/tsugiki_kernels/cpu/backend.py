@@ -19,18 +19,21 @@ from tsugiki_kernels.cpu import weight as packed
 from tsugiki_kernels.cpu.deltas import own
 from tsugiki_kernels.cpu.program import Operation, Program, Step, run
 from tsugiki_kernels.cpu.records import AddBiases, Draw
-from tsugiki_kernels.deltas import (
-    Placed,
-)
+from tsugiki_kernels.cpu.table import CpuTable, collect, own_table
+from tsugiki_kernels.delta_table import TableShape, by_kind
+from tsugiki_kernels.deltas import Delta, Placed
 from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.interface import (
     Activation,
     Allocate,
     AttentionBatch,
     ColumnDraw,
+    Deltas,
+    DeltaTable,
     Draws,
     KernelBackend,
     Logprobs,
+    Shapes,
     Span,
     Staged,
     StagedLinears,
@@ -157,6 +160,30 @@ class CpuBackend:
         check_spans(x, out, len(staged), spans)
         if staged:
             self._change(deltas.apply(x, out, [own(variant) for variant in staged], spans))
+
+    def collect(self, shapes: Shapes, staged: Sequence[Staged | None]) -> tuple[Deltas, ...]:
+        """See KernelBackend.collect.
+
+        Raises:
+            BadArgument: a delta that does not fit its linear.
+        """
+        linears = [None if linear is None else own(linear) for linear in staged]
+        kinds = by_kind(linears, lambda linear: linear.kind)
+        return tuple(collect(kind, shapes, of_kind) for kind, of_kind in kinds)
+
+    def delta_table(
+        self, kind: type[Delta], shapes: Shapes, rows: int, capacity: int
+    ) -> DeltaTable:
+        """See KernelBackend.delta_table."""
+        return CpuTable(TableShape(kind, shapes, rows, capacity))
+
+    def apply_table(self, x: Tensor, out: Tensor, table: DeltaTable, place: int) -> None:
+        """See KernelBackend.apply_table.
+
+        Raises:
+            BadArgument: naming the argument that breaks the contract.
+        """
+        self._change(deltas.apply_table(x, out, own_table(table), place))
 
     def reconstruct(self, base: Tensor, staged: Staged, out: Tensor) -> None:
         """See KernelBackend.reconstruct.

@@ -4,6 +4,7 @@ Owns: which entry point serves which kind of delta. Knows nothing of the arithme
 deltas come to lie in memory (staging.py).
 """
 
+import ctypes
 from array import array
 from collections.abc import Sequence
 from itertools import chain
@@ -11,10 +12,11 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from tsugiki_kernels.check import ACTIVATIONS
+from tsugiki_kernels.check import ACTIVATIONS, check_spans
 from tsugiki_kernels.cpu.program import Operation
 from tsugiki_kernels.cpu.records import Apply, Reconstruct
 from tsugiki_kernels.cpu.staging import DTYPES, CpuStaged
+from tsugiki_kernels.cpu.table import CpuTable
 from tsugiki_kernels.deltas import DenseDelta, LowRankDelta, SignDelta, SparseDelta
 from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.interface import Span, Staged
@@ -40,21 +42,38 @@ def apply(x: Tensor, out: Tensor, linears: Sequence[CpuStaged], spans: Sequence[
     _check_step(x, out, linears)
     addresses = array("Q", [linear.address for linear in linears])
     flat = array("q", chain.from_iterable(spans))
-    call = Apply(
-        x.data_ptr(),
-        x.stride(0),
-        x.shape[1],
-        out.data_ptr(),
-        out.stride(0),
-        DTYPES[x.dtype],
-        DTYPES[out.dtype],
-        torch.get_num_threads(),
-        0,
-        addresses.buffer_info()[0],
-        flat.buffer_info()[0],
-        len(linears),
-    )
-    return Operation(_APPLY[linears[0].kind], call, kept=(x, out, linears, addresses, flat))
+    count = ctypes.c_int64(len(linears))
+    where = addresses.buffer_info()[0], 1, flat.buffer_info()[0], ctypes.addressof(count)
+    kept = (x, out, linears, addresses, flat, count)
+    return Operation(_APPLY[linears[0].kind], Apply(*_activations(x, out), *where), kept=kept)
+
+
+def apply_table(x: Tensor, out: Tensor, table: CpuTable, place: int) -> Operation:
+    """See KernelBackend.apply_table.
+
+    Raises:
+        BadArgument: naming the argument that breaks the contract.
+    """
+    shape = table.shape
+    check_spans(x, out, 0, ())
+    _check_strides(x, out)
+    outputs, inputs = shape.linears[place]
+    if x.shape != (shape.rows, inputs) or out.shape != (shape.rows, outputs):
+        raise BadArgument(
+            f"x, out: linear {place} of a table of {shape.rows} rows is {(outputs, inputs)}, found "
+            f"{tuple(x.shape)} and {tuple(out.shape)}"
+        )
+    where = table.linears(place), table.stride, table.spans, table.count
+    return Operation(_APPLY[shape.kind], Apply(*_activations(x, out), *where), kept=(x, out, table))
+
+
+def _activations(x: Tensor, out: Tensor) -> tuple[int, ...]:
+    """The fields of src/step.h: Step."""
+    strides = x.stride(0), out.stride(0)
+    dtypes = DTYPES[x.dtype], DTYPES[out.dtype]
+    threads, unused = torch.get_num_threads(), 0
+    at = x.data_ptr(), strides[0], x.shape[1], out.data_ptr(), strides[1]
+    return (*at, *dtypes, threads, unused)
 
 
 def reconstruct(base: Tensor, linear: CpuStaged, out: Tensor) -> Operation:
@@ -83,13 +102,17 @@ def own(staged: Staged) -> CpuStaged:
     return staged
 
 
-def _check_step(x: Tensor, out: Tensor, linears: Sequence[CpuStaged]) -> None:
+def _check_strides(x: Tensor, out: Tensor) -> None:
     for name, tensor in (("x", x), ("out", out)):
         if tensor.stride(1) != 1 or tensor.device.type != "cpu":
             raise BadArgument(
                 f"{name}: expected unit stride in the last dimension on cpu, found strides "
                 f"{tensor.stride()} on {tensor.device}"
             )
+
+
+def _check_step(x: Tensor, out: Tensor, linears: Sequence[CpuStaged]) -> None:
+    _check_strides(x, out)
     inputs, outputs, kind = x.shape[1], out.shape[1], linears[0].kind
     for linear in linears:
         if linear.kind is not kind:

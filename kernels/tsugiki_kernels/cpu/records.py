@@ -102,8 +102,9 @@ class Apply(ctypes.Structure):
         ("threads", _I32),
         ("unused", _I32),
         ("linears", _PTR),
+        ("stride", _I64),
         ("spans", _PTR),
-        ("variants", _I64),
+        ("count", _PTR),
     )
 
 

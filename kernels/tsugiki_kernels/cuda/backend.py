@@ -21,7 +21,8 @@ from tsugiki_kernels.cuda.program import Program, RecordingLauncher, Steps
 from tsugiki_kernels.cuda.staging import CudaStaged, own
 from tsugiki_kernels.cuda.upload import Uploader
 from tsugiki_kernels.cuda.work_list import work_list
-from tsugiki_kernels.deltas import Placed
+from tsugiki_kernels.delta_table import StagedDeltas, StagedTable, TableShape, by_kind, own_table
+from tsugiki_kernels.deltas import Delta, Placed
 from tsugiki_kernels.device import Device
 from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.formulas import bias_values
@@ -30,9 +31,12 @@ from tsugiki_kernels.interface import (
     Allocate,
     AttentionBatch,
     ColumnDraw,
+    Deltas,
+    DeltaTable,
     Draws,
     KernelBackend,
     Logprobs,
+    Shapes,
     Span,
     Staged,
     StagedLinears,
@@ -121,6 +125,34 @@ class CudaBackend:
             self._in_torch(lambda: self._formulas.apply(x, out, sources, spans))
         for form in dict.fromkeys(form for linear in linears for form, _ in linear.parts):
             self._apply_form(form, x, out, linears, spans)
+
+    def collect(self, shapes: Shapes, staged: Sequence[Staged | None]) -> tuple[Deltas, ...]:
+        """See KernelBackend.collect."""
+        linears = [None if linear is None else own(linear) for linear in staged]
+        kinds = by_kind(linears, lambda linear: linear.kind)
+        return tuple(StagedDeltas(kind, tuple(of_kind)) for kind, of_kind in kinds)
+
+    def delta_table(
+        self, kind: type[Delta], shapes: Shapes, rows: int, capacity: int
+    ) -> DeltaTable:
+        """See KernelBackend.delta_table."""
+        return StagedTable(TableShape(kind, shapes, rows, capacity))
+
+    def apply_table(self, x: Tensor, out: Tensor, table: DeltaTable, place: int) -> None:
+        """See KernelBackend.apply_table.
+
+        Raises:
+            BadArgument: naming the argument that breaks the contract.
+        """
+        held, direct = own_table(table), self._unrecorded()
+        # the host builds this run's work list, which a graph cannot
+        self._in_torch(lambda: direct.apply(x, out, *held.of(place)), capturable=False)
+
+    def _unrecorded(self) -> "CudaBackend":
+        """The backend that carries operations out at once."""
+        direct = copy(self)
+        direct._launcher, direct._recorded = self._direct, None
+        return direct
 
     def _apply_form(
         self,

@@ -5,7 +5,7 @@ linears are named and fused), `ResidentVariant` (a variant in memory, ready for 
 Does not know: files (artifact.py), tiers (variants/), requests (engine/), activations (model/).
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tsugiki.codecs.masks import Masks
 from tsugiki_kernels.deltas import Delta
-from tsugiki_kernels.interface import KernelBackend, Span, Staged
+from tsugiki_kernels.interface import Staged
 
 Role = Literal["delta", "parameters"]
 Options = Mapping[str, Any]
@@ -66,8 +66,9 @@ class PlacedPacked:
 class Codec(Protocol):
     """One way to store and apply a fine-tune. Stateless; one module-level CODEC instance per file.
 
-    The weight law holds for every backend, dtype and segment layout: what `apply` adds to `out`
-    equals `x @ (effective(base, packed).weight - base).T + bias` within `tolerance`.
+    The weight law holds for every backend, dtype and segment layout: what kernels add for the
+    `resident` form equals `x @ (effective(base, packed).weight - base).T + bias` within
+    `tolerance`.
     """
 
     name: str
@@ -129,16 +130,6 @@ class Codec(Protocol):
         Pure; runs on the loader thread. `dtype` is that of activations; masks come from `masks`, so
         that variants of one seed share them.
         """
-
-    def apply(
-        self,
-        x: Tensor,
-        out: Tensor,
-        staged: Sequence[Staged],
-        spans: Sequence[Span],
-        kernels: KernelBackend,
-    ) -> None:
-        """Add each variant's contribution to its rows of `out`, in place."""
 
     def rows_to_reconstruct(self, packed_options: Options, dtype: Any) -> int | None:
         """From how many tokens of one request's chunk a rebuilt dense weight is cheaper than the

@@ -3,13 +3,8 @@
 Owns: the parts of `Codec` that say nothing about a method. Does not know: any method.
 """
 
-from collections.abc import Sequence
-
-from torch import Tensor
-
 from tsugiki.codecs.base import Packed, Role
 from tsugiki.codecs.masks import Masks
-from tsugiki_kernels.interface import KernelBackend, Span, Staged
 
 
 class DeltaCodec:
@@ -17,17 +12,6 @@ class DeltaCodec:
 
     role: Role = "delta"
     tolerance = 2e-5
-
-    def apply(
-        self,
-        x: Tensor,
-        out: Tensor,
-        staged: Sequence[Staged],
-        spans: Sequence[Span],
-        kernels: KernelBackend,
-    ) -> None:
-        """See `Codec.apply`."""
-        kernels.apply(x, out, staged, spans)
 
     def prepare_lookup(self, packed: Packed, masks: Masks) -> Packed:
         """See `Codec.prepare_lookup`: nothing to prepare."""

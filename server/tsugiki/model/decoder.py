@@ -19,9 +19,10 @@ from tsugiki.model.embedding import embed, finish_logits
 from tsugiki.model.forward_pass import ForwardPass, Layer
 from tsugiki.model.kv_cache import KVCache
 from tsugiki.model.norms import NormWeights
-from tsugiki.model.recorded import LogitsPart, RecordedStep, RecordedSteps
+from tsugiki.model.recorded import LogitsPart, RecordedStep, RecordedSteps, step_shape
 from tsugiki.model.rope import cos_sin
-from tsugiki.model.step_plan import StepNorms, StepPlan, select_rows
+from tsugiki.model.step_plan import StepPlan, row_places, select_rows
+from tsugiki.model.variant_deltas import StepTables, VariantDeltas
 from tsugiki.model.variant_linear import VariantLinear
 from tsugiki.model.workspace import Workspace, take_activations, take_inputs
 from tsugiki_kernels.interface import KernelBackend
@@ -46,11 +47,16 @@ class Decoder:
         self.weights = weights
         self.kernels = kernels
         self._workspace = Workspace(weights.embedding.device)
-        self._linears = {name: VariantLinear(name, form) for name, form in weights.linears.items()}
+        shapes = {name: form.shape for name, form in weights.linears.items()}
+        self._deltas = VariantDeltas(shapes, kernels)
+        self._linears = {
+            name: VariantLinear(name, self._deltas.place(name), form)
+            for name, form in weights.linears.items()
+        }
         self._ropes = sorted(set(architecture.ropes))
         self._layers = [self._layer(i) for i in range(architecture.num_layers)]
-        self._norms = NormWeights(weights.norms, architecture.norm_plus_one)
-        self._steps = RecordedSteps(self._record, self._workspace)
+        self._norms = NormWeights(weights.norms, architecture.norm_plus_one, self._workspace)
+        self._steps = RecordedSteps(self._workspace)
         device, scale = weights.embedding.device, architecture.embed_scale
         # Gemma rounds the scale to the embedding's dtype before it multiplies
         self._embed_scale = None if scale is None else weights.embedding.new_tensor(scale)
@@ -63,21 +69,26 @@ class Decoder:
         Returns float32 [logit rows, largest vocabulary of these rows], never rounded to less; a
         row's logits beyond its own vocabulary are -inf. They stand until the next call.
         """
-        step = self._steps.get(batch, cache)
-        embedding, variants = self.weights.embedding, step.plan.variant_segments
-        hidden = embed(batch.token_ids, embedding, variants, self.kernels)
-        if self._embed_scale is not None:
-            hidden = hidden * self._embed_scale
-        step.inputs.fill(hidden, self._rotations(batch.positions), batch.attention)
+        plan, last = self._plans(batch)
+        places = self._norms.places([variant for _, variant in plan.variants])
+        shape = step_shape(batch, cache, plan, last), places is None
+        step = self._steps.get(
+            shape, lambda: self._record(batch, cache, plan, last, own_norms=places is not None)
+        )
+        step.inputs.fill(
+            self._embed(batch, plan), self._rotations(batch.positions), batch.attention
+        )
+        norms = None if places is None else row_places(plan.variants, places, plan.rows)
+        step.inputs.fill_rows(batch.logit_rows, None if norms is None else torch.tensor(norms))
+        step.fill_tables(plan, last)
         step.program.run()
-        last = step.last
-        vocab = self.architecture.vocab_size
-        return finish_logits(last.logits, last.hidden, last.segments, vocab)
+        return finish_logits(step.logits, step.hidden, last.segments, self.architecture.vocab_size)
 
     def forget_variants(self) -> None:
-        """Drop the recorded steps, which hold their variants in memory."""
-        self._steps.clear()
+        """Keep no variant alive between steps."""
+        self._steps.forget_variants()
         self._norms.forget()
+        self._deltas.forget()
 
     def _layer(self, i: int) -> Layer:
         return Layer(
@@ -98,34 +109,53 @@ class Decoder:
             for rope, inv_freq in zip(self._ropes, self._inv_freq, strict=True)
         ]
 
-    def _record(self, batch: Batch, cache: KVCache) -> RecordedStep:
+    def _embed(self, batch: Batch, plan: StepPlan) -> Tensor:
+        hidden = embed(batch.token_ids, self.weights.embedding, plan.variants, self.kernels)
+        return hidden if self._embed_scale is None else hidden * self._embed_scale
+
+    def _plans(self, batch: Batch) -> tuple[StepPlan, StepPlan]:
+        """Of all rows, and of those whose logits are wanted: the same where that is all."""
+        rows, wanted = len(batch.token_ids), batch.logit_rows.tolist()
+        plan = StepPlan(batch.segments, rows, self._deltas)
+        if len(wanted) == rows:
+            return plan, plan
+        return plan, StepPlan(select_rows(batch.segments, wanted), len(wanted), self._deltas)
+
+    def _record(
+        self, batch: Batch, cache: KVCache, plan: StepPlan, last: StepPlan, *, own_norms: bool
+    ) -> RecordedStep:
         space, dtype = self._workspace, self.weights.embedding.dtype
-        rows = len(batch.token_ids)
-        plan = StepPlan(batch.segments, rows)
+        sequences = len(batch.attention.context)
+        tables = StepTables(plan.kinds, self._deltas, plan.rows, sequences)
         asked = ForwardPass(
             architecture=self.architecture,
             layers=self._layers,
             lm_head=self._linears["lm_head"],
             plan=plan,
-            norms=StepNorms(self._norms, plan, self.weights.embedding.device),
+            tables=tables,
+            norms=self._norms,
+            own_norms=own_norms,
             cache=cache,
-            inputs=take_inputs(space, self.architecture, dtype, len(self._ropes), batch.attention),
-            acts=take_activations(space, self.architecture, dtype, rows),
-            last=self._logits_part(batch),
+            inputs=take_inputs(space, self.architecture, dtype, len(self._ropes), batch),
+            acts=take_activations(space, self.architecture, dtype, plan.rows),
+            last=self._logits_part(last, tables if last is plan else None, sequences),
         )
         program = self.kernels.record(asked.ask)
-        return RecordedStep(plan, cache, asked.inputs, asked.last, program)
+        rebuilt = tuple(variant for part in (plan, last) for _, variant in part.rebuilt)
+        end = asked.last
+        return RecordedStep(
+            cache, rebuilt, tables, end.tables, asked.inputs, end.hidden, end.logits, program
+        )
 
-    def _logits_part(self, batch: Batch) -> LogitsPart:
+    def _logits_part(self, plan: StepPlan, tables: StepTables | None, sequences: int) -> LogitsPart:
+        """`tables`: those of the step, when the logits of all its rows are wanted."""
         space, dtype = self._workspace, self.weights.embedding.dtype
-        device = self.weights.embedding.device
-        wanted = batch.logit_rows.tolist()
-        hidden = (len(wanted), self.architecture.hidden_size)
-        every_row = wanted == list(range(len(batch.token_ids)))
+        hidden = (plan.rows, self.architecture.hidden_size)
         return LogitsPart(
-            rows=None if every_row else batch.logit_rows.to(device, copy=True),
-            segments=select_rows(batch.segments, wanted),
+            every_row=tables is not None,
+            plan=plan,
+            tables=tables or StepTables(plan.kinds, self._deltas, plan.rows, sequences),
             hidden=space.take("last hidden", hidden, dtype),
             branch=space.take("last branch", hidden, dtype),
-            logits=space.take("logits", (len(wanted), self.architecture.vocab_size), torch.float32),
+            logits=space.take("logits", (plan.rows, self.architecture.vocab_size), torch.float32),
         )

@@ -13,8 +13,10 @@ from torch import Tensor
 from tsugiki.model.architecture import Architecture
 from tsugiki.model.kv_cache import KVCache
 from tsugiki.model.layout import FINAL_NORM
+from tsugiki.model.norms import NormWeights
 from tsugiki.model.recorded import LogitsPart
-from tsugiki.model.step_plan import StepNorms, StepPlan
+from tsugiki.model.step_plan import StepPlan
+from tsugiki.model.variant_deltas import StepTables
 from tsugiki.model.variant_linear import VariantLinear
 from tsugiki.model.workspace import Activations, Inputs
 from tsugiki_kernels.interface import KernelBackend
@@ -46,7 +48,9 @@ class ForwardPass:
     layers: Sequence[Layer]
     lm_head: VariantLinear
     plan: StepPlan
-    norms: StepNorms
+    tables: StepTables
+    norms: NormWeights
+    own_norms: bool  # False: every row has the base's
     cache: KVCache
     inputs: Inputs
     acts: Activations
@@ -73,8 +77,8 @@ class ForwardPass:
             self._norm_branch(f"{prefix}.post_feedforward_layernorm.weight", kernels)
 
     def _attention(self, layer: Layer, kernels: KernelBackend) -> None:
-        a, acts, plan = self.architecture, self.acts, self.plan
-        layer.qkv.forward(acts.normed, acts.qkv, plan.linear(layer.qkv.name), kernels)
+        a, acts = self.architecture, self.acts
+        layer.qkv.forward(acts.normed, acts.qkv, self.plan, self.tables, kernels)
         heads = acts.heads
         if a.qk_norm:
             self._norm_heads(f"{layer.prefix}.self_attn.q_norm.weight", heads.q, kernels)
@@ -84,38 +88,42 @@ class ForwardPass:
         kernels.write_kv(heads.k, heads.v, cache, where)
         scale, window = a.attention_scale, layer.window
         kernels.paged_attention(heads.q, cache, where, scale, window, heads.attended)
-        layer.o.forward(acts.attended, acts.branch, plan.linear(layer.o.name), kernels)
+        layer.o.forward(acts.attended, acts.branch, self.plan, self.tables, kernels)
 
     def _mlp(self, layer: Layer, kernels: KernelBackend) -> None:
-        acts, plan = self.acts, self.plan
-        layer.gate_up.forward(acts.normed, acts.gate_up, plan.linear(layer.gate_up.name), kernels)
+        acts, plan, tables = self.acts, self.plan, self.tables
+        layer.gate_up.forward(acts.normed, acts.gate_up, plan, tables, kernels)
         kernels.gate(acts.gate_up, self.architecture.activation, acts.gated)
-        layer.down.forward(acts.gated, acts.branch, plan.linear(layer.down.name), kernels)
+        layer.down.forward(acts.gated, acts.branch, plan, tables, kernels)
 
     def _logits(self, kernels: KernelBackend) -> None:
-        last, hidden, branch = self.last, self.inputs.hidden, self.acts.branch
-        norms = self.norms
-        if last.rows is not None:
-            kernels.gather(hidden, last.rows, last.hidden)
-            kernels.gather(branch, last.rows, last.branch)
-            hidden, branch, norms = last.hidden, last.branch, norms.for_rows(last.rows)
-        weight, index = norms.of(FINAL_NORM)
+        last, inputs, branch = self.last, self.inputs, self.acts.branch
+        hidden, places = inputs.hidden, inputs.norms
+        if not last.every_row:
+            kernels.gather(hidden, inputs.logit_rows, last.hidden)
+            kernels.gather(branch, inputs.logit_rows, last.branch)
+            hidden, branch, places = last.hidden, last.branch, inputs.logit_norms
+        weight, index = self._norm_of(FINAL_NORM, places)
         eps = self.architecture.norm_eps
         kernels.rms_norm(hidden, weight, index, eps, last.hidden, branch)
-        plan = StepPlan(last.segments, len(last.hidden)).linear(self.lm_head.name)
-        self.lm_head.forward(last.hidden, last.logits, plan, kernels)
+        self.lm_head.forward(last.hidden, last.logits, last.plan, last.tables, kernels)
 
     def _norm(self, name: str, kernels: KernelBackend, branch: Tensor | None) -> None:
         """The hidden state, with the branch added, into `acts.normed`."""
-        weight, index = self.norms.of(name)
+        weight, index = self._norm_of(name, self.inputs.norms)
         eps, hidden = self.architecture.norm_eps, self.inputs.hidden
         kernels.rms_norm(hidden, weight, index, eps, self.acts.normed, branch)
 
     def _norm_branch(self, name: str, kernels: KernelBackend) -> None:
-        weight, index = self.norms.of(name)
+        weight, index = self._norm_of(name, self.inputs.norms)
         branch = self.acts.branch
         kernels.rms_norm(branch, weight, index, self.architecture.norm_eps, branch)
 
     def _norm_heads(self, name: str, x: Tensor, kernels: KernelBackend) -> None:
-        weight, index = self.norms.of(name)
+        weight, index = self._norm_of(name, self.inputs.norms)
         kernels.rms_norm(x, weight, index, self.architecture.norm_eps, x)
+
+    def _norm_of(self, name: str, places: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What `KernelBackend.rms_norm` takes: weight [n, dim] and each row's place in it."""
+        weight = self.norms.of(name, base_alone=not self.own_norms)
+        return weight, places if self.own_norms else None

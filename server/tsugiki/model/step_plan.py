@@ -1,31 +1,19 @@
 """Which rows of a step get what: computed once per step, before any activation exists.
 
-Owns: `StepPlan`: for every fused linear the fused groups, the rebuilt rows and the rows left to the
-base; for every norm the weight of each row. Does not know: activations, kernels, the order of
-layers.
+Owns: `StepPlan`: the variants of some rows with what they add, the rows that multiply with a
+rebuilt weight and the rows left to the base. Does not know: activations, the order of layers.
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
-from copy import copy
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
-import torch
-from torch import Tensor
-
-from tsugiki.codecs.base import Codec, ResidentVariant, StagedLinear
+from tsugiki.codecs.base import ResidentVariant, StagedLinear
 from tsugiki.model.batch import Segment
-from tsugiki.model.norms import NormWeights
-from tsugiki_kernels.interface import Span, Staged
-
-
-@dataclass(frozen=True, slots=True)
-class FusedGroup:
-    """Deltas of one codec that stay compressed: one kernel call."""
-
-    codec: Codec
-    staged: Sequence[Staged]
-    spans: Sequence[Span]
+from tsugiki.model.variant_deltas import Fused, VariantDeltas, is_rebuilt
+from tsugiki_kernels.deltas import Delta
+from tsugiki_kernels.interface import Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,81 +26,52 @@ class Rebuilt:
 
 @dataclass(frozen=True, slots=True)
 class LinearPlan:
-    """What one fused linear does in this step beside, or instead of, the base."""
+    """Which rows of one fused linear skip the base."""
 
-    fused: Sequence[FusedGroup]
     rebuilt: Sequence[Rebuilt]
-    base_rows: Sequence[Span]  # rows not rebuilt; maximal runs, ascending
+    base_rows: Sequence[Span]  # the others; maximal runs, ascending
 
 
 class StepPlan:
-    """The plan of one step over `rows` rows; a linear's part is worked out when asked for."""
+    """The plan of some rows of a step."""
 
-    def __init__(self, segments: Sequence[Segment], rows: int) -> None:
+    def __init__(self, segments: Sequence[Segment], rows: int, deltas: VariantDeltas) -> None:
+        self.segments = segments
         self.rows = rows
-        self.variant_segments = tuple((s, s.variant) for s in segments if s.variant is not None)
-        self.variants = list({id(v): v for _, v in self.variant_segments}.values())
+        self.variants = tuple((s, s.variant) for s in segments if s.variant is not None)
+        self.rebuilt = tuple((s, v) for s, v in self.variants if deltas.rebuilds(v, s.chunk_tokens))
+        self.fused: list[Fused] = [
+            (deltas.fused(v, s.chunk_tokens), (s.start, s.stop)) for s, v in self.variants
+        ]
+
+    @cached_property
+    def kinds(self) -> tuple[type[Delta], ...]:
+        """The kinds of deltas that stay compressed, by name."""
+        kinds = {deltas.kind for group, _ in self.fused for deltas in group}
+        return tuple(sorted(kinds, key=lambda kind: kind.__name__))
+
+    @property
+    def shape(self) -> Hashable:
+        """Equal for plans whose steps ask for the same operations, as long as the variants in
+        `rebuilt` are alive."""
+        rebuilt = tuple((id(v), s.start, s.stop, s.chunk_tokens) for s, v in self.rebuilt)
+        return self.rows, self.kinds, rebuilt
 
     def linear(self, name: str) -> LinearPlan | None:
-        """The plan of a fused linear; None: the base's output stands for all rows."""
-        if not self.variant_segments:
+        """The rows of a fused linear that skip the base; None: none do."""
+        spans: dict[int, tuple[StagedLinear, list[Span]]] = {}
+        for segment, variant in self.rebuilt:
+            linear = variant.linears.get(name)
+            if linear is not None and is_rebuilt(linear, segment.chunk_tokens):
+                own = spans.setdefault(id(linear), (linear, []))[1]
+                own.append((segment.start, segment.stop))
+        if not spans:
             return None
-        return plan_linear(name, self.variant_segments, self.rows)
-
-    def row_variants(self) -> Tensor:
-        """int64 [rows], CPU: 0 for base rows, else 1 + the place of the variant in `variants`."""
-        number = {id(variant): i for i, variant in enumerate(self.variants, start=1)}
-        index = torch.zeros(self.rows, dtype=torch.int64)
-        for segment, variant in self.variant_segments:
-            index[segment.start : segment.stop] = number[id(variant)]
-        return index
-
-
-class StepNorms:
-    """The weight of each norm for the rows of one step."""
-
-    def __init__(self, weights: NormWeights, plan: StepPlan, device: torch.device) -> None:
-        self._weights = weights
-        self._stacks = weights.stack(plan.variants)  # None: all rows have the base's
-        self._index = None if self._stacks is None else plan.row_variants().to(device)
-
-    def of(self, name: str) -> tuple[Tensor, Tensor | None]:
-        """What `KernelBackend.rms_norm` takes: weight [n, dim] and each row's place in it."""
-        return self._weights.stacked(name, self._stacks), self._index
-
-    def for_rows(self, rows: Tensor) -> "StepNorms":
-        """The same for a selection of the step's rows (int64 [n])."""
-        chosen = copy(self)
-        chosen._index = None if self._index is None else self._index[rows]
-        return chosen
-
-
-def plan_linear(
-    name: str, segments: Sequence[tuple[Segment, ResidentVariant]], rows: int
-) -> LinearPlan | None:
-    """Group the rows of one fused linear. Fused or rebuilt follows from the request's own chunk."""
-    fused: dict[str, tuple[Codec, list[Staged], list[Span]]] = {}
-    rebuilt: dict[int, tuple[StagedLinear, list[Span]]] = {}
-    for segment, variant in segments:
-        linear = variant.linears.get(name)
-        if linear is None:
-            continue
-        span = (segment.start, segment.stop)
-        threshold = linear.reconstruct_from
-        if threshold is not None and segment.chunk_tokens >= threshold:
-            rebuilt.setdefault(id(linear), (linear, []))[1].append(span)
-        else:
-            _, staged, spans = fused.setdefault(linear.codec.name, (linear.codec, [], []))
-            staged.append(linear.staged)
-            spans.append(span)
-    if not fused and not rebuilt:
-        return None
-    skipped = sorted(span for _, spans in rebuilt.values() for span in spans)
-    return LinearPlan(
-        fused=[FusedGroup(*group) for group in fused.values()],
-        rebuilt=[Rebuilt(*entry) for entry in rebuilt.values()],
-        base_rows=remaining_rows(skipped, rows),
-    )
+        skipped = sorted(span for _, own in spans.values() for span in own)
+        return LinearPlan(
+            rebuilt=[Rebuilt(*entry) for entry in spans.values()],
+            base_rows=remaining_rows(skipped, self.rows),
+        )
 
 
 def remaining_rows(skipped: Sequence[Span], rows: int) -> list[Span]:
@@ -139,3 +98,13 @@ def select_rows(segments: Sequence[Segment], rows: Sequence[int]) -> list[Segmen
             tokens = min(segment.chunk_tokens, stop - start)
             selected.append(Segment(segment.variant, start, stop, tokens))
     return selected
+
+
+def row_places(
+    variants: Sequence[tuple[Segment, ResidentVariant]], places: dict[int, int], rows: int
+) -> list[int]:
+    """For each row the place of its variant, by the variant's id; 0 for rows of the base."""
+    found = [0] * rows
+    for segment, variant in variants:
+        found[segment.start : segment.stop] = [places[id(variant)]] * (segment.stop - segment.start)
+    return found

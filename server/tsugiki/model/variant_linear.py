@@ -1,39 +1,40 @@
 """The only place where variants meet the activations of a linear.
 
-Owns: carrying out a `LinearPlan`: the base form for the rows it keeps, fused deltas on top of it, a
-rebuilt dense weight for the other rows. Does not know: codecs' formats, requests, layers.
+Owns: the base form for the rows it keeps, a rebuilt dense weight for the other rows, and what stays
+compressed on top. Does not know: codecs' formats, requests, layers.
 """
 
 import torch
 from torch import Tensor
 
 from tsugiki.model.base_form import BaseForm
-from tsugiki.model.step_plan import LinearPlan, Rebuilt
+from tsugiki.model.step_plan import Rebuilt, StepPlan
+from tsugiki.model.variant_deltas import StepTables
 from tsugiki_kernels.interface import KernelBackend
 
 
 class VariantLinear:
     """A fused linear of the base, plus whatever the variants of a step change in it."""
 
-    __slots__ = ("form", "name")
+    __slots__ = ("form", "name", "place")
 
-    def __init__(self, name: str, form: BaseForm) -> None:
+    def __init__(self, name: str, place: int, form: BaseForm) -> None:
         self.name = name  # "layers.3.qkv"
+        self.place = place  # in the tables of a step
         self.form = form
 
     def forward(
-        self, x: Tensor, out: Tensor, plan: LinearPlan | None, kernels: KernelBackend
+        self, x: Tensor, out: Tensor, plan: StepPlan, tables: StepTables, kernels: KernelBackend
     ) -> None:
         """[rows, in] -> [rows, out], activation dtype, every row under its own variant."""
-        if plan is None:
+        rows = plan.linear(self.name)
+        if rows is None:
             self.form.matmul(x, out, None, kernels)
-            return
-        if plan.base_rows:
-            self.form.matmul(x, out, plan.base_rows, kernels)
-        for rebuilt in plan.rebuilt:
+        elif rows.base_rows:
+            self.form.matmul(x, out, rows.base_rows, kernels)
+        for rebuilt in () if rows is None else rows.rebuilt:
             self._rebuild(x, out, rebuilt, kernels)
-        for group in plan.fused:
-            group.codec.apply(x, out, group.staged, group.spans, kernels)
+        tables.apply(x, out, self.place, kernels)
 
     def _rebuild(self, x: Tensor, out: Tensor, rebuilt: Rebuilt, kernels: KernelBackend) -> None:
         base, staged = self.form.dense(), rebuilt.linear.staged

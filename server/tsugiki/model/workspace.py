@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tsugiki.model.architecture import Architecture
+from tsugiki.model.batch import Batch
 from tsugiki_kernels.interface import AttentionBatch
 
 
@@ -45,6 +46,9 @@ class Inputs:
     hidden: Tensor  # [rows, hidden]: the embedded tokens; layers add to it
     rotations: tuple[Tensor, ...]  # per distinct rope: [2, rows, head_dim]
     where: AttentionBatch
+    norms: Tensor  # int64 [rows]: the place of each row's norms
+    logit_rows: Tensor  # int64 [n], of the step
+    logit_norms: Tensor  # int64 [n]
 
     def fill(self, hidden: Tensor, rotations: Sequence[Tensor], where: AttentionBatch) -> None:
         """Copy a step's own values in."""
@@ -55,6 +59,14 @@ class Inputs:
         self.where.context.copy_(where.context)
         self.where.slots.copy_(where.slots)
         self.where.block_tables[:, : where.block_tables.shape[1]].copy_(where.block_tables)
+
+    def fill_rows(self, logit_rows: Tensor, norms: Tensor | None) -> None:
+        """Which rows' logits are wanted, and where each row's norms stand (int64 [rows], on the
+        CPU; None: nobody reads it)."""
+        self.logit_rows.copy_(logit_rows)
+        if norms is not None:
+            self.norms.copy_(norms)
+            self.logit_norms.copy_(norms[logit_rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +94,10 @@ class Activations:
 
 
 def take_inputs(
-    space: Workspace, a: Architecture, dtype: torch.dtype, ropes: int, where: AttentionBatch
+    space: Workspace, a: Architecture, dtype: torch.dtype, ropes: int, batch: Batch
 ) -> Inputs:
-    """Room for the inputs of steps of the same shape as `where`, table width rounded up."""
+    """Room for the inputs of steps of the same shape, table width rounded up."""
+    where, logits = batch.attention, len(batch.logit_rows)
     rows, sequences = len(where.slots), len(where.context)
     width = table_width(where)
     return Inputs(
@@ -99,6 +112,9 @@ def take_inputs(
             slots=space.take("slots", (rows,), torch.int64),
             block_size=where.block_size,
         ),
+        norms=space.take("places of norms", (rows,), torch.int64),
+        logit_rows=space.take("logit rows", (logits,), torch.int64),
+        logit_norms=space.take("places of last norms", (logits,), torch.int64),
     )
 
 

@@ -54,20 +54,20 @@ void apply_group(const Step& step, const Part& part, int64_t group, const Span& 
 }
 
 template <class Linear>
-void apply(const Step& step, const Linear* const* linears, const Span* spans, int64_t variants) {
-  const Rows rows(step, spans, variants);
+void apply(const Apply& call) {
+  const Rows rows(call, call.spans, call.variants());
   TaskList list;
-  for (int64_t v = 0; v < variants; ++v)
-    for (int64_t p = 0; p < linears[v]->count; ++p) {
-      const auto& part = linears[v]->parts[p];
-      list.add(v, p, (part.rows + LANES - 1) / LANES, cost_of(part, step.inputs) * rows.count(v));
+  for (int64_t v = 0; v < call.variants(); ++v)
+    for (int64_t p = 0; p < call.linear<Linear>(v).count; ++p) {
+      const auto& part = call.linear<Linear>(v).parts[p];
+      list.add(v, p, (part.rows + LANES - 1) / LANES, cost_of(part, call.inputs) * rows.count(v));
     }
-  list.cut(step.threads);
-  parallel_for(int64_t(list.tasks.size()), step.threads, list.worth_forking(), [&](int64_t i) {
+  list.cut(call.threads);
+  parallel_for(int64_t(list.tasks.size()), call.threads, list.worth_forking(), [&](int64_t i) {
     const Task& task = list.tasks[i];
-    const auto& part = linears[task.variant]->parts[task.part];
+    const auto& part = call.linear<Linear>(task.variant).parts[task.part];
     for (int64_t g = task.first_group; g < task.last_group; ++g)
-      apply_group(step, part, g, spans[task.variant], rows.of(task.variant), rows.stride);
+      apply_group(call, part, g, call.spans[task.variant], rows.of(task.variant), rows.stride);
   });
 }
 
@@ -99,10 +99,6 @@ extern "C" void tsugiki_bias(const AddBiases* call) {
   add_biases(linear + sizeof(int64_t), *(const int64_t*)linear, call->part_bytes, call->out);
 }
 
-extern "C" void tsugiki_sign_apply(const Apply* call) {
-  apply(*call, (const SignLinear* const*)call->linears, call->spans, call->variants);
-}
+extern "C" void tsugiki_sign_apply(const Apply* call) { apply<SignLinear>(*call); }
 
-extern "C" void tsugiki_dense_apply(const Apply* call) {
-  apply(*call, (const DenseLinear* const*)call->linears, call->spans, call->variants);
-}
+extern "C" void tsugiki_dense_apply(const Apply* call) { apply<DenseLinear>(*call); }

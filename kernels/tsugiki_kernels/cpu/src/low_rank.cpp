@@ -23,23 +23,22 @@ struct LowRankLinear {
 
 constexpr int64_t RANKS_AT_ONCE = 8;
 
-inline const LowRankLinear* const* linears_of(const Apply& call) {
-  return (const LowRankLinear* const*)call.linears;
+inline const LowRankLinear& linear_of(const Apply& call, int64_t variant) {
+  return call.linear<LowRankLinear>(variant);
 }
 
 // meet(variant, place of the part, part) for all of them.
 template <class Meet>
 inline void for_parts(const Apply& call, Meet meet) {
-  const LowRankLinear* const* linears = linears_of(call);
-  for (int64_t v = 0; v < call.variants; ++v)
-    for (int64_t p = 0; p < linears[v]->count; ++p) meet(v, p, linears[v]->parts[p]);
+  for (int64_t v = 0; v < call.variants(); ++v)
+    for (int64_t p = 0; p < linear_of(call, v).count; ++p) meet(v, p, linear_of(call, v).parts[p]);
 }
 
 Middle::Middle(const Apply& call) : call_(call) {
   int64_t floats = 0;
-  for (int64_t v = 0; v < call.variants; ++v) {
+  for (int64_t v = 0; v < call.variants(); ++v) {
     places_.push_back({floats});
-    for (int64_t p = 0; p < linears_of(call)[v]->count; ++p) floats += size_of(v, p);
+    for (int64_t p = 0; p < linear_of(call, v).count; ++p) floats += size_of(v, p);
   }
   data_ = scratch(MIDDLE, floats);
 }
@@ -52,7 +51,7 @@ float* Middle::of(int64_t variant, int64_t part) const {
 
 int64_t Middle::size_of(int64_t variant, int64_t part) const {
   const Span& span = call_.spans[variant];
-  return linears_of(call_)[variant]->parts[part].rank * (span.stop - span.start);
+  return linear_of(call_, variant).parts[part].rank * (span.stop - span.start);
 }
 
 #if defined(TSUGIKI_AVX512) && defined(__AVX512BF16__)
@@ -204,7 +203,7 @@ void shrink_all(const Apply& call, const Rows* rows, const Middle& middle) {
   list.cut(call.threads);
   const std::vector<Task>& tasks = list.tasks;
   const auto part_of = [&](const Task& task) -> const LowRankPart& {
-    return linears_of(call)[task.variant]->parts[task.part];
+    return linear_of(call, task.variant).parts[task.part];
   };
   parallel_for(int64_t(tasks.size()), call.threads, list.worth_forking(), [&](int64_t i) {
     if (i + 1 < int64_t(tasks.size())) fetch_a(part_of(tasks[i + 1]), tasks[i + 1], call.inputs);
@@ -220,12 +219,11 @@ bool all_have_pairs(const Apply& call) {
   return all;
 }
 
-LowRankApply::LowRankApply(const Apply& call)
-    : call_(call), linears_(linears_of(call)), middle_(call) {
+LowRankApply::LowRankApply(const Apply& call) : call_(call), middle_(call) {
   if (all_have_pairs(call)) {
     shrink_all(call, nullptr, middle_);
   } else {
-    const Rows rows(call, call.spans, call.variants);
+    const Rows rows(call, call.spans, call.variants());
     shrink_all(call, &rows, middle_);
   }
 }

@@ -5,8 +5,6 @@
 
 namespace tsugiki {
 
-struct LowRankLinear;
-
 // The shrunk tokens of each part of each variant: [tokens, rank] each.
 class Middle {
  public:
@@ -47,7 +45,6 @@ class LowRankApply {
 
  private:
   const Apply& call_;
-  const LowRankLinear* const* linears_;
   Middle middle_;
 };
 

@@ -44,14 +44,17 @@ inline int64_t group_cost(const SparsePart& part, int64_t tokens) {
   return part.by_row ? (part.kept + LANES) * 2 * tokens : (part.kept + 4) * (tokens + 1);
 }
 
-SparseApply::SparseApply(const Apply& call)
-    : call_(call), linears_((const SparseLinear* const*)call.linears), number_(++calls()) {}
+inline const SparseLinear& linear_of(const Apply& call, int64_t variant) {
+  return call.linear<SparseLinear>(variant);
+}
+
+SparseApply::SparseApply(const Apply& call) : call_(call), number_(++calls()) {}
 
 int64_t SparseApply::cost() const {
   int64_t total = 0;
-  for (int64_t v = 0; v < call_.variants; ++v)
-    for (int64_t p = 0; p < linears_[v]->count; ++p) {
-      const SparsePart& part = linears_[v]->parts[p];
+  for (int64_t v = 0; v < call_.variants(); ++v)
+    for (int64_t p = 0; p < linear_of(call_, v).count; ++p) {
+      const SparsePart& part = linear_of(call_, v).parts[p];
       total += groups_of(part) * group_cost(part, call_.spans[v].stop - call_.spans[v].start);
     }
   return total;
@@ -59,22 +62,23 @@ int64_t SparseApply::cost() const {
 
 int64_t SparseApply::outputs() const {
   int64_t most = 0;
-  for (int64_t v = 0; v < call_.variants; ++v)
-    for (int64_t p = 0; p < linears_[v]->count; ++p)
-      most = std::max(most, linears_[v]->parts[p].offset + linears_[v]->parts[p].rows);
+  for (int64_t v = 0; v < call_.variants(); ++v)
+    for (int64_t p = 0; p < linear_of(call_, v).count; ++p)
+      most = std::max(most, linear_of(call_, v).parts[p].offset + linear_of(call_, v).parts[p].rows);
   return most;
 }
 
 bool SparseApply::cuts_at_sixteens() const {
-  for (int64_t v = 0; v < call_.variants; ++v)
-    for (int64_t p = 0; p < linears_[v]->count; ++p)
-      if (linears_[v]->parts[p].offset % LANES != 0) return false;
+  for (int64_t v = 0; v < call_.variants(); ++v)
+    for (int64_t p = 0; p < linear_of(call_, v).count; ++p)
+      if (linear_of(call_, v).parts[p].offset % LANES != 0) return false;
   return true;
 }
 
 void fetch_groups(const SparsePart& part, const GroupRange& groups) {
   const Group from = group_of(part, groups.first);
-  const int64_t lists = (groups.last - groups.first) * LANES / std::max<int64_t>(LANES, part.rows_per_mask);
+  const int64_t rows = (groups.last - groups.first) * LANES;
+  const int64_t lists = rows / std::max<int64_t>(LANES, part.rows_per_mask);
   fetch_bytes(from.columns, lists * part.kept * 2);
   fetch_bytes(from.codes, lists * part.code_stride);
   fetch_bytes(part.step + groups.first * LANES / part.rows_per_step, 2);
@@ -84,9 +88,9 @@ void fetch_groups(const SparsePart& part, const GroupRange& groups) {
 }
 
 void SparseApply::fetch(const OutputRange& outputs) const {
-  for (int64_t v = 0; v < call_.variants; ++v)
-    for (int64_t p = 0; p < linears_[v]->count; ++p) {
-      const SparsePart& part = linears_[v]->parts[p];
+  for (int64_t v = 0; v < call_.variants(); ++v)
+    for (int64_t p = 0; p < linear_of(call_, v).count; ++p) {
+      const SparsePart& part = linear_of(call_, v).parts[p];
       const GroupRange groups(part, outputs);
       if (groups.first < groups.last && !part.by_row) fetch_groups(part, groups);
     }
@@ -94,12 +98,12 @@ void SparseApply::fetch(const OutputRange& outputs) const {
 
 void SparseApply::apply(const OutputRange& outputs) const {
   Tokens& tokens = Tokens::of(
-      number_, call_, call_.spans, call_.variants,
-      [&](int64_t v, int count) { return form_for(call_, *linears_[v], count); });
-  for (int64_t v = 0; v < call_.variants; ++v)
+      number_, call_, call_.spans, call_.variants(),
+      [&](int64_t v, int count) { return form_for(call_, linear_of(call_, v), count); });
+  for (int64_t v = 0; v < call_.variants(); ++v)
     tokens.for_blocks(call_, v, [&](const TokenBlock& block) {
-      for (int64_t p = 0; p < linears_[v]->count; ++p) {
-        const SparsePart& part = linears_[v]->parts[p];
+      for (int64_t p = 0; p < linear_of(call_, v).count; ++p) {
+        const SparsePart& part = linear_of(call_, v).parts[p];
         const GroupRange groups(part, outputs);
         if (groups.first < groups.last)
           apply_block(call_, part, groups.first, groups.last, block);

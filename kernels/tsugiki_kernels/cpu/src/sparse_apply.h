@@ -7,8 +7,6 @@
 
 namespace tsugiki {
 
-struct SparseLinear;
-
 class SparseApply {
  public:
   explicit SparseApply(const Apply& call);
@@ -35,7 +33,6 @@ class SparseApply {
   }
 
   const Apply& call_;
-  const SparseLinear* const* linears_;
   uint64_t number_;  // tells the threads when a call is another one
 };
 

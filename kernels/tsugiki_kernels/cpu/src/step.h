@@ -42,12 +42,21 @@ struct Step {
   int32_t threads, unused;
 };
 
-// One call for all variants of a step; linears[v] changes the rows of spans[v]. Mirrored by
+// One call for all variants of a step; what it points to may differ from run to run. Mirrored by
 // records.py.
 struct Apply : Step {
-  const void* const* linears;
-  const Span* spans;
-  int64_t variants;
+  const void* const* linears;  // the first variant's
+  int64_t stride;              // to the next variant's: a table holds many linears
+  const Span* spans;           // one for each variant
+  const int64_t* count;
+
+  int64_t variants() const { return *count; }
+
+  // What variant v changes in the rows of spans[v].
+  template <class Linear>
+  const Linear& linear(int64_t v) const {
+    return *(const Linear*)linears[v * stride];
+  }
 };
 
 // Work below this many 16-lane multiply-adds (about 25 us) is not worth waking other threads: that

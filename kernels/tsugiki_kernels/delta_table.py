@@ -1,0 +1,104 @@
+"""What tables of deltas have in common, and one for backends that look into it from Python.
+
+Owns: what a table demands of what it is filled with. Knows nothing of how a kernel reads it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from tsugiki_kernels.deltas import Delta
+from tsugiki_kernels.errors import BadArgument
+from tsugiki_kernels.interface import Deltas, DeltaTable, Shapes, Span, Staged
+
+Linear = TypeVar("Linear")  # a staged linear of some backend
+
+
+@dataclass(frozen=True, slots=True)
+class TableShape:
+    """What a table is for; see KernelBackend.delta_table."""
+
+    kind: type[Delta]
+    linears: Shapes
+    rows: int
+    capacity: int
+
+    def check(self, deltas: Sequence[Deltas], spans: Sequence[Span]) -> None:
+        """What is to be filled in fits.
+
+        Raises:
+            BadArgument: naming what does not.
+        """
+        if len(deltas) != len(spans) or len(deltas) > self.capacity:
+            raise BadArgument(
+                f"spans: expected one for each of the deltas and at most {self.capacity}, found "
+                f"{len(spans)} for {len(deltas)}"
+            )
+        for found in deltas:
+            if found.kind is not self.kind:
+                names = f"{self.kind.__name__}, found {found.kind.__name__}"
+                raise BadArgument(f"deltas: expected the table's kind, {names}")
+        for start, stop in spans:
+            if not 0 <= start <= stop <= self.rows:
+                raise BadArgument(f"spans: ({start}, {stop}) is not within {self.rows} rows")
+
+
+@dataclass(frozen=True, slots=True)
+class StagedDeltas:
+    """One variant's linears of a kind, as they were staged; None where it has none of that kind."""
+
+    kind: type[Delta]
+    staged: tuple[Staged | None, ...]
+
+
+class StagedTable:
+    """See interface.DeltaTable."""
+
+    def __init__(self, shape: TableShape) -> None:
+        self._shape = shape
+        self._entries: list[tuple[StagedDeltas, Span]] = []
+
+    def fill(self, deltas: Sequence[Deltas], spans: Sequence[Span]) -> None:
+        """See interface.DeltaTable."""
+        self._shape.check(deltas, spans)
+        self._entries = list(zip(map(own_deltas, deltas), spans, strict=True))
+
+    def of(self, place: int) -> tuple[list[Staged], list[Span]]:
+        """What the variants change in one linear, and the rows of those that change it."""
+        found = [
+            (staged, span)
+            for deltas, span in self._entries
+            if (staged := deltas.staged[place]) is not None
+        ]
+        return [staged for staged, _ in found], [span for _, span in found]
+
+
+def by_kind(
+    linears: Sequence[Linear | None], kind_of: Callable[[Linear], type[Delta]]
+) -> Iterator[tuple[type[Delta], list[Linear | None]]]:
+    """Each kind that occurs, in order of its name, and the linears of that kind in their places."""
+    kinds = [None if linear is None else kind_of(linear) for linear in linears]
+    for kind in sorted({kind for kind in kinds if kind is not None}, key=lambda k: k.__name__):
+        yield kind, [s if of is kind else None for s, of in zip(linears, kinds, strict=True)]
+
+
+def own_deltas(deltas: Deltas) -> StagedDeltas:
+    """The value as `KernelBackend.collect` of a backend without tables of its own made it.
+
+    Raises:
+        BadArgument: another backend made it.
+    """
+    if not isinstance(deltas, StagedDeltas):
+        raise BadArgument(f"deltas: made by another backend ({type(deltas).__name__})")
+    return deltas
+
+
+def own_table(table: DeltaTable) -> StagedTable:
+    """The table as a backend without tables of its own made it.
+
+    Raises:
+        BadArgument: another backend made it.
+    """
+    if not isinstance(table, StagedTable):
+        raise BadArgument(f"table: made by another backend ({type(table).__name__})")
+    return table
