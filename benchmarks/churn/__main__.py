@@ -28,6 +28,7 @@ from pathlib import Path
 
 import httpx
 
+from benchmarks.arithmetic import arithmetic
 from benchmarks.churn.known import Known, chosen, distinct_share, most_distinct
 from benchmarks.churn.ledger import Ledger
 from benchmarks.churn.memory import value_of
@@ -61,8 +62,11 @@ def main() -> int:
     args = arguments()
     base = resolve_base(args.base, default_cache_dir())
     known = Known.load(args.folder / f"answers-{args.dtype}.json")
-    if len(known.digests) < LEAST_VARIANTS:
-        raise SystemExit(f"too few known answers in {args.folder}; run benchmarks.churn.answers")
+    if len(known.digests) < LEAST_VARIANTS or known.arithmetic != arithmetic():
+        raise SystemExit(
+            f"too few known answers in {args.folder} by this arithmetic; "
+            "run benchmarks.churn.answers"
+        )
     settings = settings_of(args, known)
     print(described(settings, known, args), flush=True)
     with tempfile.TemporaryDirectory() as name:

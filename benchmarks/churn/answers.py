@@ -25,6 +25,7 @@ import httpx
 import torch
 from transformers import AutoModelForCausalLM
 
+from benchmarks.arithmetic import arithmetic
 from benchmarks.churn.known import Known, Tokens, distinct_share, most_distinct
 from benchmarks.churn.variants import default_folder
 from benchmarks.oracle import decompress
@@ -122,13 +123,14 @@ async def collect(
     dtype: str,
     questions: Sequence[tuple[str, str]] = QUESTIONS,
 ) -> Known:
-    """All known answers; asks for what the JSON at `path` lacks, saving as it goes. The server
-    serves exactly these files, under their stems."""
+    """All known answers; asks for what the JSON at `path` lacks, saving as it goes; anew when it
+    came from other arithmetic. The server serves exactly these files, under their stems."""
     async with httpx.AsyncClient(base_url=url, timeout=600.0) as http:
         prompts = await prompts_of(http, files[0].stem, questions)
         known = Known.load(path)
-        if (known.dtype, known.prompts) != (dtype, prompts):
-            known = Known(dtype, prompts)
+        wanted = Known(dtype, prompts, arithmetic())
+        if (known.dtype, known.prompts, known.arithmetic) != (dtype, prompts, wanted.arithmetic):
+            known = wanted
         digests = {file.stem: read_header(file).digest for file in files}
         missing = [stem for stem in digests if digests[stem] not in known.kept]
         for start in range(0, len(missing), AT_ONCE):

@@ -6,7 +6,7 @@ Does not know how answers are found (answers.py).
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import combinations
 from pathlib import Path
 
@@ -21,13 +21,14 @@ class Known:
 
     dtype: str
     prompts: tuple[Tokens, ...]
+    arithmetic: str = ""  # that computed them; benchmarks/arithmetic.py
     digests: dict[str, str] = field(default_factory=dict)  # by stem of the file
     kept: dict[str, tuple[Tokens, ...]] = field(default_factory=dict)  # by digest
 
     def save(self, path: Path) -> None:
         """Replace the file at once."""
         temporary = path.with_suffix(".tmp")
-        content = {name: getattr(self, name) for name in ("dtype", "prompts", "digests", "kept")}
+        content = {field.name: getattr(self, field.name) for field in fields(self)}
         temporary.write_text(json.dumps(content))
         os.replace(temporary, path)
 
@@ -38,7 +39,8 @@ class Known:
             return cls("", ())
         content = json.loads(path.read_text())
         kept = {digest: _nested(found) for digest, found in content["kept"].items()}
-        return cls(content["dtype"], _nested(content["prompts"]), content["digests"], kept)
+        prompts, arithmetic = _nested(content["prompts"]), content.get("arithmetic", "")
+        return cls(content["dtype"], prompts, arithmetic, content["digests"], kept)
 
     def of(self, stems: Iterable[str]) -> dict[str, tuple[Tokens, ...]]:
         """Kept tokens by stem."""
