@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `tsugiki compress`."""
     parser.description = (
         "Write a variant file: what a fine-tune changes in its base, compressed. Without "
-        "--target-ratio or --max-bytes deltadq uses alpha 16 and 1 bit (about 200x)."
+        "--target-ratio, --max-bytes or --max-kl deltadq uses alpha 16 and 1 bit (about 200x)."
     )
     parser.add_argument("codec", choices=CODECS, metavar="CODEC", help=" | ".join(CODECS))
     parser.add_argument("--base", required=True, metavar="DIR", help="base model, or 'demo'")
@@ -55,6 +55,13 @@ def _add_size_arguments(parser: argparse.ArgumentParser) -> None:
         "--target-ratio", type=float, metavar="R", help="best quality at an honest ratio of R"
     )
     group.add_argument("--max-bytes", metavar="N", help="best quality within N (bytes, 2MB, 1MiB)")
+    group.add_argument(
+        "--max-kl",
+        type=float,
+        metavar="X",
+        help="smallest file within a KL of X nats per answer token from the fine-tune, measured on "
+        "the half of --calibration that is not calibrated with; runs the model at about 8 sizes",
+    )
 
 
 def _add_calibration_arguments(parser: argparse.ArgumentParser) -> None:
@@ -125,6 +132,7 @@ def job_of(args: argparse.Namespace) -> Any:
         calibration_examples=args.calibration_examples,
         max_bytes=None if args.max_bytes is None else parse_size(args.max_bytes),
         target_ratio=args.target_ratio,
+        max_kl=args.max_kl,
         cache_dir=default_cache_dir(),
         probe=args.probe,
     )
@@ -151,7 +159,8 @@ def _codec_options(args: argparse.Namespace) -> tuple[dict[str, Any], str | None
     group = options.get("group_size")
     if group in AUTO:
         del options["group_size"]
-        if (args.target_ratio or args.max_bytes) and "alpha" not in options:
+        sized = (args.target_ratio, args.max_bytes, args.max_kl)
+        if any(goal is not None for goal in sized) and "alpha" not in options:
             raise ConfigError(f"--group-size {group} needs --alpha when the size chooses the rest")
         return options, group
     if group is not None:

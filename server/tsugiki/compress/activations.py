@@ -12,13 +12,12 @@ from torch import Tensor
 from tsugiki.codecs import CODECS, deltadq
 from tsugiki.codecs.base import ModuleStats
 from tsugiki.compress import group_size
-from tsugiki.compress.calibration import MAX_TOKENS, Calibration, calibrate
-from tsugiki.compress.dialogues import read_dialogues
+from tsugiki.compress.calibration import Calibration, calibrate
+from tsugiki.compress.calibration_file import CalibrationFile
 from tsugiki.compress.hf_model import load_model
 from tsugiki.compress.job import CompressJob, OpenedBase
 from tsugiki.compress.progress import Progress
 from tsugiki.compress.survey import Pairs, Survey
-from tsugiki.compress.tokenizer_check import has_tokenizer, load_tokenizer
 
 AUTO, AUTO_ATTENTION = "auto", "auto-attention"
 PROXY_LAYERS = 1  # layers whose attention error is compared; the paper looks at the first ones
@@ -44,7 +43,8 @@ def collect(
     if job.calibration is None:
         return Activations({}, {})
     names = [c.name for c in found.changes if c.kind == "linear"]
-    result = _run(job, base, pairs, names, progress)
+    file = CalibrationFile.of(job, job.calibration, base)
+    result = _run(job, base, pairs, names, file, progress)
     if job.group_size not in (AUTO, AUTO_ATTENTION):
         return Activations(result.stats, {})
     progress.stage(f"choosing the group size ({job.group_size})")
@@ -62,19 +62,17 @@ def collect(
 
 
 def _run(
-    job: CompressJob, base: OpenedBase, pairs: Pairs, names: list[str], progress: Progress
+    job: CompressJob,
+    base: OpenedBase,
+    pairs: Pairs,
+    names: list[str],
+    file: CalibrationFile,
+    progress: Progress,
 ) -> Calibration:
-    directory = job.tuned if has_tokenizer(job.tuned) else job.base
-    dialogues = read_dialogues(
-        job.calibration or job.tuned,
-        load_tokenizer(directory),
-        limit=job.calibration_examples,
-        max_tokens=min(MAX_TOKENS, base.architecture.max_position_embeddings),
-    )
     progress.stage("loading the fine-tune for calibration")
     model = load_model(pairs.tuned.path)
     sampled = frozenset(_queries(job, base))
-    counted = progress.track(dialogues, "calibrating", total=job.calibration_examples)
+    counted = progress.track(file.to_calibrate(), "calibrating", total=file.calibrating)
     return calibrate(model, counted, [*names, *sampled], sampled)
 
 

@@ -8,6 +8,7 @@ packed.
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from tsugiki.codecs import CODECS
@@ -25,6 +26,10 @@ SYSTEMATIC_COST: Mapping[int, float] = {1: 10.0, 2: 1.0, 3: 0.3, 4: 0.0}
 MAX_ALPHA = 1024
 GROUP = 64  # entries of a group, about
 RATE_STEP = 1.01  # between two dropout rates that are worth telling apart
+
+
+class TooSmall(CompressionRefused):
+    """A file as small as asked for does not exist."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +63,7 @@ def choose(
     `fixed` are options that the caller asked for by name; candidates that contradict them are out.
 
     Raises:
-        CompressionRefused: even the smallest candidate is too large.
+        TooSmall: even the smallest candidate is too large.
     """
     kinds = list(templates)
     smaller: Options | None = None
@@ -74,7 +79,7 @@ def choose(
         elif smallest is None or size < smallest[0]:
             smallest = (size, candidate)
     if smaller is None:
-        raise CompressionRefused(_too_large(codec, limit, smallest))
+        raise TooSmall(_too_large(codec, limit, smallest))
     return smaller
 
 
@@ -94,7 +99,7 @@ def deltadq_candidates(fixed: Options) -> Iterator[dict[str, Any]]:
         dropouts = _dropouts()
     else:
         rates = ((asked / kept_of(asked, a), a, asked) for a in _alphas() if a <= asked)
-        dropouts = list(rates)
+        dropouts = tuple(rates)
     settings = [
         (rate * (1 + noise) - 1 + SYSTEMATIC_COST[bits], alpha, bits, group)
         for bits, noise in QUANTIZATION_NOISE.items()
@@ -104,7 +109,8 @@ def deltadq_candidates(fixed: Options) -> Iterator[dict[str, Any]]:
         yield {"bits": bits, "alpha": alpha, "group_size": group}
 
 
-def _dropouts() -> list[tuple[float, int, int]]:
+@cache
+def _dropouts() -> tuple[tuple[float, int, int], ...]:
     """(rate, alpha, group size), ascending, in steps of about 1 % where there are any.
 
     alpha is an integer, but a group need not hold a whole number of survivors: of 18 entries at
@@ -118,7 +124,7 @@ def _dropouts() -> list[tuple[float, int, int]]:
             found = (rate != alpha, abs(group - GROUP), rate, alpha, group)
             step = round(math.log(rate, RATE_STEP))
             best[step] = min(found, best.get(step, found))
-    return sorted((rate, alpha, group) for _, _, rate, alpha, group in best.values())
+    return tuple(sorted((rate, alpha, group) for _, _, rate, alpha, group in best.values()))
 
 
 def _alphas() -> list[int]:

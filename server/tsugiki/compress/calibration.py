@@ -21,7 +21,6 @@ from tsugiki.compress.dialogues import Dialogue
 from tsugiki.errors import CompressionRefused
 
 MAX_DIALOGUES = 64
-MAX_TOKENS = 512  # of one dialogue
 SHARES = (0.5, 0.5)  # of the total weight: prompt, answer
 SAMPLE_ROWS = 512  # kept inputs of one sampled linear
 

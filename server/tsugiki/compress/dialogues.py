@@ -52,6 +52,15 @@ def read_dialogues(
         raise InvalidRequest(f"{path} holds no example; {FORMAT}")
 
 
+def examples_in(path: Path) -> int:
+    """How many examples a JSONL file holds.
+
+    Raises:
+        InvalidRequest: an unreadable file.
+    """
+    return sum(1 for _ in _lines(path))
+
+
 @dataclass(frozen=True, slots=True)
 class _Text:
     before: list[dict[str, Any]]

@@ -19,6 +19,7 @@ from tsugiki.compress.progress import Progress
 BATCH_TOKENS = 1024
 RESAMPLES = 1000
 Floats = NDArray[np.float64]
+Sums = dict[str, float]  # over the answer tokens of one dialogue
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,16 @@ def evaluate(
 ) -> Evaluation:
     """Run transformers models over the dialogues. `models` has at least "tuned" and "variant"."""
     counted = progress.track(list(batches(dialogues)), "evaluating")
-    rows = [row for batch in counted for row in _score(models, batch)]
+    rows = [
+        row
+        for batch in counted
+        for row in batch_sums(batch, {n: log_probabilities(m, batch) for n, m in models.items()})
+    ]
+    return summary(rows, tuple(models))
+
+
+def summary(rows: Sequence[Sums], names: Sequence[str]) -> Evaluation:
+    """What the sums of all dialogues say about the models of these names."""
     sums = {key: np.array([row[key] for row in rows]) for key in rows[0]}
     tokens = sums["tokens"]
     return Evaluation(
@@ -55,10 +65,10 @@ def evaluate(
         answer_tokens=int(tokens.sum()),
         kl=_ratio(sums["kl"], tokens),
         top1_agreement=_ratio(sums["agree"], tokens),
-        perplexity={name: _ratio(sums[f"nll {name}"], tokens, np.exp) for name in models},
+        perplexity={name: _ratio(sums[f"nll {name}"], tokens, np.exp) for name in names},
         accuracy={
             name: wilson(int((sums[f"exact {name}"] * sums["scored"]).sum()), int(scored))
-            for name in models
+            for name in names
             if (scored := sums["scored"].sum())
         },
     )
@@ -76,18 +86,22 @@ def batches(dialogues: Iterable[Dialogue], limit: int = BATCH_TOKENS) -> Iterato
         yield batch
 
 
-def _score(models: Mapping[str, Any], batch: Sequence[Dialogue]) -> Iterator[dict[str, float]]:
-    """One row of sums for each dialogue."""
-    ids, starts = [d.ids for d in batch], [d.start for d in batch]
-    logs = {n: answer_logits(m, ids, starts).log_softmax(-1) for n, m in models.items()}
+def log_probabilities(model: Any, batch: Sequence[Dialogue]) -> Tensor:
+    """What a transformers model expects at all answers of a batch: float32 [tokens, vocab]."""
+    logits = answer_logits(model, [d.ids for d in batch], [d.start for d in batch])
+    return logits.log_softmax(-1)
+
+
+def batch_sums(batch: Sequence[Dialogue], logs: Mapping[str, Tensor]) -> Iterator[Sums]:
+    """One row of sums for each dialogue. `logs`: `log_probabilities` of each model, by name."""
     at = 0
     for dialogue in batch:
-        part = {name: log[at : at + dialogue.answer_length] for name, log in logs.items()}
-        yield _sums(dialogue, part)
-        at += dialogue.answer_length
+        end = at + dialogue.answer_length
+        yield _sums(dialogue, {name: log[at:end] for name, log in logs.items()})
+        at = end
 
 
-def _sums(dialogue: Dialogue, logs: Mapping[str, Tensor]) -> dict[str, float]:
+def _sums(dialogue: Dialogue, logs: Mapping[str, Tensor]) -> Sums:
     """`logs`: log probabilities [answer tokens, vocab] of each model."""
     answer = torch.tensor(dialogue.ids[dialogue.start :])
     tuned, variant = logs["tuned"], logs["variant"]

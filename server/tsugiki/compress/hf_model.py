@@ -74,6 +74,13 @@ def model_of(
     return model.eval()
 
 
+@torch.no_grad()
+def refill(model: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Overwrite parameters of a model one by one: no second model is ever in memory."""
+    for name, tensor in tensors:
+        model.get_parameter(name).copy_(tensor)
+
+
 @torch.inference_mode()
 def answer_logits(model: Any, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
     """See `logits_at_answers`; nothing is kept for gradients."""

@@ -20,6 +20,7 @@ from tsugiki.model.checkpoint import Checkpoint, open_checkpoint
 from tsugiki.model.fingerprint import base_fingerprint
 from tsugiki.model.layout import layout_of
 
+SIZEABLE = ("deltadq", "lora")  # codecs with a size to choose
 ADAPTER_FILE = "adapter_config.json"  # what makes a directory a PEFT adapter
 
 
@@ -37,12 +38,18 @@ class CompressJob:
     calibration_examples: int = MAX_DIALOGUES
     max_bytes: int | None = None
     target_ratio: float | None = None
+    max_kl: float | None = None  # nats per answer token, on dialogues that calibration did not see
     cache_dir: Path | None = None  # for the base's fingerprint and compiled kernels
     probe: int | None = 0  # tokens of its answer; None: as many as usual if that is cheap
 
     def __post_init__(self) -> None:
-        if self.max_bytes is not None and self.target_ratio is not None:
-            raise ConfigError("--max-bytes and --target-ratio exclude each other; give one")
+        goals = (self.max_bytes, self.target_ratio, self.max_kl)
+        if sum(goal is not None for goal in goals) > 1:
+            raise ConfigError(
+                "--max-bytes, --target-ratio and --max-kl exclude each other; give one"
+            )
+        if self.max_kl is not None:
+            self._check_max_kl(self.max_kl)
         if self.target_ratio is not None and not self.target_ratio > 0:
             raise ConfigError(f"--target-ratio is {self.target_ratio}; it must be above 0")
         if self.group_size is not None and self.calibration is None:
@@ -54,6 +61,17 @@ class CompressJob:
             raise ConfigError(f"--out {self.out}: the directory {self.out.parent} does not exist")
         if self.out.is_dir():
             raise ConfigError(f"--out {self.out} is a directory; name a file, x.safetensors")
+
+    def _check_max_kl(self, goal: float) -> None:
+        if not goal > 0:
+            raise ConfigError(f"--max-kl is {goal}; it must be above 0")
+        if self.calibration is None:
+            raise ConfigError(
+                f"--max-kl {goal} needs --calibration FILE.jsonl: KL is measured on half of it"
+            )
+        if self.codec not in SIZEABLE:
+            known = ", ".join(SIZEABLE)
+            raise ConfigError(f"--max-kl chooses a size, and {self.codec} has none: use {known}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from tsugiki.codecs.metadata import Header
 from tsugiki.compress.activations import collect
 from tsugiki.compress.adapter import adapter_modules
 from tsugiki.compress.job import CompressJob, OpenedBase, is_adapter, open_base, open_full
+from tsugiki.compress.kl_goal import Source, pack_to_kl
 from tsugiki.compress.packer import DENSE, FLOAT16, INT8, Packer, Stored, pack_all, untied_marker
 from tsugiki.compress.probe import (
     Probe,
@@ -118,16 +119,21 @@ def _full(
     activations = collect(job, base, source.pairs, found, progress)
     limit = Limit(job.max_bytes, job.target_ratio)
     options = {**job.options, **activations.options}
-    vectors = INT8 if limit.given else FLOAT16
+    vectors = INT8 if limit.given or job.max_kl is not None else FLOAT16
     packer = Packer(CODECS[job.codec], options, base.layout, activations.stats, vectors)
-    if limit.given:
-        spec = replace(_spec(job, base, source.text), report=LONGEST_REPORT, probe=probe)
+    spec = replace(_spec(job, base, source.text), report=LONGEST_REPORT, probe=probe)
+    notes = activations.notes
+    if job.max_kl is not None and job.calibration is not None:
+        packed_from = Source(packer, source.pairs, found.changes, spec)
+        packing = pack_to_kl(job, job.calibration, base, packed_from, progress)
+        stored, notes = packing.stored, (*notes, packing.note)
+    elif limit.given:
         stored = pack_within(packer, source.pairs, found.changes, limit, spec, progress)
     else:
         changes = progress.track(found.changes, f"packing with {job.codec}")
         stored = pack_all(packer, source.pairs, changes)
     stored += _marker(source.pairs, stored)
-    return Content(stored, source.text, found.model_parameters, activations.notes)
+    return Content(stored, source.text, found.model_parameters, notes)
 
 
 def _marker(pairs: Pairs, stored: tuple[Stored, ...]) -> tuple[Stored, ...]:
@@ -147,7 +153,7 @@ def _adapter(job: CompressJob, base: OpenedBase) -> Content:
             f"{job.tuned} is a PEFT adapter, which only codec lora carries; for {job.codec} "
             "merge it into a checkpoint first (merge_and_unload)"
         )
-    chosen = (job.max_bytes, job.target_ratio, job.calibration, job.options or None)
+    chosen = (job.max_bytes, job.target_ratio, job.max_kl, job.calibration, job.options or None)
     if any(value is not None for value in chosen):
         raise CompressionRefused(
             "a PEFT adapter is stored as it is: it has no size, rank or calibration to choose"

@@ -62,7 +62,8 @@ def pack_within(
     """Pack with the best options whose file is within the limit.
 
     Raises:
-        CompressionRefused: the codec has no setting that small, or a module cannot be carried.
+        TooSmall: the codec has no setting that small. CompressionRefused: a module cannot be
+            carried.
     """
     sized = _sized(packer, pairs, changes)
     parameters = sum(s.parameters for s in sized.fixed)

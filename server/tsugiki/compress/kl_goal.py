@@ -1,0 +1,124 @@
+"""Packing to a divergence: every candidate is written, read back and run as plain transformers.
+
+Owns: how one size is packed and measured for --max-kl. Does not know: which sizes are worth trying
+(kl_search.py), how a size is met (sizing.py).
+
+One model is in memory at a time: the fine-tune leaves its predictions behind, and the candidates
+share one model, whose parameters are overwritten.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from tsugiki.codecs import artifact
+from tsugiki.codecs.artifact import ArtifactSpec
+from tsugiki.compress.budget import TooSmall
+from tsugiki.compress.calibration_file import MAX_TOKENS, CalibrationFile
+from tsugiki.compress.evaluate import Estimate
+from tsugiki.compress.hf_model import load_model, model_of, refill
+from tsugiki.compress.job import CompressJob, OpenedBase
+from tsugiki.compress.kl_search import Attempt, smallest
+from tsugiki.compress.packer import Packer, Stored
+from tsugiki.compress.progress import Progress
+from tsugiki.compress.reconstruct import Reconstruction
+from tsugiki.compress.reference import Reference
+from tsugiki.compress.sizing import Limit, pack_within
+from tsugiki.compress.survey import Change, Pairs
+from tsugiki.errors import InvalidRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What is packed, again and again."""
+
+    packer: Packer
+    pairs: Pairs
+    changes: Sequence[Change]
+    spec: ArtifactSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """The modules of the chosen size, and what is said of the choice."""
+
+    stored: tuple[Stored, ...]
+    note: str
+
+
+def pack_to_kl(
+    job: CompressJob, path: Path, base: OpenedBase, source: Source, progress: Progress
+) -> Packing:
+    """The smallest file within `job.max_kl`, measured on the calibration file at `path`.
+
+    Raises:
+        CompressionRefused: no size is close enough. InvalidRequest: nothing to measure on.
+    """
+    goal = job.max_kl or 0.0
+    reference = _reference(job, path, base, progress)
+    scale = _Scale(job, base, source, reference, progress)
+    chosen = smallest(scale.weigh, goal, progress)
+    return Packing(chosen.content, _note(chosen.kl, goal, reference.examples, scale.tried))
+
+
+def _reference(job: CompressJob, path: Path, base: OpenedBase, progress: Progress) -> Reference:
+    dialogues = list(CalibrationFile.of(job, path, base).to_measure())
+    if not dialogues:
+        raise InvalidRequest(
+            f"{path}: no answer of the examples set aside for --max-kl begins within the first "
+            f"{MAX_TOKENS} tokens; give shorter prompts"
+        )
+    progress.stage("loading the fine-tune to compare with")
+    return Reference.of(load_model(job.tuned), dialogues, progress)
+
+
+class _Scale:
+    """Packs to a ratio and measures the file."""
+
+    def __init__(
+        self,
+        job: CompressJob,
+        base: OpenedBase,
+        source: Source,
+        reference: Reference,
+        progress: Progress,
+    ) -> None:
+        self._job = job
+        self._base = base
+        self._source = source
+        self._reference = reference
+        self._progress = progress
+        self._fingerprint = base.reference(job.cache_dir).fingerprint
+        self._model: Any = None
+        self.tried = 0
+
+    def weigh(self, ratio: float) -> Attempt[tuple[Stored, ...]] | None:
+        """The file of this honest ratio and its KL; None where there is no such file."""
+        s = self._source
+        limit = Limit(None, ratio)
+        try:
+            stored = pack_within(s.packer, s.pairs, s.changes, limit, s.spec, self._progress)
+        except TooSmall:
+            return None
+        self.tried += 1
+        return Attempt(stored, ratio, self._divergence(stored))
+
+    def _divergence(self, stored: Sequence[Stored]) -> Estimate:
+        with TemporaryDirectory(prefix=".tsugiki-", dir=self._job.out.parent) as directory:
+            file = Path(directory) / self._job.out.name
+            artifact.write(file, self._source.spec, {i.packed.name: i.packed for i in stored})
+            variant = Reconstruction(self._base, artifact.read(file), self._fingerprint)
+        if self._model is None:
+            self._model = model_of(variant.config(), variant.tensors())
+        else:
+            refill(self._model, variant.tensors())
+        return self._reference.compare(self._model).kl
+
+
+def _note(kl: Estimate, goal: float, examples: int, tried: int) -> str:
+    return (
+        f"KL {kl.value:.5f} [95 %: {kl.low:.5f}, {kl.high:.5f}] nats per answer token on "
+        f"{examples} examples that calibration did not see (--max-kl {goal:g}; {tried} sizes tried)"
+    )
