@@ -18,9 +18,9 @@ from tsugiki.model.variant_deltas import StepTables
 from tsugiki.model.workspace import Inputs, Workspace, table_width
 from tsugiki_kernels.interface import Program
 
-# Shapes; recording one costs milliseconds of Python, keeping one some 150 KB. Prompts that are read
-# beside decodes need some 50: so many rows that decode, so many tokens of one or two prompts.
-KEPT = 64
+# Shapes; recording one costs milliseconds of Python, keeping one some 280 KB. Sixteen requests with
+# prompts of 128 tokens meet some 150: so many rows that decode, so many tokens of one or two prompts.
+KEPT = 256
 
 
 @dataclass(frozen=True, slots=True)

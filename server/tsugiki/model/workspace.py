@@ -33,7 +33,9 @@ class Workspace:
         key, size = f"{use} {dtype}", math.prod(shape)
         buffer = self._buffers.get(key)
         if buffer is None or len(buffer) < size:
-            buffer = torch.empty(size, dtype=dtype, device=self._device)
+            # at least twice as large as before: whatever was recorded is lost with a growth
+            size_of_buffer = size if buffer is None else max(size, 2 * len(buffer))
+            buffer = torch.empty(size_of_buffer, dtype=dtype, device=self._device)
             self._buffers[key] = buffer
             self.growths += 1
         return buffer[:size].view(*shape)
