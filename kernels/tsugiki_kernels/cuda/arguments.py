@@ -1,18 +1,16 @@
-"""What launches of several operations demand of their tensors, and how many blocks they start.
+"""What launches of several operations demand of their tensors.
 
-Owns: names of dtypes in kernel names, checks of a call that applies deltas, grids. Shapes, ranges
-and devices alone: check.py and launcher.py hold the rest.
+Owns: names of dtypes in kernel names, checks of a call that applies deltas. Shapes, ranges and
+devices alone: check.py and launcher.py hold the rest, kernels.py how many blocks are started.
 """
 
 import torch
 from torch import Tensor
 
 from tsugiki_kernels.check import ACTIVATIONS, check_strided, check_tensor
-from tsugiki_kernels.cuda.launcher import Launcher
 from tsugiki_kernels.cuda.work_list import SEGMENT_WORDS, ResidentPart
 from tsugiki_kernels.errors import BadArgument
 
-BLOCKS_PER_MULTIPROCESSOR = 4  # of a grid whose blocks walk a work list
 DTYPE_NAMES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 
 
@@ -60,8 +58,3 @@ def check_rebuild(base: Tensor, part: ResidentPart, out: Tensor) -> None:
         )
     check_tensor("base", base, ACTIVATIONS, base.shape)
     check_tensor("out", out, (base.dtype,), base.shape)
-
-
-def persistent_grid(launcher: Launcher) -> tuple[int]:
-    """The same for every call, so that a captured graph serves any work list."""
-    return (launcher.multiprocessors * BLOCKS_PER_MULTIPROCESSOR,)

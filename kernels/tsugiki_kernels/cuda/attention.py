@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from tsugiki_kernels.check import ACTIVATIONS, check_strided, check_tensor
-from tsugiki_kernels.cuda.arguments import DTYPE_NAMES, persistent_grid
+from tsugiki_kernels.cuda.arguments import DTYPE_NAMES
+from tsugiki_kernels.cuda.kernels import start
 from tsugiki_kernels.cuda.launcher import Float32, Int32, Int64, Launcher
 from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.interface import AttentionBatch
 
-THREADS = 128
 MULTIPLE = 8  # of head_dim and block_size: values that a lane loads at once
 SPLIT = 512  # positions that are summed up on their own
 STATE_PADDING = 4  # floats of a state beside its head_dim sums
@@ -44,16 +44,16 @@ def write_kv(
         _check_heads(name, tensor, cache.dtype, expected)
     check_tensor("slots", where.slots, (torch.int64,), (rows,))
     if rows:
-        launcher.launch(
+        start(
+            launcher,
             f"tsugiki_write_kv_{DTYPE_NAMES[cache.dtype]}",
-            (rows,),
-            (THREADS,),
             (
                 *(k, Int64(k.stride(0)), Int64(k.stride(1))),
                 *(v, Int64(v.stride(0)), Int64(v.stride(1))),
                 *(cache, Int64(cache.stride(0)), where.slots),
                 *(Int32(cache.shape[2]), Int32(where.block_size), Int32(cache.shape[4])),
             ),
+            rows=rows,
         )
 
 
@@ -106,10 +106,9 @@ def _attend(
     scratch: Tensor,
 ) -> None:
     rows, heads, dim = q.shape
-    launcher.launch(
+    start(
+        launcher,
         f"tsugiki_attention_{DTYPE_NAMES[q.dtype]}_{PARTS[dim > PARTS[0]]}",
-        persistent_grid(launcher),
-        (THREADS,),
         (
             *(q, Int64(q.stride(0)), Int64(q.stride(1)), cache, Int64(cache.stride(0))),
             *(where.query_start, where.context),
@@ -117,6 +116,7 @@ def _attend(
             *(Int32(rows), Int32(len(where.context)), Int32(heads), Int32(cache.shape[2])),
             *(Int32(dim), Int32(where.block_size), Int32(window or 0), Float32(scale)),
         ),
+        multiprocessors=launcher.multiprocessors,
     )
 
 
@@ -130,16 +130,16 @@ def _finish(
     scratch: Tensor,
 ) -> None:
     rows, heads, dim = q.shape
-    launcher.launch(
+    start(
+        launcher,
         f"tsugiki_attention_finish_{DTYPE_NAMES[out.dtype]}",
-        (rows,),
-        (THREADS,),
         (
             *(scratch, where.query_start, where.context),
             *(out, Int64(out.stride(0)), Int64(out.stride(1))),
             *(Int32(rows), Int32(len(where.context)), Int32(heads), Int32(cache.shape[2])),
             *(Int32(dim), Int32(window or 0)),
         ),
+        rows=rows,
     )
 
 

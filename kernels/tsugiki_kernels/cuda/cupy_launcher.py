@@ -20,9 +20,10 @@ from cupy.cuda import compiler, driver, runtime
 from torch import Tensor
 
 from tsugiki_kernels.cuda.binaries import Binaries, Kind
+from tsugiki_kernels.cuda.kernels import kernel_of
 from tsugiki_kernels.cuda.launcher import Argument, Float32, Int32, check_launch
 from tsugiki_kernels.cuda.requirements import Machine, architecture, check_capability
-from tsugiki_kernels.cuda.sources import OPTIONS, SOURCES, source_of, sources
+from tsugiki_kernels.cuda.sources import OPTIONS, SOURCES, sources
 from tsugiki_kernels.errors import BackendUnavailable, BadArgument, CompileFailed
 
 log = logging.getLogger(__name__)
@@ -132,7 +133,7 @@ class CupyLauncher:
         """
         if torch.cuda.is_current_stream_capturing():
             raise BadArgument(f"{name}: launched for the first time while a graph is captured")
-        start = self._modules[source_of(name)].get_function(name)
+        start = self._modules[SOURCES / kernel_of(name).source].get_function(name)
         try:
             kernel = _Kernel(start, start.max_threads_per_block, 0)
         except driver.CUDADriverError as error:

@@ -1,6 +1,6 @@
 """Norms, rotations, gates and gathered rows on the GPU: argument checks and launches.
 
-Owns: which kernel of src/elementwise.cu computes what, with which grid. Compiled for the GPU,
+Owns: which kernel of src/elementwise.cu computes what. Compiled for the GPU,
 executed on the CPU by the tests, not yet run on a GPU.
 """
 
@@ -9,13 +9,11 @@ from torch import Tensor
 
 from tsugiki_kernels.check import ACTIVATIONS, check_column, check_strided, check_tensor
 from tsugiki_kernels.cuda.arguments import DTYPE_NAMES, dtype_name
+from tsugiki_kernels.cuda.kernels import start
 from tsugiki_kernels.cuda.launcher import Float32, Int32, Int64, Launcher
 from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.interface import Activation
 
-THREADS = 256
-NORM_THREADS = 128
-LANE_COLUMNS = 8
 _ACTIVATIONS: dict[Activation, int] = {"silu": 0, "gelu": 1, "gelu_pytorch_tanh": 2}
 
 
@@ -44,16 +42,17 @@ def rms_norm(
         check_strided("add", add, (x.dtype,), (rows, heads * dim))
     name = DTYPE_NAMES[x.dtype] if weight.dtype == x.dtype else f"{DTYPE_NAMES[x.dtype]}_f32"
     if x.numel():
-        launcher.launch(
+        start(
+            launcher,
             f"tsugiki_rms_norm_{name}",
-            (rows, heads),
-            (NORM_THREADS,),
             (
                 *(x, *_row_and_head(x)),
                 *(add, Int64(0 if add is None else add.stride(0))),
                 *(out, *_row_and_head(out)),
                 *(weight, index, Int32(dim), Float32(eps)),
             ),
+            rows=rows,
+            heads=heads,
         )
 
 
@@ -69,11 +68,11 @@ def rotate(launcher: Launcher, x: Tensor, cos_sin: Tensor) -> None:
     if dim % 2:
         raise BadArgument(f"x: expected heads of an even width, found {dim}")
     if x.numel():
-        launcher.launch(
+        start(
+            launcher,
             f"tsugiki_rotate_{DTYPE_NAMES[x.dtype]}",
-            (rows,),
-            (THREADS,),
             (x, *_row_and_head(x), cos_sin, Int32(heads), Int32(dim)),
+            rows=rows,
         )
 
 
@@ -87,14 +86,15 @@ def gate(launcher: Launcher, gate_up: Tensor, activation: Activation, out: Tenso
     check_strided("gate_up", gate_up, ACTIVATIONS, (rows, 2 * width))
     check_strided("out", out, (gate_up.dtype,), out.shape)
     if out.numel():
-        launcher.launch(
+        start(
+            launcher,
             f"tsugiki_gate_{DTYPE_NAMES[out.dtype]}",
-            (rows, _column_blocks(width)),
-            (THREADS,),
             (
                 *(gate_up, Int64(gate_up.stride(0)), out, Int64(out.stride(0))),
                 *(Int32(width), Int32(_ACTIVATIONS[activation])),
             ),
+            rows=rows,
+            width=width,
         )
 
 
@@ -109,17 +109,14 @@ def gather(launcher: Launcher, x: Tensor, index: Tensor, out: Tensor) -> None:
     check_strided("x", x, ACTIVATIONS, x.shape)
     check_tensor("out", out, (x.dtype,), (rows, width))
     if out.numel():
-        launcher.launch(
+        start(
+            launcher,
             f"tsugiki_gather_{dtype_name('x', x)}",
-            (rows, _column_blocks(width)),
-            (THREADS,),
             (x, Int64(x.stride(0)), index, out, Int32(width)),
+            rows=rows,
+            width=width,
         )
 
 
 def _row_and_head(x: Tensor) -> tuple[Int64, Int64]:
     return Int64(x.stride(0)), Int64(x.stride(1) if x.ndim == 3 else 0)
-
-
-def _column_blocks(width: int) -> int:
-    return -(-width // (LANE_COLUMNS * THREADS))

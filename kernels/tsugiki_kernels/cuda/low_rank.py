@@ -17,19 +17,17 @@ from tsugiki_kernels.cuda.arguments import (
     check_rebuild,
     dtype_name,
     out_name,
-    persistent_grid,
 )
+from tsugiki_kernels.cuda.kernels import start
 from tsugiki_kernels.cuda.launcher import Int32, Int64, Launcher
 from tsugiki_kernels.cuda.work_list import ResidentPart, WorkList
 from tsugiki_kernels.deltas import LowRankDelta
 from tsugiki_kernels.errors import BadArgument
 
-THREADS = 128
 RANK_TILE = 16
 OUTPUT_TILES = 4  # tiles of 16 outputs that a warp takes
 OUTPUTS_PER_ITEM = 4 * OUTPUT_TILES * fragments.TILE  # of the four warps of a block
 COLUMNS_AT_ONCE = 32
-REBUILD_COLUMNS = 128  # that a block rebuilds
 SLICE_COLUMNS = 512  # at least; 128 for each of four warps
 MAX_SLICES = 8
 
@@ -91,18 +89,18 @@ def apply(
             f"scratch: expected at least {work.scratch} values, found {tuple(scratch.shape)}"
         )
     check_tensor("scratch", scratch, (torch.float32,), scratch.shape)
-    grid, block, capacity = persistent_grid(launcher), (THREADS,), Int32(len(segments) - 1)
-    launcher.launch(
+    multiprocessors, capacity = launcher.multiprocessors, Int32(len(segments) - 1)
+    start(
+        launcher,
         f"tsugiki_low_rank_shrink_{dtype_name('x', x)}",
-        grid,
-        block,
         (x, Int64(x.stride(0)), scratch, segments, capacity),
+        multiprocessors=multiprocessors,
     )
-    launcher.launch(
+    start(
+        launcher,
         f"tsugiki_low_rank_expand_{out_name(x, out)}",
-        grid,
-        block,
         (scratch, out, Int64(out.stride(0)), segments, capacity),
+        multiprocessors=multiprocessors,
     )
 
 
@@ -115,12 +113,12 @@ def reconstruct(launcher: Launcher, base: Tensor, part: ResidentPart, out: Tenso
         BadArgument: naming the argument.
     """
     check_rebuild(base, part, out)
-    outputs = part.width - part.offset
-    launcher.launch(
+    start(
+        launcher,
         f"tsugiki_low_rank_rebuild_{dtype_name('base', base)}",
-        (-(-part.inputs // REBUILD_COLUMNS), -(-outputs // OUTPUTS_PER_ITEM)),
-        (THREADS,),
         (base, out, Int64(part.record)),
+        outputs=part.width - part.offset,
+        inputs=part.inputs,
     )
 
 

@@ -16,17 +16,14 @@ from tsugiki_kernels.cuda.arguments import (
     check_rebuild,
     dtype_name,
     out_name,
-    persistent_grid,
 )
+from tsugiki_kernels.cuda.kernels import start
 from tsugiki_kernels.cuda.launcher import Int32, Int64, Launcher
 from tsugiki_kernels.cuda.work_list import ResidentPart, WorkList
 from tsugiki_kernels.deltas import SignDelta
 
-THREADS = 128
 OUTPUTS_PER_ITEM = 64
 UNIT_COLUMNS = 256
-REBUILD_THREADS = 256
-REBUILD_ROWS = 8  # of a block: one for each warp
 
 
 def pack(delta: SignDelta) -> tuple[Tensor, Tensor]:
@@ -86,11 +83,11 @@ def apply(
         BadArgument: naming the argument.
     """
     check_apply(x, out, segments, work.inputs, work.width)
-    launcher.launch(
+    start(
+        launcher,
         f"tsugiki_sign_apply_{out_name(x, out)}",
-        persistent_grid(launcher),
-        (THREADS,),
         (x, Int64(x.stride(0)), out, Int64(out.stride(0)), segments, Int32(len(segments) - 1)),
+        multiprocessors=launcher.multiprocessors,
     )
 
 
@@ -103,9 +100,9 @@ def reconstruct(launcher: Launcher, base: Tensor, part: ResidentPart, out: Tenso
         BadArgument: naming the argument.
     """
     check_rebuild(base, part, out)
-    launcher.launch(
+    start(
+        launcher,
         f"tsugiki_sign_rebuild_{dtype_name('base', base)}",
-        (-(-(part.width - part.offset) // REBUILD_ROWS),),
-        (REBUILD_THREADS,),
         (base, out, Int64(part.record)),
+        outputs=part.width - part.offset,
     )

@@ -20,12 +20,10 @@ from tsugiki_kernels.cuda.arguments import (
     check_apply,
     check_rebuild,
     dtype_name,
-    persistent_grid,
 )
+from tsugiki_kernels.cuda.kernels import start
 from tsugiki_kernels.cuda.launcher import Argument, Int32, Int64, Launcher
 from tsugiki_kernels.cuda.sparse_forms import (
-    BLOCKS,
-    LANES,
     in_tiles,
     pack_rows,
     pack_tiles,
@@ -35,13 +33,9 @@ from tsugiki_kernels.cuda.work_list import ResidentPart, WorkList
 from tsugiki_kernels.deltas import SparseDelta
 from tsugiki_kernels.interface import ColumnDraw
 
-THREADS = 256
 TILE_OUTPUTS = 256  # outputs of an item in tile form
 ROW_OUTPUTS = 128  # outputs of an item in row form
-TILE_PLACE_BYTES = 16  # of a column of x in a window, for all tokens that share one
-ROW_PLACE_BYTES = 8
 WINDOW_UNIT = 256
-DRAW_GROUPS = 8  # of a block: one for each warp
 LARGEST_WINDOW = 4096  # columns
 TURING_WINDOW = 2048  # a block of sm_75 has 64 KB, and one place more is needed
 
@@ -112,16 +106,15 @@ def apply(
         BadArgument: naming the argument.
     """
     check_apply(x, out, segments, work.inputs, work.width)
-    tiles, rows = work.segments[-1, 3:5].tolist()
+    tiles, rows = work.passes
     if tiles:
         _apply_tiles(launcher, x, out, work, segments)
     if rows:
-        launcher.launch(
+        start(
+            launcher,
             f"tsugiki_sparse_rows_{dtype_name('x', x)}",
-            persistent_grid(launcher),
-            (THREADS,),
             _operands(x, out, segments),
-            shared_bytes=(BLOCKS[0] + 1) * LANES * ROW_PLACE_BYTES,
+            multiprocessors=launcher.multiprocessors,
         )
 
 
@@ -131,12 +124,12 @@ def _apply_tiles(
     dtype = dtype_name("x", x)
     scalar = dtype == "f32" or (dtype == "bf16" and launcher.capability < (8, 0))
     window = _window(work.inputs, launcher.capability)
-    launcher.launch(
+    start(
+        launcher,
         f"tsugiki_sparse_tiles_{'scalar_' if scalar else ''}{dtype}",
-        persistent_grid(launcher),
-        (THREADS,),
         (*_operands(x, out, segments), Int32(window)),
-        shared_bytes=(window + LANES) * TILE_PLACE_BYTES,
+        multiprocessors=launcher.multiprocessors,
+        window=window,
     )
 
 
@@ -149,13 +142,12 @@ def reconstruct(launcher: Launcher, base: Tensor, part: ResidentPart, out: Tenso
         BadArgument: naming the argument.
     """
     check_rebuild(base, part, out)
-    outputs = part.width - part.offset
-    form, rows = ("tiles", 16) if part.tiles[0] else ("rows", 8 // base.itemsize)
-    launcher.launch(
+    form = "tiles" if part.tiles[0] else "rows"
+    start(
+        launcher,
         f"tsugiki_sparse_rebuild_{form}_{dtype_name('base', base)}",
-        (-(-outputs // rows),),
-        (THREADS,),
         (base, out, Int64(part.record)),
+        outputs=part.width - part.offset,
     )
 
 
@@ -172,16 +164,17 @@ def draw_columns(launcher: Launcher, draw: ColumnDraw, out: Tensor) -> None:
     check_tensor("out", out, (torch.uint16,), (draw.tiles, kept))
     if not out.numel():
         return
-    launcher.launch(
+    start(
+        launcher,
         "tsugiki_sparse_draw_columns",
-        (draw.tiles, -(-(groups + bool(rest)) // DRAW_GROUPS)),
-        (THREADS,),
         (
             out,
             _word(draw.seed),
             _word(draw.identity),
             *map(Int32, (draw.columns, draw.group_size, draw.kept, draw.kept_of_rest)),
         ),
+        tiles=draw.tiles,
+        groups=groups + bool(rest),
     )
 
 

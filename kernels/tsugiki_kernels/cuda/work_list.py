@@ -33,6 +33,7 @@ class WorkList:
     """One call's segments, to be copied to the device, and the scratch memory they need."""
 
     segments: Tensor  # int64 [capacity + 1, 6] in host memory
+    passes: tuple[bool, bool]  # whether each has items
     scratch: int  # floats
     inputs: int
     width: int  # outputs that `out` must have
@@ -72,6 +73,7 @@ def work_list(
     entries += [(0, 0, 0, first, second, scratch)] * (unused + 1)
     return WorkList(
         segments=torch.tensor(entries, dtype=torch.int64),
+        passes=(first > 0, second > 0),
         scratch=scratch,
         inputs=max(inputs, default=0),
         width=max((part.width for part, _ in found), default=0),

@@ -9,7 +9,7 @@ from tsugiki_kernels.cuda.binaries import Binaries, Compiler, Kind, fatbin_name
 from tsugiki_kernels.cuda.build import parse_architectures
 from tsugiki_kernels.cuda.launcher import Int32, Int64, check_launch
 from tsugiki_kernels.cuda.requirements import Machine, check_capability, check_machine
-from tsugiki_kernels.cuda.sources import source_of, sources
+from tsugiki_kernels.cuda.sources import sources
 from tsugiki_kernels.errors import BackendUnavailable, BadArgument
 
 CPU = torch.device("cpu")
@@ -88,13 +88,6 @@ def test_without_cupy_the_remedy_is_named(tmp_path: Path) -> None:
     binaries = Binaries(tmp_path, no_compiler, prebuilt=tmp_path)
     with pytest.raises(BackendUnavailable, match=r"pip install 'tsugiki\[cuda\]'"):
         binaries.compiled(sources()[0], "sm_80")
-
-
-def test_a_kernel_is_found_in_the_source_that_defines_it() -> None:
-    assert source_of("tsugiki_gate_bf16").name == "elementwise.cu"
-    assert source_of("tsugiki_low_rank_shrink_f16").name == "low_rank.cu"
-    with pytest.raises(BadArgument, match="tsugiki_nothing_f32: no source"):
-        source_of("tsugiki_nothing_f32")
 
 
 def test_architectures_are_chosen_from_those_there_are() -> None:
