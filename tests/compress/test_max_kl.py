@@ -97,10 +97,16 @@ def test_examples_that_calibrate_do_not_measure(
 
 
 def test_a_file_within_the_goal_is_written_and_the_report_says_what_was_measured(
-    walk: Any, tiny_base: Path, tiny_tuned: Path, dialogues_file: Path
+    walk: Any, tiny_base: Path, tiny_tuned: Path, dialogues_file: Path, cache_dir: Path
 ) -> None:
     report = walk.compress(
-        tiny_base, tiny_tuned, options={}, calibration=dialogues_file, max_kl=0.02
+        tiny_base,
+        tiny_tuned,
+        options={},
+        calibration=dialogues_file,
+        max_kl=0.02,
+        probe=2,
+        cache_dir=cache_dir,
     )
     note = next(n for n in report.notes if "--max-kl" in n)
     measured = re.match(r"KL ([0-9.]+) \[95 %: ", note)

@@ -8,7 +8,7 @@ share one model, whose parameters are overwritten.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -108,7 +108,8 @@ class _Scale:
     def _divergence(self, stored: Sequence[Stored]) -> Estimate:
         with TemporaryDirectory(prefix=".tsugiki-", dir=self._job.out.parent) as directory:
             file = Path(directory) / self._job.out.name
-            artifact.write(file, self._source.spec, {i.packed.name: i.packed for i in stored})
+            spec = replace(self._source.spec, probe=None)  # so far it only holds the probe's place
+            artifact.write(file, spec, {item.packed.name: item.packed for item in stored})
             variant = Reconstruction(self._base, artifact.read(file), self._fingerprint)
         if self._model is None:
             self._model = model_of(variant.config(), variant.tensors())
