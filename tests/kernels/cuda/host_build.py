@@ -4,14 +4,16 @@ Owns: compilers, flags, flavours, the cache. Knows nothing of tensors and launch
 carries a digest of all that shaped it; the cache lies outside the tree.
 """
 
+import fcntl
 import hashlib
 import os
 import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -113,8 +115,12 @@ class HostBuild:
         """
         command = [*self._command(), *self.flavour.instruments]
         path = self.cache / f"{source.stem}-{self._digest(source, command)}.so"
-        if path.exists():
-            return path
+        with _locked(path):
+            if not path.exists():
+                self._compile(source, command, path)
+        return path
+
+    def _compile(self, source: Path, command: Sequence[str], path: Path) -> None:
         names = self.kernel_names(source)
         registrations = "".join(
             f'static const shim::Registration register_{name}("{name}", &{name});\n'
@@ -126,7 +132,6 @@ class HostBuild:
             made = f"{folder}/library.so"
             _output([*command, "-shared", str(unit), *map(str, self._runtime()), "-o", made])
             _move(Path(made), path)
-        return path
 
     def _command(self) -> list[str]:
         _require(self.flavour.compiler)
@@ -174,6 +179,15 @@ def _output(command: Sequence[str]) -> str:
     if done.returncode != 0:
         raise CompileFailed(f"{' '.join(command)} failed:\n{done.stderr.strip()}")
     return done.stdout
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process at a time makes this file, the others wait for it; one thread at a time too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _write(path: Path, text: str) -> None:

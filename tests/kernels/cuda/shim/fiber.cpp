@@ -59,18 +59,17 @@ char* new_stack() {
 
 }  // namespace
 
-void Fiber::restart(void (*entry)(), [[maybe_unused]] unsigned generation) {
-  if (stack_ == nullptr) {
-    stack_ = new_stack();
-    size_ = STACK_BYTES;
-  }
+void Fiber::restart(void (*entry)(), unsigned generation) {
+  Life& life = lives_[generation % GENERATIONS];
+  if (life.stack == nullptr) life.stack = new_stack();
+  stack_ = life.stack;
+  size_ = STACK_BYTES;
 #ifdef SHIM_ASAN
   __asan_unpoison_memory_region(stack_, size_);
 #endif
 #ifdef SHIM_TSAN
-  void*& thread = threads_[generation % GENERATIONS];
-  if (thread == nullptr) thread = __tsan_create_fiber(0);
-  thread_ = thread;
+  if (life.thread == nullptr) life.thread = __tsan_create_fiber(0);
+  thread_ = life.thread;
 #endif
   void** top = reinterpret_cast<void**>(stack_ + size_);
   *--top = nullptr;  // where entry would return to; keeps its frame aligned
