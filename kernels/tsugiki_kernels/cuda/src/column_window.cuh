@@ -63,9 +63,12 @@ struct Tokens {
   uint32_t words[WORDS];
 
   DEVICE float value(int32_t token) const {
-    if constexpr (sizeof(T) == 4) return __uint_as_float(words[token]);
-    const uint32_t pair = words[token / 2];
-    return token % 2 == 0 ? low_float<T>(pair) : high_float<T>(pair);
+    if constexpr (sizeof(T) == 4) {
+      return __uint_as_float(words[token]);
+    } else {
+      const uint32_t pair = words[token / 2];
+      return token % 2 == 0 ? low_float<T>(pair) : high_float<T>(pair);
+    }
   }
 
   // Column i of eight columns of each token.
