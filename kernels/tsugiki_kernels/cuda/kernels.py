@@ -125,9 +125,10 @@ def _items_of_128(multiprocessors: int) -> Geometry:
 
 
 def _sparse_tiles(multiprocessors: int, window: int) -> Geometry:
-    """window: columns of x in shared memory, 16 bytes each, and one more for each lane."""
+    """window: columns of x in shared memory, 16 bytes each; a place is left out after each eight,
+    and one more for each lane follows."""
     grid = (multiprocessors * BLOCKS_PER_MULTIPROCESSOR,)
-    return Geometry(grid, (256,), (window + LANES) * 16)
+    return Geometry(grid, (256,), (window + window // 8 + LANES) * 16)
 
 
 def _sparse_rows(multiprocessors: int) -> Geometry:

@@ -88,7 +88,7 @@ def test_grids_follow_from_sizes() -> None:
     assert gate.grid(rows=3, width=2048) == (3, 1)
     assert gate.grid(rows=3, width=2049) == (3, 2)
     assert tiles.grid(multiprocessors=108, window=256) == (432,)
-    assert tiles.shared_bytes(multiprocessors=108, window=256) == (256 + 32) * 16
+    assert tiles.shared_bytes(multiprocessors=108, window=256) == (256 + 32 + 32) * 16
     assert KERNELS["tsugiki_sparse_rebuild_rows_f32"].grid(outputs=5) == (3,)
 
 

@@ -49,5 +49,21 @@ def test_staged_columns_are_written_to_32_banks_each_to_its_own_place(
 ) -> None:
     out = torch.zeros(block * 32 or columns, dtype=torch.int32)
     probe.launch("probe_units", (1,), (32,), (Int32(block), Int32(columns), out))
-    assert torch.equal(out.sort().values, torch.arange(len(out)).int())
+    assert len(out.unique()) == len(out)
     assert conflicts(out.view(-1, 32) * width, width) == 0
+
+
+@pytest.mark.compiler
+def test_a_column_is_read_where_it_was_written_and_one_outside_reads_the_zeros(
+    probe: Executor,
+) -> None:
+    count, first = 512, 65024
+    columns = torch.tensor([*range(first, first + count), 0, first - 1, first + count, -1]).int()
+    written, read = torch.zeros(count).int(), torch.zeros(len(columns)).int()
+    probe.launch("probe_units", (1,), (32,), (Int32(0), Int32(count), written))
+    probe.launch(
+        "probe_offsets", (1,), (len(columns),), (columns, *map(Int32, (first, count)), read)
+    )
+    places = written.view(-1, 8, 32).transpose(1, 2).flatten()  # [unit, i, lane]: by column
+    assert torch.equal(read[:count], 16 * places)
+    assert set(read[count:].tolist()) == {16 * (count + count // 8)}

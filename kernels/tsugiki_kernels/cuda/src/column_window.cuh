@@ -26,23 +26,37 @@ struct LaneBlocks {
   DEVICE int32_t place_of(int32_t column) const { return place(column % block, column / block); }
 };
 
-// Columns in their order, but that eights are permuted by their number: the eights that neighbouring
-// lanes write at once then lie in different banks. Their readers gather any columns.
-struct SwizzledColumns {
+// Columns in their order, one place left out after each eight: the eights that neighbouring lanes
+// write at once then lie in different banks. Their readers gather any columns.
+struct PaddedColumns {
   int32_t first;  // column of x
   int32_t count;  // a multiple of 256
 
   DEVICE int32_t columns() const { return count; }
-  DEVICE int32_t zero() const { return count; }
-  DEVICE static constexpr int32_t place(int32_t column) { return column ^ (column >> 3 & 7); }
+  DEVICE int32_t zero() const { return place(count); }
+  DEVICE static constexpr int32_t place(int32_t column) { return column + column / 8; }
 
   DEVICE int32_t units() const { return count / (8 * WARP); }
   DEVICE int32_t unit_column(int32_t unit, int32_t lane) const { return (unit * WARP + lane) * 8; }
   DEVICE int32_t unit_place(int32_t unit, int32_t lane, int32_t i) const {
-    return place(unit_column(unit, lane) + i);
+    return place(unit_column(unit, lane)) + i;
   }
   DEVICE int32_t place_of(int32_t column) const { return place(column); }
+
+  // Bytes from the start of the window, whose places have BYTES each, to that of a column of x; to
+  // the zeros for a column outside, ~0u among them. As `place`, in three instructions.
+  template <int32_t BYTES>
+  DEVICE uint32_t offset_of(uint32_t column) const {
+    constexpr uint32_t EACH = BYTES + BYTES / 8;
+    return min(multiply_add<EACH>(column, 0u - first * EACH), count * EACH) & ~(BYTES - 1u);
+  }
 };
+
+// The place of a window that lies so many bytes from its start.
+template <class Value>
+DEVICE const Value* place_at(const Value* places, uint32_t offset) {
+  return reinterpret_cast<const Value*>(reinterpret_cast<const char*>(places) + offset);
+}
 
 constexpr int32_t log2_of(int32_t power) { return power == 1 ? 0 : 1 + log2_of(power / 2); }
 

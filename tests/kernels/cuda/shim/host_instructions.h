@@ -40,6 +40,11 @@ inline uint32_t masked_xor(uint32_t word) {
   return (word & mask) ^ pattern;
 }
 
+template <uint32_t factor>
+inline uint32_t multiply_add(uint32_t word, uint32_t term) {
+  return word * factor + term;
+}
+
 // ---- memory ----
 
 inline uint4 load_stream(const void* global) { return *static_cast<const uint4*>(global); }
