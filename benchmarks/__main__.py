@@ -1,6 +1,7 @@
 """`python -m benchmarks`: every question that needs nothing but the checkout, one after the other.
 
-Not among them: `benchmarks.quality`, which needs the uncompressed fine-tunes (examples/README.md),
+Not among them: `benchmarks.quality` and `benchmarks.frontier`, which need the uncompressed fine-tunes
+(examples/README.md),
 `benchmarks.churn`, which makes some hundred variants first and takes an hour, `benchmarks.soak`,
 half an hour by itself, and vLLM beside us (`benchmarks.peers --vllm`).
 """

@@ -1,0 +1,104 @@
+"""Measure one fine-tune: every codec, size and seed that the result file does not hold yet.
+
+    python -m benchmarks.frontier --base demo --tuned ft/banking77 --data banking77.test.jsonl \\
+        --calibration banking77.calibration.jsonl --out rows.jsonl
+
+Only linears are approximated; norms and embeddings stay the fine-tune's. Bits are those of the
+linears' tensors, headers left out for all codecs alike. KL is to the uncompressed fine-tune per
+answer token, teacher-forced on the test file's answers and, with --own, on the fine-tune's own
+answers of 200 tokens; accuracy is exact match of the whole answer.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+
+from benchmarks.frontier.approximation import Asked, Method
+from benchmarks.frontier.codecs import ONCE, SIZES, methods
+from benchmarks.frontier.rows import Row, append, read
+from benchmarks.frontier.subject import Subject, Texts
+from benchmarks.results import machine
+from tsugiki.config import default_cache_dir
+from tsugiki.model.demo_base import resolve_base
+
+
+def cases(
+    codecs: Sequence[str], sizes: Sequence[float], seeds: int
+) -> Iterator[tuple[str, float, int]]:
+    """(codec, size, seed): a codec without randomness is measured once."""
+    for codec, size in product(codecs, sizes):
+        for seed in range(1 if codec in ONCE else seeds):
+            yield codec, size, seed
+
+
+def measure(subject: Subject, method: Method, name: str, case: tuple[str, float, int]) -> Row:
+    """Approximate every linear, put the result in place, compare."""
+    codec, size, seed = case
+    started = time.monotonic()
+    bits = nominal = 0.0
+    for pair in subject.deltas():
+        stats = subject.stats[pair.change.name]
+        asked = Asked(pair.change.name, pair.base, pair.tuned, size, seed, stats)
+        found = method(asked)
+        if found is None:
+            return _without(name, case, time.monotonic() - started)
+        bits, nominal = bits + found.bits, nominal + found.nominal_bits
+        subject.put(pair.change, pair.base, found)
+    gold, own = subject.compare()
+    seconds = time.monotonic() - started
+    per = subject.parameters
+    gold_row, own_row = asdict(gold), None if own is None else asdict(own)
+    return Row(
+        name, codec, size, seed, bits / per, nominal / per, gold_row, own_row, seconds, machine()
+    )
+
+
+def _without(name: str, case: tuple[str, float, int], seconds: float) -> Row:
+    """A size that the codec has no setting for."""
+    return Row(name, *case, 0.0, 0.0, None, None, seconds, machine())
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Describe and read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--base", default="demo", help="Hugging Face directory, or 'demo'")
+    parser.add_argument("--tuned", type=Path, required=True, help="the fine-tune's directory")
+    parser.add_argument("--data", type=Path, required=True, help="test JSONL")
+    parser.add_argument("--calibration", type=Path, required=True, help="training JSONL")
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines; is continued")
+    parser.add_argument("--codecs", nargs="+", choices=list(methods()), default=list(methods()))
+    parser.add_argument("--sizes", nargs="+", type=float, default=list(SIZES), metavar="B/P")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--limit", type=int, default=300, help="test examples")
+    parser.add_argument("--own", type=int, default=0, help="of them, those answered at length")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure what is missing, one line at a time."""
+    arguments = parse_arguments()
+    name = arguments.tuned.resolve().name
+    known = {row.key for row in read(arguments.out)}
+    wanted = [
+        case
+        for case in cases(arguments.codecs, arguments.sizes, arguments.seeds)
+        if (name, *case) not in known
+    ]
+    if not wanted:
+        return
+    base = resolve_base(arguments.base, default_cache_dir())
+    texts = Texts(arguments.limit, arguments.own)
+    subject = Subject(base, arguments.tuned, arguments.data, arguments.calibration, texts)
+    available = methods()
+    for case in wanted:
+        row = measure(subject, available[case[0]], name, case)
+        append(arguments.out, row)
+        shown = "no setting" if row.kl is None else f"KL {row.kl:.5f}"
+        print(f"{name} {case}: {row.bits:.4f} b/p, {shown}, {row.seconds:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""The codecs of the frontier by name."""
+
+from collections.abc import Mapping
+
+from benchmarks.frontier import peers, stored
+from benchmarks.frontier.approximation import Method
+from benchmarks.frontier.zero_bin import zero_bin
+
+SIZES = (1.0, 0.5, 0.25, 0.125, 0.0625, 0.03, 0.016)  # honest bits per parameter
+ONCE = frozenset(("bitdelta", "bitdelta-gain", "svd-mixed", "magnitude", "lora"))  # not random
+
+
+def methods() -> Mapping[str, Method]:
+    """Every codec; new ones for each fine-tune, since some keep decompositions."""
+    return {
+        "ours": stored.ours,
+        "ours-1bit": stored.ours_with_bits(1),
+        "ours-2bit": stored.ours_with_bits(2),
+        "zero-bin-0.6": zero_bin(0.6),
+        "zero-bin-1.0": zero_bin(1.0),
+        "paper-deltadq": stored.paper_deltadq,
+        "bitdelta": stored.bitdelta,
+        "bitdelta-gain": stored.bitdelta_gain,
+        "svd-mixed": peers.MixedSvd(),
+        "dare": peers.dare,
+        "magnitude": peers.magnitude,
+        "ultradelta": peers.ultradelta,
+        "lora": stored.lora,
+    }

@@ -1,0 +1,58 @@
+"""Rows of the frontier in a JSON lines file: what was measured once is not measured again.
+
+Owns: the key of a row, reading and appending. Does not know: how a row comes about.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+Key = tuple[str, str, float, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One codec at one size on one fine-tune with one seed."""
+
+    fine_tune: str
+    codec: str
+    size: float  # honest bits per parameter that were offered
+    seed: int
+    bits: float  # honest bits per parameter that were taken; 0 where there is no such setting
+    nominal_bits: float  # as the paper counts
+    gold: dict[str, Any] | None  # see tsugiki.compress.evaluate.Evaluation; None: no setting
+    own: dict[str, Any] | None  # on the fine-tune's own long answers
+    seconds: float
+    machine: dict[str, Any]
+
+    @property
+    def key(self) -> Key:
+        """What makes two rows the same measurement."""
+        return self.fine_tune, self.codec, self.size, self.seed
+
+    @property
+    def kl(self) -> float | None:
+        """Nats per gold answer token."""
+        return None if self.gold is None else float(self.gold["kl"]["value"])
+
+
+def read(path: Path) -> Iterator[Row]:
+    """The rows of a file; none where there is no file. A line that a kill left unfinished at the
+    end is left out."""
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n"):
+            yield Row(**json.loads(line))
+
+
+def append(path: Path, row: Row) -> None:
+    """Add a row, on a line of its own whatever a kill left behind."""
+    unfinished = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
+    if unfinished:
+        kept = path.read_bytes()
+        path.write_bytes(kept[: kept.rfind(b"\n") + 1])
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(row)) + "\n")
