@@ -1,9 +1,9 @@
 """`python -m benchmarks`: every question that needs nothing but the checkout, one after the other.
 
-Not among them: `benchmarks.quality` and `benchmarks.frontier`, which need the uncompressed fine-tunes
-(examples/README.md),
-`benchmarks.churn`, which makes some hundred variants first and takes an hour, `benchmarks.soak`,
-half an hour by itself, and vLLM beside us (`benchmarks.peers --vllm`).
+Not among them: `benchmarks.quality` and `benchmarks.frontier`, which need the uncompressed
+fine-tunes (examples/README.md), `benchmarks.churn`, which makes some hundred variants first and
+takes an hour, `benchmarks.soak`, half an hour by itself, and vLLM beside us
+(`benchmarks.peers --vllm`).
 """
 
 import subprocess
