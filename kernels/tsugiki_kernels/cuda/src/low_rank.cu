@@ -34,25 +34,40 @@ DEVICE void sum_columns(const LowRankPart& part, int32_t rank_tile, int32_t slic
   }
 }
 
+// Where a warp's sum of a row and a rank stands. Rows 2 t come before rows 2 t + 1, and every other
+// two of them swap their halves: lanes that store two ranks or load one meet 32 different banks.
+DEVICE constexpr int32_t sum_slot(int32_t row) { return row % 2 * 4 + row / 2; }
+DEVICE constexpr int32_t row_in_slot(int32_t slot) { return slot % 4 * 2 + slot / 4; }
+DEVICE constexpr int32_t sum_place(int32_t warp, int32_t row, int32_t rank) {
+  const int32_t slot = sum_slot(row);
+  return (warp * ROWS_AT_ONCE + slot) * RANK_TILE + (rank ^ (slot / 2 % 2 * 8));
+}
+
+// Of its own row of sums, which the lane stores, and of all warps', which the thread loads.
+DEVICE int32_t stored_place(int32_t side) {
+  return sum_place(threadIdx.x / WARP, threadIdx.x % 4 * 2 + side, threadIdx.x % WARP / 4 * 2);
+}
+DEVICE int32_t loaded_row() { return row_in_slot(threadIdx.x / RANK_TILE); }
+DEVICE int32_t loaded_place(int32_t warp) {
+  return sum_place(warp, loaded_row(), threadIdx.x % RANK_TILE);
+}
+
 // Adds the warps' sums in their order and writes [8 rows, 16 ranks] of t.
 template <class T>
 DEVICE void write_slice(const TileProduct<T, 1>& product, float* warp_sums, float* t, int32_t ranks,
                         int32_t rows) {
-  const int32_t warp = threadIdx.x / WARP, group = threadIdx.x % WARP / 4, place = threadIdx.x % 4;
 #pragma unroll
   for (int32_t side = 0; side < 2; ++side) {
     float values[2];
     product.outputs(side, values);
-    float* to = warp_sums + (warp * ROWS_AT_ONCE + 2 * place + side) * RANK_TILE + 2 * group;
-    to[0] = values[0];
-    to[1] = values[1];
+    *reinterpret_cast<float2*>(warp_sums + stored_place(side)) = make_float2(values[0], values[1]);
   }
   __syncthreads();
-  const int32_t row = threadIdx.x / RANK_TILE, rank = threadIdx.x % RANK_TILE;
+  const int32_t row = loaded_row(), rank = threadIdx.x % RANK_TILE;
   float sum = 0.0f;
 #pragma unroll
   for (int32_t from = 0; from < LOW_RANK_WARPS; ++from)
-    sum += warp_sums[(from * ROWS_AT_ONCE + row) * RANK_TILE + rank];
+    sum += warp_sums[loaded_place(from)];
   if (row < rows) t[int64_t{row} * ranks + rank] = sum;
   __syncthreads();
 }
@@ -81,6 +96,8 @@ DEVICE void shrink(const T* x, int64_t x_stride, float* scratch, const Segment* 
   }
 }
 
+DEVICE int32_t t_place(int32_t row, int32_t rank) { return row * T_STRIDE + rank; }
+
 // Ranks first .. first + count - 1 of t, summed over the slices: [8, T_STRIDE], absent rows zero.
 DEVICE void gather_t(const float* t, const LowRankPart& part, int64_t segment_rows, int32_t rows,
                      int32_t first, int32_t count, float* gathered) {
@@ -93,7 +110,7 @@ DEVICE void gather_t(const float* t, const LowRankPart& part, int64_t segment_ro
           t + (slice * segment_rows + row) * part.ranks + first + rank);
       sum = make_float4(sum.x + value.x, sum.y + value.y, sum.z + value.z, sum.w + value.w);
     }
-    *reinterpret_cast<float4*>(gathered + row * T_STRIDE + rank) = sum;
+    *reinterpret_cast<float4*>(gathered + t_place(row, rank)) = sum;
   }
 }
 

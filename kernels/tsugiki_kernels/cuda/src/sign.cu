@@ -12,9 +12,7 @@
 constexpr int32_t THREADS = SIGN_WARPS * WARP;
 constexpr int32_t GROUP_COLUMNS = 32;
 constexpr int32_t WIDE = 2;  // tiles of eight rows that are multiplied at once
-// Rows of sums are 4 banks apart, and lanes of odd g swap their halves: eight lanes that store or
-// load 16 bytes each meet 32 different banks.
-constexpr int32_t SUM_STRIDE = SIGN_ROWS + 4;
+constexpr int32_t SUM_STRIDE = SIGN_ROWS + 4;  // rows of sums are 4 banks apart
 
 // Adds what 64 columns contribute to the 64 outputs, for ROW_TILES * 8 rows.
 template <class T, int32_t ROW_TILES>
@@ -57,19 +55,30 @@ DEVICE void add_unit(const uint4* signs, const RowTile<T> (&rows)[ROW_TILES], in
   }
 }
 
+// A lane stores four of its eight sums of a row in each of two turns, and a thread loads so: which
+// four come first is chosen so that eight lanes meet 32 different banks.
+DEVICE bool stores_upper(int32_t turn) { return (threadIdx.x % WARP / 4 + turn) % 2; }
+DEVICE int32_t stored_place(int32_t side, int32_t turn) {
+  const int32_t row = threadIdx.x % 4 * 2 + side, group = threadIdx.x % WARP / 4;
+  return row * SUM_STRIDE + 8 * group + 4 * stores_upper(turn);
+}
+DEVICE bool loads_upper(int32_t turn) { return (threadIdx.x % 8 / 4 + turn) % 2; }
+DEVICE int32_t loaded_place(int32_t warp, int32_t turn) {
+  const int32_t row = threadIdx.x / 8, group = threadIdx.x % 8;
+  return (warp * ROWS_AT_ONCE + row) * SUM_STRIDE + 8 * group + 4 * loads_upper(turn);
+}
+
 // Stores the lane's outputs of rows 2 t and 2 t + 1 among the sums of its warp.
 template <class T>
 DEVICE void store_sums(const TileProduct<T, SIGN_TILES>& product, float* sums) {
-  const int32_t group = threadIdx.x % WARP / 4;
 #pragma unroll
   for (int32_t side = 0; side < 2; ++side) {
     float values[2 * SIGN_TILES];
     product.outputs(side, values);
-    float* to = sums + (threadIdx.x % 4 * 2 + side) * SUM_STRIDE + 8 * group;
 #pragma unroll
     for (int32_t turn = 0; turn < 2; ++turn) {
-      const bool upper = (group + turn) % 2;  // eight lanes then meet 32 banks
-      *reinterpret_cast<float4*>(to + 4 * upper) =
+      const bool upper = stores_upper(turn);
+      *reinterpret_cast<float4*>(sums + stored_place(side, turn)) =
           make_float4(upper ? values[4] : values[0], upper ? values[5] : values[1],
                       upper ? values[6] : values[2], upper ? values[7] : values[3]);
     }
@@ -86,14 +95,13 @@ DEVICE void add_outputs(const float* sums, const SignPart& part, int32_t first_o
                         int64_t out_stride, int32_t rows) {
   const int32_t row = threadIdx.x / 8, group = threadIdx.x % 8, output = first_output + 8 * group;
   if (row >= rows || output >= part.outputs) return;
-  const bool upper_first = group / 4 % 2;  // eight lanes then meet 32 banks
   float4 first = make_float4(0.0f, 0.0f, 0.0f, 0.0f), second = first;
 #pragma unroll
   for (int32_t warp = 0; warp < SIGN_WARPS; ++warp) {
-    const float* of_warp = sums + (warp * ROWS_AT_ONCE + row) * SUM_STRIDE + 8 * group;
-    first = sum_of(first, *reinterpret_cast<const float4*>(of_warp + 4 * upper_first));
-    second = sum_of(second, *reinterpret_cast<const float4*>(of_warp + 4 * !upper_first));
+    first = sum_of(first, *reinterpret_cast<const float4*>(sums + loaded_place(warp, 0)));
+    second = sum_of(second, *reinterpret_cast<const float4*>(sums + loaded_place(warp, 1)));
   }
+  const bool upper_first = loads_upper(0);
   const float4 lower = upper_first ? second : first, upper = upper_first ? first : second;
   float values[8] = {lower.x, lower.y, lower.z, lower.w, upper.x, upper.y, upper.z, upper.w};
   const int32_t count = min(8, part.outputs - output);

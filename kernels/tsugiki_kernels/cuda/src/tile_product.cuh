@@ -42,12 +42,16 @@ struct TileProduct {
     for (int32_t tile = 0; tile < TILES; ++tile) multiply_tile(sums[tile], matrix[tile], x);
   }
 
+  // Where the lane's four floats begin in [8, stride], from `column` on.
+  DEVICE static int32_t floats_place(int32_t stride, int32_t column) {
+    return threadIdx.x % WARP / 4 * stride + column;
+  }
+
   // Against floats in shared memory, [8, stride]: the lane's slots are four from `column`. A float is
   // taken as the sum of two T, which costs no precision that counts.
   DEVICE void multiply_floats(const Eight<T> (&matrix)[TILES], const float* floats, int32_t stride,
                               int32_t column) {
-    const float4 value =
-        *reinterpret_cast<const float4*>(floats + threadIdx.x % WARP / 4 * stride + column);
+    const float4 value = *reinterpret_cast<const float4*>(floats + floats_place(stride, column));
     float values[4] = {value.x, value.y, value.z, value.w};
     const Four<T> rounded = pack_four<T>(values);
     if constexpr (sizeof(T) == 2) {
