@@ -1,7 +1,7 @@
 """The CUDA backend: our kernels where they are faster or save memory, torch's operations elsewhere.
 
-Owns: which of the two computes an operation, and recording. Work lists are built on the host from
-what the step's plan says and copied before the launch that walks them.
+Owns: which of the two computes an operation, and recording. Work lists are built on the host and
+copied before the launches that walk them: those of tables before each run of what was recorded.
 
 Compiled for the GPU, executed on the CPU by the tests, not yet run on a GPU.
 """
@@ -15,13 +15,15 @@ from torch import Tensor
 from tsugiki_kernels.check import check_spans
 from tsugiki_kernels.cuda import attention, elementwise, staging
 from tsugiki_kernels.cuda import linear as dense
-from tsugiki_kernels.cuda.kinds import Form
+from tsugiki_kernels.cuda.kinds import Form, form_of
 from tsugiki_kernels.cuda.launcher import Launcher
+from tsugiki_kernels.cuda.pinned_ring import PinnedRing
 from tsugiki_kernels.cuda.program import Program, RecordingLauncher, Steps
 from tsugiki_kernels.cuda.staging import CudaStaged, own
+from tsugiki_kernels.cuda.table import CudaTable, collect, own_table
 from tsugiki_kernels.cuda.upload import Uploader
 from tsugiki_kernels.cuda.work_list import work_list
-from tsugiki_kernels.delta_table import StagedDeltas, StagedTable, TableShape, by_kind, own_table
+from tsugiki_kernels.delta_table import StagedDeltas, StagedTable, TableShape, by_kind
 from tsugiki_kernels.deltas import Delta, Placed
 from tsugiki_kernels.device import Device
 from tsugiki_kernels.errors import BadArgument
@@ -55,6 +57,7 @@ class CudaBackend:
         self._direct = self._launcher = launcher  # a recorder's `_launcher` keeps launches
         self._device = device
         self._uploader = Uploader(device)
+        self._ring = PinnedRing(device)
         self._formulas = ReferenceBackend()
         self._scratches: dict[torch.dtype, Tensor] = {}
         self._recorded: Steps | None = None  # None: operations are carried out at once
@@ -127,16 +130,27 @@ class CudaBackend:
             self._apply_form(form, x, out, linears, spans)
 
     def collect(self, shapes: Shapes, staged: Sequence[Staged | None]) -> tuple[Deltas, ...]:
-        """See KernelBackend.collect."""
+        """See KernelBackend.collect.
+
+        Raises:
+            BadArgument: a delta that does not fit its linear.
+        """
         linears = [None if linear is None else own(linear) for linear in staged]
-        kinds = by_kind(linears, lambda linear: linear.kind)
-        return tuple(StagedDeltas(kind, tuple(of_kind)) for kind, of_kind in kinds)
+        return tuple(
+            StagedDeltas(kind, tuple(of_kind))
+            if form_of(kind) is None
+            else collect(kind, shapes, of_kind)
+            for kind, of_kind in by_kind(linears, lambda linear: linear.kind)
+        )
 
     def delta_table(
         self, kind: type[Delta], shapes: Shapes, rows: int, capacity: int
     ) -> DeltaTable:
         """See KernelBackend.delta_table."""
-        return StagedTable(TableShape(kind, shapes, rows, capacity))
+        shape, form = TableShape(kind, shapes, rows, capacity), form_of(kind)
+        if form is None:
+            return StagedTable(shape)
+        return CudaTable(shape, form, self._device, self._ring)
 
     def apply_table(self, x: Tensor, out: Tensor, table: DeltaTable, place: int) -> None:
         """See KernelBackend.apply_table.
@@ -144,9 +158,19 @@ class CudaBackend:
         Raises:
             BadArgument: naming the argument that breaks the contract.
         """
-        held, direct = own_table(table), self._unrecorded()
-        # the host builds this run's work list, which a graph cannot
-        self._in_torch(lambda: direct.apply(x, out, *held.of(place)), capturable=False)
+        if isinstance(table, StagedTable):
+            self._apply_formulas(x, out, table, place)
+            return
+        held, launcher = own_table(table), self._direct
+        held.ask(place)
+        self._in_torch(lambda: held.apply(launcher, x, out, place))
+        if self._recorded is not None:
+            self._recorded.watch(held.version)
+
+    def _apply_formulas(self, x: Tensor, out: Tensor, table: StagedTable, place: int) -> None:
+        """What has no kernels: the formulas look at spans on the host, which a graph cannot."""
+        direct = self._unrecorded()
+        self._in_torch(lambda: direct.apply(x, out, *table.of(place)), capturable=False)
 
     def _unrecorded(self) -> "CudaBackend":
         """The backend that carries operations out at once."""

@@ -41,17 +41,9 @@ class Form:
     rebuild: Rebuild
 
 
-def form_of(delta: Delta) -> Form | None:
-    """The form that this delta takes on a GPU."""
-    match delta:
-        case LowRankDelta():
-            return LOW_RANK
-        case SignDelta():
-            return SIGN
-        case SparseDelta():
-            return SPARSE
-        case _:
-            return None
+def form_of(kind: type[Delta]) -> Form | None:
+    """The form that deltas of this kind take on a GPU."""
+    return _FORMS.get(kind)
 
 
 def _pack_low_rank(delta: LowRankDelta) -> Packing:
@@ -85,3 +77,4 @@ LOW_RANK = Form(
 )
 SIGN = Form(records.SignPart, _pack_sign, sign.resident, sign.apply, sign.reconstruct)
 SPARSE = Form(records.SparsePart, _pack_sparse, sparse.resident, sparse.apply, sparse.reconstruct)
+_FORMS: dict[type[Delta], Form] = {LowRankDelta: LOW_RANK, SignDelta: SIGN, SparseDelta: SPARSE}

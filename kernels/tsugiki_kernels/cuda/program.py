@@ -3,9 +3,10 @@
 Owns: what recording means for launches and for torch's operations, and when a graph is captured.
 Knows nothing of what they compute.
 
-Whatever an operation prepares (work lists, scratch memory) it prepares while it is recorded, from
-what the host knows; the launches hold it. The first run is the warm-up that a capture needs: every
-kernel is loaded, every library has its workspace.
+What differs from run to run (inputs, work lists) lies in memory that stays where it is and is
+written before the run. The first run is the warm-up that a capture needs: every kernel is loaded,
+every library has its workspace. Where memory moved or launches were added since (a table met parts
+of another form), the next run is a first one again.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from tsugiki_kernels.cuda.launcher import Argument, Launcher, check_launch
 from tsugiki_kernels.device import Device, Replay
 
 Step = Callable[[], object]
+Version = Callable[[], int]
 
 
 class Steps:
@@ -26,10 +28,15 @@ class Steps:
         self.steps: list[Step] = []
         self.kept: list[object] = []
         self.capturable = True  # False: a step waits for the device, which a graph cannot
+        self.versions: dict[Version, None] = {}
 
     def keep(self, value: object) -> None:
         """Keep alive what launches reach through addresses in device memory."""
         self.kept.append(value)
+
+    def watch(self, version: Version) -> None:
+        """What was captured is valid for as long as this answers the same."""
+        self.versions[version] = None
 
     def add(self, step: Step, *, capturable: bool = True) -> None:
         """Record one more."""
@@ -81,14 +88,16 @@ class Program:
         self._kept = tuple(recorded.kept)
         self._capturable = recorded.capturable
         self._device = device
-        self._warm = False
+        self._versions = tuple(recorded.versions)
+        self._warm: tuple[int, ...] | None = None  # the versions of the last run as it is
         self._replay: Replay | None = None
 
     def run(self) -> None:
         """See interface.Program.run."""
-        if not (self._warm and self._capturable):
+        versions = tuple(version() for version in self._versions)
+        if versions != self._warm or not self._capturable:
             self._run_all()
-            self._warm = True
+            self._warm, self._replay = versions, None
             return
         if self._replay is None:
             self._replay = self._device.capture(self._run_all)

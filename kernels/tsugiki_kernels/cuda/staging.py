@@ -117,7 +117,7 @@ def own(staged: Staged) -> CudaStaged:
 
 
 def _prepared(placed: Placed) -> _Prepared:
-    form = form_of(placed.delta)
+    form = form_of(type(placed.delta))
     return _Prepared(placed, form, None if form is None else form.pack(placed.delta))
 
 

@@ -1,6 +1,6 @@
-"""Which rows of a step meet which part of which variant, as the kernels of a call walk it.
+"""Which rows of a step meet which part of which variant, as kernels walk it.
 
-Owns: the mirror of src/work_list.cuh. Knows nothing of what a part holds.
+Owns: the mirror of src/work_list.cuh. Knows nothing of what a part holds, nor of where lists lie.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from tsugiki_kernels.interface import Span
 
 CHUNK_ROWS = 64  # rows of a segment that one item takes
 SEGMENT_WORDS = 6
+PART_WORDS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,11 @@ class ResidentPart:
     width: int  # outputs of the fused linear up to the end of this part
     tiles: tuple[int, int]  # items of each pass, for one chunk of rows
     scratch: int  # floats of scratch memory per row
+
+    @property
+    def words(self) -> tuple[int, int, int, int]:
+        """What a list says of it: address, items of each pass and floats as above."""
+        return self.record, *self.tiles, self.scratch
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,26 +61,46 @@ def work_list(
         for part in parts
         if span[0] < span[1]
     ]
-    if capacity is not None and len(found) > capacity:
-        raise BadArgument(f"spans: {len(found)} parts, the list holds {capacity}")
+    room = len(found) if capacity is None else capacity
+    if len(found) > room:
+        raise BadArgument(f"spans: {len(found)} parts, the list holds {room}")
     inputs = {part.inputs for part, _ in found}
     if len(inputs) > 1:
         raise BadArgument(f"staged: expected one input width, found {sorted(inputs)}")
-    entries: list[tuple[int, ...]] = []
-    first, second, scratch = 0, 0, 0
-    for part, (start, stop) in found:
-        rows = stop - start
-        entries.append((part.record, start, rows, first, second, scratch))
-        chunks = -(-rows // CHUNK_ROWS)
-        first += chunks * part.tiles[0]
-        second += chunks * part.tiles[1]
-        scratch += rows * part.scratch
-    unused = (len(found) if capacity is None else capacity) - len(found)
-    entries += [(0, 0, 0, first, second, scratch)] * (unused + 1)
+    words = torch.tensor([part.words for part, _ in found], dtype=torch.int64)
+    lists = torch.empty(1, room + 1, SEGMENT_WORDS, dtype=torch.int64)
+    passes = write_lists(lists, words.view(-1, 1, 1, PART_WORDS), [span for _, span in found])
+    first, second = passes[0].tolist()
     return WorkList(
-        segments=torch.tensor(entries, dtype=torch.int64),
-        passes=(first > 0, second > 0),
-        scratch=scratch,
+        segments=lists[0],
+        passes=(first, second),
+        scratch=int(lists[0, -1, -1]),
         inputs=max(inputs, default=0),
         width=max((part.width for part, _ in found), default=0),
     )
+
+
+def write_lists(lists: Tensor, parts: Tensor, spans: Sequence[Span]) -> Tensor:
+    """The list of each linear, for one span of each variant; bool [linears, 2]: passes with items.
+
+    lists: int64 [linears, capacity + 1, SEGMENT_WORDS], overwritten. parts: int64 [variants,
+    linears, most parts, PART_WORDS], zeros for parts that a variant does not have; they get entries
+    without items. First come the first parts of all variants, so that entries of linears which
+    are not fused lie side by side.
+    """
+    variants, linears, most, _ = parts.shape
+    used = variants * most
+    start, stop = torch.tensor(spans, dtype=torch.int64).view(-1, 2).unbind(1)
+    rows = stop - start
+    of_rows = torch.stack([-(-rows // CHUNK_ROWS)] * 2 + [rows], 1)  # chunks, chunks, rows
+    entries = parts.permute(1, 2, 0, 3).reshape(linears, used, PART_WORDS)
+    amounts = entries[..., 1:] * of_rows.repeat(most, 1)
+    ends = amounts.cumsum(1)
+    totals = amounts.sum(1)
+    lists[:, :used, 0] = entries[..., 0]
+    lists[:, :used, 1] = start.repeat(most)
+    lists[:, :used, 2] = rows.repeat(most)
+    lists[:, :used, 3:] = ends - amounts
+    lists[:, used:, :3] = 0
+    lists[:, used:, 3:] = totals[:, None]
+    return totals[:, :2] > 0

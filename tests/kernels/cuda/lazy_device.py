@@ -8,9 +8,11 @@ During a capture it refuses what would end one on a GPU.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tsugiki_kernels.cuda.launcher import Argument, Launcher
 from tsugiki_kernels.device import Event, Replay
@@ -18,8 +20,28 @@ from tsugiki_kernels.device import Event, Replay
 POISON = 0xFF
 
 
+# torch's operations that take memory, copy, or wait for a value
+REFUSED = ("empty", "zeros", "full", "clone", "cat", "copy_", "_to_copy", "_local_scalar_dense")
+
+
 class BrokenRule(AssertionError):
     """What the device does not allow."""
+
+
+class RefusedOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Torch's share of what a capture must not contain."""
+
+    def __init__(self, device: "LazyDevice") -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._device = device
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        if name.startswith(REFUSED):
+            self._device.refuse_in_capture(name)
+        return func(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True)
@@ -55,6 +77,8 @@ class LazyStream:
 
     def copy(self, target: Tensor, source: Tensor) -> None:
         self.device.refuse_in_capture("copying")
+        if not self.device.is_pinned(source):
+            raise BrokenRule("copying from memory that is not pinned")
         self.ask(lambda: _copy(target, source))
 
     def run(self, position: int | None = None) -> None:
@@ -79,6 +103,7 @@ class LazyDevice:
         self.capturing: list[Callable[[], None]] | None = None
         self.captures = 0
         self.free: list[Tensor] = []  # memory that `empty` gives away again
+        self._pinned: list[Tensor] = []
 
     def empty(self, nbytes: int) -> Tensor:
         self.refuse_in_capture("allocating")
@@ -88,13 +113,21 @@ class LazyDevice:
 
     def pinned(self, nbytes: int) -> Tensor:
         self.refuse_in_capture("allocating")
-        return torch.empty(nbytes, dtype=torch.uint8)
+        memory = torch.empty(nbytes, dtype=torch.uint8)
+        self._pinned.append(memory)
+        return memory
+
+    def is_pinned(self, tensor: Tensor) -> bool:
+        """Whether it lies in memory that `pinned` gave."""
+        own = {memory.untyped_storage().data_ptr() for memory in self._pinned}
+        return tensor.untyped_storage().data_ptr() in own
 
     def capture(self, body: Callable[[], None]) -> Replay:
         self.captures += 1
         graph = self.capturing = []
         try:
-            body()
+            with RefusedOperations(self):
+                body()
         finally:
             self.capturing = None
         return lambda: self.steps.work.extend(graph)

@@ -9,6 +9,7 @@ from torch import Tensor
 from tests.kernels.cuda.lazy_device import POISON, BrokenRule, LazyDevice, LazyLauncher
 from tsugiki_kernels.cuda.backend import CudaBackend
 from tsugiki_kernels.cuda.launcher import Argument, Launcher
+from tsugiki_kernels.cuda.pinned_ring import SLOTS, PinnedRing
 from tsugiki_kernels.cuda.program import Program, RecordingLauncher, Steps
 from tsugiki_kernels.cuda.upload import Uploader
 from tsugiki_kernels.deltas import LowRankDelta, Placed
@@ -34,6 +35,9 @@ class Reader:
         content = args[0]
         assert isinstance(content, Tensor)
         self.read.append((name, content.tolist()))
+
+
+OTHER = torch.zeros(1)
 
 
 def asked(_: object) -> None:
@@ -87,6 +91,9 @@ def test_the_device_shows_a_copy_that_nobody_waited_for_and_a_buffer_filled_too_
         lambda device: device.pinned(1),
         lambda device: device.steps.record(),
         lambda device: device.copies.copy(torch.zeros(1), torch.zeros(1)),
+        lambda device: torch.empty(1),
+        lambda device: OTHER.to(torch.float64),
+        lambda device: OTHER.item(),
     ],
 )
 def test_the_device_refuses_in_a_capture_what_a_gpu_would(
@@ -97,7 +104,40 @@ def test_the_device_refuses_in_a_capture_what_a_gpu_would(
         device.capture(lambda: asked(forbidden(device)))
     launcher = LazyLauncher(Reader(), device)
     with pytest.raises(BrokenRule, match="first time"):
-        device.capture(lambda: launcher.launch("kernel", (1,), (1,), (torch.zeros(1),)))
+        device.capture(lambda: launcher.launch("kernel", (1,), (1,), (OTHER,)))
+
+
+def test_the_device_refuses_copies_from_memory_that_is_not_pinned() -> None:
+    device = LazyDevice()
+    with pytest.raises(BrokenRule, match="not pinned"):
+        device.steps.copy(device.empty(1), torch.zeros(1, dtype=torch.uint8))
+    device.steps.copy(device.empty(1), device.pinned(4)[1:2].fill_(3))
+    assert len(device.steps.work) == 1
+
+
+def test_a_slot_of_the_ring_is_filled_anew_only_when_its_copy_is_done() -> None:
+    device = LazyDevice()
+    ring, targets = PinnedRing(device), [device.empty(4) for _ in range(2 * SLOTS)]
+    for value, target in enumerate(targets):
+        ring.copy(target, ring.buffer(4).fill_(value))
+    device.steps.run()
+    assert [target.tolist() for target in targets] == [[v] * 4 for v in range(2 * SLOTS)]
+
+
+def test_a_program_whose_memory_moved_runs_as_it_is_and_is_captured_anew() -> None:
+    device, reader, version = LazyDevice(), Reader(), [0]
+    recorded, x = Steps(), torch.zeros(1, dtype=torch.uint8)
+    RecordingLauncher(LazyLauncher(reader, device), recorded).launch("one", (1,), (1,), (x,))
+    recorded.watch(lambda: version[0])
+    program = Program(recorded, device)
+    captures = []
+    for now in (0, 0, 0, 1, 1, 1):
+        version[0] = now
+        program.run()
+        captures.append(device.captures)
+    device.steps.run()
+    assert captures == [0, 1, 1, 1, 2, 2]
+    assert len(reader.read) == 6
 
 
 def test_a_program_runs_once_as_it_is_and_is_captured_then() -> None:

@@ -27,14 +27,17 @@ struct Item {
   int32_t tile;
 };
 
-// The segment of an item. All lanes of the warp must call.
+// The segment of an item. All lanes of the warp must call. A list of a table has room for more than
+// it holds: the search ends where items begin beyond this one.
 DEVICE const Segment* find_segment(const Segment* segments, int32_t capacity, int32_t pass,
                                    int64_t item) {
   const int32_t lane = threadIdx.x % WARP;
   int32_t begun = 0;  // segments whose first item is not beyond this one
   for (int32_t base = 0; base < capacity; base += WARP) {
     const bool counts = base + lane < capacity && segments[base + lane].first[pass] <= item;
-    begun += __popc(__ballot_sync(FULL_WARP, counts));
+    const uint32_t ballot = __ballot_sync(FULL_WARP, counts);
+    begun += __popc(ballot);
+    if (ballot != FULL_WARP) break;
   }
   return segments + begun - 1;
 }

@@ -1,0 +1,172 @@
+"""Tables of deltas on a device that does everything late: one capture, whatever variants come."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.kernels.cuda.lazy_device import LazyDevice, LazyLauncher
+from tests.kernels.deltas import KINDS, sparse
+from tsugiki_kernels.cuda.backend import CudaBackend
+from tsugiki_kernels.cuda.kinds import form_of
+from tsugiki_kernels.cuda.launcher import Launcher
+from tsugiki_kernels.cuda.work_list import CHUNK_ROWS, PART_WORDS, SEGMENT_WORDS, write_lists
+from tsugiki_kernels.deltas import Delta, Placed
+from tsugiki_kernels.device import CpuDevice
+from tsugiki_kernels.errors import BadArgument
+from tsugiki_kernels.interface import Program, Shapes, Span, Staged
+
+SHAPES: Shapes = ((80, 48), (40, 40))
+ROWS, VARIANTS = 9, 3
+WITH_KERNELS = [kind for kind, make in KINDS.items() if form_of(type(make((8, 64), 0)))]
+Linears = list[list[Placed]]
+
+
+def linears(delta: str, seed: int) -> Linears:
+    """Two parts in the first linear, which is fused; one in the second."""
+    make = KINDS[delta]
+    first = [Placed(0, make((40, 48), seed)), Placed(40, make((33, 48), seed + 1))]
+    return [first, [Placed(0, make((40, 40), seed + 2))]]
+
+
+class Step:
+    """A recorded step of two linears on a lazy device, and what `apply` makes of the same."""
+
+    def __init__(self, launcher: Launcher, kind: type[Delta]) -> None:
+        self.device = LazyDevice()
+        self.kernels = CudaBackend(LazyLauncher(launcher, self.device), self.device)
+        self.at_once = CudaBackend(launcher, CpuDevice())
+        self.table = self.kernels.delta_table(kind, SHAPES, ROWS, VARIANTS)
+        self.x = [torch.randn(ROWS, inputs) for _, inputs in SHAPES]
+        self.out = [torch.zeros(ROWS, outputs) for outputs, _ in SHAPES]
+        self.program: Program = self.kernels.record(self._ask)
+
+    def _ask(self, kernels: object) -> None:
+        assert isinstance(kernels, CudaBackend)
+        for place, (x, out) in enumerate(zip(self.x, self.out, strict=True)):
+            kernels.apply_table(x, out, self.table, place)
+
+    def fill(self, variants: Sequence[Linears], spans: Sequence[Span]) -> None:
+        staged = [self.kernels.stage_all(variant).linears for variant in variants]
+        self.table.fill([self.kernels.collect(SHAPES, own)[0] for own in staged], spans)
+
+    def run(self) -> list[Tensor]:
+        """What one run adds to zeros."""
+        for out in self.out:
+            out.zero_()
+        self.program.run()
+        assert not any(out.any() for out in self.out), "something did not wait for its turn"
+        self.device.steps.run()
+        return [out.clone() for out in self.out]
+
+    def expected(self, variants: Sequence[Linears], spans: Sequence[Span]) -> list[Tensor]:
+        outs = []
+        for place, (outputs, _) in enumerate(SHAPES):
+            staged: list[Staged] = [self.at_once.stage(variant[place]) for variant in variants]
+            out = torch.zeros(ROWS, outputs)
+            self.at_once.apply(self.x[place], out, staged, spans)
+            outs.append(out)
+        return outs
+
+
+@pytest.mark.compiler
+@pytest.mark.parametrize("kind", WITH_KERNELS)
+def test_a_step_is_captured_once_and_adds_what_its_table_holds(
+    executor: Launcher, kind: str
+) -> None:
+    variants = [linears(kind, 10 * seed) for seed in range(VARIANTS)]
+    step = Step(executor, type(variants[0][0][0].delta))
+    fillings: list[list[Span]] = [[(0, 2), (2, 3), (5, 9)], [(4, 9)], [], [(1, 2), (7, 7)]]
+    for spans in fillings:
+        present = variants[: len(spans)]
+        step.fill(present, spans)
+        found = step.run()
+        assert all(map(torch.equal, found, step.expected(present, spans)))
+    assert step.device.captures == 1
+
+
+@pytest.mark.compiler
+def test_what_a_table_holds_already_is_not_copied_again(executor: Launcher) -> None:
+    variant = linears("sign", 1)
+    step = Step(executor, type(variant[0][0].delta))
+    staged = step.kernels.stage_all(variant).linears
+    (deltas,) = step.kernels.collect(SHAPES, staged)
+    step.table.fill([deltas], [(0, 4)])
+    asked = len(step.device.steps.work)
+    step.table.fill([deltas], [(0, 4)])
+    assert len(step.device.steps.work) == asked
+    step.table.fill([deltas], [(0, 5)])
+    assert len(step.device.steps.work) == asked + 1
+
+
+@pytest.mark.compiler
+def test_forms_and_parts_that_a_table_meets_later_are_captured_with_the_others(
+    executor: Launcher,
+) -> None:
+    tiles = [[Placed(0, sparse((80, 48), 1, rows_per_mask=16))], [Placed(0, sparse((40, 40), 2))]]
+    rows = [
+        [Placed(0, sparse((40, 48), 3)), Placed(40, sparse((40, 48), 4))],
+        [Placed(0, sparse((40, 40), 5, rows_per_mask=16))],
+    ]
+    step = Step(executor, type(tiles[0][0].delta))
+    for variants, captures in (
+        *(([tiles], captures) for captures in (0, 1, 1)),
+        *(([rows, tiles], captures) for captures in (1, 2, 2)),
+        ([tiles], 2),
+    ):
+        spans = [(3 * i, 3 * i + 2) for i in range(len(variants))]
+        step.fill(variants, spans)
+        found = step.run()
+        assert all(map(torch.equal, found, step.expected(variants, spans)))
+        assert step.device.captures == captures
+
+
+@pytest.mark.compiler
+def test_deltas_of_another_model_are_refused(executor: Launcher) -> None:
+    kernels = CudaBackend(executor, CpuDevice())
+    variant = linears("sign", 1)
+    staged = kernels.stage_all(variant).linears
+    with pytest.raises(BadArgument, match=r"does not fit linear 0, \(72, 48\)"):
+        kernels.collect(((72, 48), SHAPES[1]), staged)
+    (deltas,) = kernels.collect(SHAPES, staged)
+    table = kernels.delta_table(deltas.kind, ((80, 48), (40, 40), (8, 8)), ROWS, 1)
+    with pytest.raises(BadArgument, match="linears of another model"):
+        table.fill([deltas], [(0, 1)])
+
+
+def test_a_list_names_the_part_and_the_rows_of_every_item() -> None:
+    """Walked as src/work_list.cuh does."""
+    generator = torch.Generator().manual_seed(1)
+    parts = torch.randint(0, 4, (5, 3, 2, PART_WORDS), generator=generator)
+    parts[..., 0] = torch.arange(1, 31).view(5, 3, 2)
+    parts[1, 2] = 0  # a variant that leaves a linear alone
+    spans = [(0, 3), (10, 210), (3, 3), (4, 5), (300, 300 + CHUNK_ROWS)]
+    lists = torch.full((3, 12, SEGMENT_WORDS), -1)
+    passes = write_lists(lists, parts, spans)
+    for linear, found in enumerate(lists.tolist()):
+        for turn in (0, 1):
+            expected = {
+                (record, start): tiles[turn] * -(-(stop - start) // CHUNK_ROWS)
+                for (start, stop), variant in zip(spans, parts[:, linear].tolist(), strict=True)
+                for record, *tiles, _ in variant
+            }
+            items = [segment_of(found, turn, item) for item in range(found[-1][3 + turn])]
+            walked = {key: items.count(key) for key in items}
+            assert walked == {key: count for key, count in expected.items() if count}
+            assert passes[linear, turn] == bool(items)
+
+
+def segment_of(entries: list[list[int]], turn: int, item: int) -> tuple[int, int]:
+    """Record and first row of the last entry that begins at the item or before."""
+    begun = [entry for entry in entries[:-1] if entry[3 + turn] <= item]
+    return begun[-1][0], begun[-1][1]
+
+
+def test_the_sums_of_a_list_have_room_of_their_own() -> None:
+    parts = torch.tensor([[[[7, 1, 1, 10], [8, 1, 1, 4]]], [[[9, 1, 1, 3], [0, 0, 0, 0]]]])
+    lists = torch.full((1, 6, SEGMENT_WORDS), -1)
+    write_lists(lists, parts, [(0, 2), (5, 6)])
+    begins = {record: scratch for record, *_, scratch in lists[0, :3].tolist()}
+    assert begins == {7: 0, 9: 20, 8: 23}
+    assert lists[0, -1, -1] == 31
