@@ -1,6 +1,9 @@
 """The whole server with --kernels cuda, its GPU played by the executor, against the reference.
 
-HTTP in, HTTP out: base, both layouts of deltadq, bitdelta and LoRA mixed in the same steps.
+HTTP in, HTTP out: base, both layouts of deltadq, bitdelta and LoRA mixed in the same steps. In
+float32 the greedy tokens are the same. In 16 bits two backends round differently, and tokens of
+nearly equal probability may change places: log-probabilities are compared as far as both chose the
+same, the prompts' always.
 """
 
 import asyncio
@@ -30,6 +33,9 @@ from tsugiki_kernels.select import Choice
 PROMPTS = [[0, *range(20, 25)], [0, *range(40, 61)]]
 MODELS = ["base", "tiles", "rows", "signs", "adapter"]
 TOKENS = 6
+# of log-probabilities; found were 0.05 in bfloat16, where logits from 4 to 8 are 0.03 apart, and
+# 0.008 in float16
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}
 QUIET = Progress(quiet=True)
 
 Chosen = Callable[[str, str, Path], Choice]
@@ -53,14 +59,14 @@ def variants(tiny_base: Path, tiny_tuned: Path, tmp_path_factory: pytest.TempPat
 
 
 @contextmanager
-def serving(base: Path, variants: Path, cache: Path, chosen: Chosen) -> Iterator[str]:
+def serving(base: Path, variants: Path, cache: Path, dtype: str, chosen: Chosen) -> Iterator[str]:
     """The URL of a server in this process with the kernels that `chosen` gives."""
     config = ServeConfig(
         base=str(base),
         variants=variants,
         served_model_name="base",
         device="cpu",
-        dtype="float32",
+        dtype=dtype,
         kernels="cuda",
         drain_seconds=1,
         kv_memory=2**20,
@@ -101,23 +107,43 @@ async def answers(url: str) -> list[dict[str, Any]]:
         return await asyncio.gather(*(ask(m, p) for m in MODELS for p in PROMPTS))
 
 
+@pytest.fixture(scope="module", params=TOLERANCE)
+def dtype(request: pytest.FixtureRequest) -> str:
+    """What the server computes in."""
+    name: str = request.param
+    return name
+
+
 @pytest.fixture(scope="module")
 def expected(
-    tiny_base: Path, variants: Path, tmp_path_factory: pytest.TempPathFactory
+    tiny_base: Path, variants: Path, dtype: str, tmp_path_factory: pytest.TempPathFactory
 ) -> list[dict[str, Any]]:
     """What the reference answers."""
     cache = tmp_path_factory.mktemp("cache")
-    with serving(tiny_base, variants, cache, lambda *_: Choice(ReferenceBackend())) as url:
+    with serving(tiny_base, variants, cache, dtype, lambda *_: Choice(ReferenceBackend())) as url:
         return asyncio.run(answers(url))
 
 
-def check(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+def comparable(mine: list[int], theirs: list[int]) -> int:
+    """How many tokens were chosen after the same ones."""
+    same = 0
+    while same < len(theirs) and mine[same] == theirs[same]:
+        same += 1
+    return same
+
+
+def check(found: list[dict[str, Any]], expected: list[dict[str, Any]], dtype: str) -> None:
     for mine, theirs in zip(found, expected, strict=True):
-        assert mine["token_ids"] == theirs["token_ids"]
+        same = comparable(mine["token_ids"], theirs["token_ids"])
+        assert same == TOKENS or dtype != "float32"
         found_logprobs, logprobs = (
             choice["logprobs"]["token_logprobs"][1:] for choice in (mine, theirs)
         )
-        assert found_logprobs == pytest.approx(logprobs, abs=1e-3)
+        teacher_forced = len(logprobs) - TOKENS + same
+        assert teacher_forced >= len(PROMPTS[0]) - 1
+        assert found_logprobs[:teacher_forced] == pytest.approx(
+            logprobs[:teacher_forced], abs=TOLERANCE[dtype]
+        )
 
 
 @pytest.mark.compiler
@@ -126,12 +152,13 @@ def test_a_mixed_batch_on_cuda_kernels_is_answered_as_by_the_reference(
     variants: Path,
     tmp_path: Path,
     executor: Launcher,
+    dtype: str,
     expected: list[dict[str, Any]],
 ) -> None:
     def chosen(name: str, device: str, cache: Path) -> Choice:
         assert name == "cuda"
         return Choice(CudaBackend(executor, CpuDevice()))
 
-    with serving(tiny_base, variants, tmp_path, chosen) as url:
+    with serving(tiny_base, variants, tmp_path, dtype, chosen) as url:
         assert httpx.get(f"{url}/health").json()["kernels"] == "cuda"
-        check(asyncio.run(answers(url)), expected)
+        check(asyncio.run(answers(url)), expected, dtype)
