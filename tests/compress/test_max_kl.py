@@ -12,14 +12,16 @@ import torch
 from tsugiki.compress.calibration_file import CalibrationFile
 from tsugiki.compress.dialogues import Dialogue
 from tsugiki.compress.evaluate import Estimate, evaluate
-from tsugiki.compress.hf_model import load_model, refill
+from tsugiki.compress.hf_model import load_model, model_of, refill
 from tsugiki.compress.job import CompressJob, open_base
 from tsugiki.compress.kl_search import Attempt, smallest
 from tsugiki.compress.progress import Progress
+from tsugiki.compress.reconstruct import open_variant
 from tsugiki.compress.reference import Reference, within
 from tsugiki.errors import CompressionRefused, ConfigError, InvalidRequest
 
 QUIET = Progress(quiet=True)
+EMBEDDING = "model.embed_tokens.weight"
 
 
 def law(constant: float, most: float = float("inf")) -> Callable[[float], Attempt[float] | None]:
@@ -96,23 +98,27 @@ def test_examples_that_calibrate_do_not_measure(
     assert file.calibrating == 3
 
 
-def test_a_file_within_the_goal_is_written_and_the_report_says_what_was_measured(
-    walk: Any, tiny_base: Path, tiny_tuned: Path, dialogues_file: Path, cache_dir: Path
+def test_the_report_says_what_the_file_that_was_written_measures(
+    walk: Any, tiny_base: Path, tune: Any, nudge: Any, dialogues_file: Path, cache_dir: Path
 ) -> None:
-    report = walk.compress(
-        tiny_base,
-        tiny_tuned,
-        options={},
-        calibration=dialogues_file,
-        max_kl=0.02,
-        probe=2,
-        cache_dir=cache_dir,
-    )
+    def untie(tensors: dict[str, torch.Tensor]) -> None:  # only the input side changes
+        tensors["lm_head.weight"] = tensors[EMBEDDING].clone()
+        nudge(tensors, EMBEDDING)
+
+    tuned = tune(tiny_base, untie, {"tie_word_embeddings": False})
+    asked: dict[str, Any] = {"calibration": dialogues_file, "cache_dir": cache_dir}
+    report = walk.compress(tiny_base, tuned, max_kl=0.02, probe=2, options={}, **asked)
     note = next(n for n in report.notes if "--max-kl" in n)
-    measured = re.match(r"KL ([0-9.]+) \[95 %: ", note)
-    assert measured is not None
+    said = re.match(r"KL ([0-9.]+) \[95 %: ", note)
+    assert said is not None
     assert report.honest_ratio > 2
-    assert float(measured[1]) <= 0.02
+    variant = open_variant(walk.file, str(tiny_base), cache_dir)
+    models = {"tuned": load_model(tuned), "variant": model_of(variant.config(), variant.tensors())}
+    job = CompressJob("deltadq", tiny_base, tuned, walk.file, max_kl=0.02, **asked)
+    held_out = CalibrationFile.of(job, dialogues_file, open_base(tiny_base)).to_measure()
+    measured = evaluate(models, list(held_out), QUIET).kl.value
+    assert measured <= 0.02
+    assert float(said[1]) == pytest.approx(measured, abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from tsugiki.compress.evaluate import Estimate
 from tsugiki.compress.hf_model import load_model, model_of, refill
 from tsugiki.compress.job import CompressJob, OpenedBase
 from tsugiki.compress.kl_search import Attempt, smallest
-from tsugiki.compress.packer import Packer, Stored
+from tsugiki.compress.packer import Packer, Stored, markers
 from tsugiki.compress.progress import Progress
 from tsugiki.compress.reconstruct import Reconstruction
 from tsugiki.compress.reference import Reference
@@ -96,12 +96,15 @@ class _Scale:
 
     def weigh(self, ratio: float) -> Attempt[tuple[Stored, ...]] | None:
         """The file of this honest ratio and its KL; None where there is no such file."""
-        s = self._source
+        source = self._source
         limit = Limit(None, ratio)
         try:
-            stored = pack_within(s.packer, s.pairs, s.changes, limit, s.spec, self._progress)
+            stored = pack_within(
+                source.packer, source.pairs, source.changes, limit, source.spec, self._progress
+            )
         except TooSmall:
             return None
+        stored += markers(source.pairs, stored)
         self.tried += 1
         return Attempt(stored, ratio, self._divergence(stored))
 

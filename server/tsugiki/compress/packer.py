@@ -136,7 +136,17 @@ def _rows(name: str, base: Tensor, tuned: Tensor) -> Stored:
     return Stored(packed, packed.tensors["values"].numel(), Deviation())
 
 
-def untied_marker(layout: Layout) -> Stored:
+def markers(pairs: Pairs, stored: tuple[Stored, ...]) -> tuple[Stored, ...]:
+    """What tells an untied fine-tune of a tied base from a tied one, where lm_head has no delta."""
+    tables = {pairs.layout.embedding, pairs.layout.embedding + ROWS, LM_HEAD + ROWS}
+    names = {item.packed.name for item in stored}
+    untied = pairs.layout.tied and not pairs.tuned.tied
+    if not untied or LM_HEAD in names or not names & tables:
+        return ()
+    return (_untied_marker(pairs.layout),)
+
+
+def _untied_marker(layout: Layout) -> Stored:
     """An lm_head that stays as the tied base has it although the fine-tune is untied: without this
     module a change of the embedding would move the output side as well."""
     packed = CODECS[DENSE].zero(layout.embedding_shape)

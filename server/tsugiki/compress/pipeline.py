@@ -19,13 +19,12 @@ from tsugiki.codecs import CODECS, artifact
 from tsugiki.codecs.artifact import ArtifactSpec
 from tsugiki.codecs.base import Packed
 from tsugiki.codecs.coverage import REPORT_KEY, coverage, declared
-from tsugiki.codecs.fit import LM_HEAD, ROWS
 from tsugiki.codecs.metadata import Header
 from tsugiki.compress.activations import collect
 from tsugiki.compress.adapter import adapter_modules
 from tsugiki.compress.job import CompressJob, OpenedBase, is_adapter, open_base, open_full
 from tsugiki.compress.kl_goal import Source, pack_to_kl
-from tsugiki.compress.packer import DENSE, FLOAT16, INT8, Packer, Stored, pack_all, untied_marker
+from tsugiki.compress.packer import DENSE, FLOAT16, INT8, Packer, Stored, markers, pack_all
 from tsugiki.compress.probe import (
     Probe,
     Prompts,
@@ -38,7 +37,7 @@ from tsugiki.compress.probe import (
 from tsugiki.compress.progress import Progress
 from tsugiki.compress.report import Deviation, Report, paper_ratio, ratio, sections_of
 from tsugiki.compress.sizing import Limit, pack_within
-from tsugiki.compress.survey import Pairs, survey
+from tsugiki.compress.survey import survey
 from tsugiki.errors import CompressionRefused
 
 # Stands for the report of a file that is not packed yet: no report is longer than this one.
@@ -132,18 +131,8 @@ def _full(
     else:
         changes = progress.track(found.changes, f"packing with {job.codec}")
         stored = pack_all(packer, source.pairs, changes)
-    stored += _marker(source.pairs, stored)
+    stored += markers(source.pairs, stored)
     return Content(stored, source.text, found.model_parameters, notes)
-
-
-def _marker(pairs: Pairs, stored: tuple[Stored, ...]) -> tuple[Stored, ...]:
-    """What tells an untied fine-tune of a tied base from a tied one, where lm_head has no delta."""
-    tables = {pairs.layout.embedding, pairs.layout.embedding + ROWS, LM_HEAD + ROWS}
-    names = {item.packed.name for item in stored}
-    untied = pairs.layout.tied and not pairs.tuned.tied
-    if not untied or LM_HEAD in names or not names & tables:
-        return ()
-    return (untied_marker(pairs.layout),)
 
 
 def _adapter(job: CompressJob, base: OpenedBase) -> Content:
