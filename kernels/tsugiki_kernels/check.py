@@ -20,7 +20,7 @@ from tsugiki_kernels.deltas import (
     SparseDelta,
 )
 from tsugiki_kernels.errors import BadArgument
-from tsugiki_kernels.interface import Span
+from tsugiki_kernels.interface import ColumnDraw, Span
 
 ACTIVATIONS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -122,6 +122,20 @@ def _check_sparse(delta: SparseDelta) -> None:
     largest = int(delta.columns.numpy(force=True).max()) if delta.columns.numel() else 0
     if largest >= max(width, 1):
         raise BadArgument(f"columns: expected indices below {width}, found {largest}")
+
+
+def kept_columns(draw: ColumnDraw) -> int:
+    """How many columns of each tile a draw keeps.
+
+    Raises:
+        BadArgument: groups from which more is to be kept than they have, or too many columns.
+    """
+    groups, rest = divmod(draw.columns, draw.group_size)
+    kept_of_rest = draw.kept_of_rest if rest else 0
+    fits = 0 < draw.kept <= draw.group_size and min(1, rest) <= kept_of_rest <= rest
+    if not (fits and draw.columns <= 65536):
+        raise BadArgument(f"draw: expected to keep some of each group, found {draw}")
+    return groups * draw.kept + kept_of_rest
 
 
 def check_spans(x: Tensor, out: Tensor, staged: int, spans: Sequence[Span]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tsugiki_kernels.check import check_spans
+from tsugiki_kernels.check import check_spans, kept_columns
 from tsugiki_kernels.cpu import attention, build, deltas, elementwise, sampling, staging
 from tsugiki_kernels.cpu import linear as dense
 from tsugiki_kernels.cpu import weight as packed
@@ -136,14 +136,9 @@ class CpuBackend:
         """See KernelBackend.draw_columns.
 
         Raises:
-            BadArgument: groups from which more is to be kept than they have, or too many columns.
+            BadArgument: see check.kept_columns.
         """
-        groups, rest = divmod(draw.columns, draw.group_size)
-        kept_of_rest = draw.kept_of_rest if rest else 0
-        fits = 0 < draw.kept <= draw.group_size and min(1, rest) <= kept_of_rest <= rest
-        if not (fits and draw.columns <= 65536):
-            raise BadArgument(f"draw: expected to keep some of each group, found {draw}")
-        out = torch.empty(draw.tiles, groups * draw.kept + kept_of_rest, dtype=torch.uint16)
+        out = torch.empty(draw.tiles, kept_columns(draw), dtype=torch.uint16)
         # not dataclasses.astuple, which copies deeply: a millisecond for the masks of one variant
         wanted = Draw(*(getattr(draw, name) for name, *_ in Draw._fields_))
         self._library.tsugiki_draw_columns(ctypes.byref(wanted), ctypes.c_void_p(out.data_ptr()))

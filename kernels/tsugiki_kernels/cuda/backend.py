@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tsugiki_kernels.check import check_spans
-from tsugiki_kernels.cuda import attention, elementwise, staging
+from tsugiki_kernels.cuda import attention, elementwise, sampling, sparse, staging
 from tsugiki_kernels.cuda import linear as dense
 from tsugiki_kernels.cuda.kinds import Form, form_of
 from tsugiki_kernels.cuda.launcher import Launcher
@@ -105,9 +105,13 @@ class CudaBackend:
         """
         return staging.stage_all(linears, others, self._uploader)
 
-    def draw_columns(self, draw: ColumnDraw) -> Tensor | None:
-        """See KernelBackend.draw_columns: whoever asks draws, and moves it to the device."""
-        return None
+    def draw_columns(self, draw: ColumnDraw) -> Tensor:
+        """See KernelBackend.draw_columns: drawn on the device, between two steps.
+
+        Raises:
+            BadArgument: see check.kept_columns.
+        """
+        return sparse.draw_columns(self._direct, draw)
 
     def apply(
         self, x: Tensor, out: Tensor, staged: Sequence[Staged], spans: Sequence[Span]
@@ -350,9 +354,17 @@ class CudaBackend:
         )
 
     def sample(self, logits: Tensor, draws: Draws) -> Tensor:
-        """See KernelBackend.sample."""
-        return self._formulas.sample(logits, draws)
+        """See KernelBackend.sample.
+
+        Raises:
+            BadArgument: naming the argument that breaks the contract.
+        """
+        return sampling.sample(self._launcher, logits, draws)
 
     def logprobs(self, logits: Tensor, rows: Tensor, token_ids: Tensor, width: int) -> Logprobs:
-        """See KernelBackend.logprobs."""
-        return self._formulas.logprobs(logits, rows, token_ids, width)
+        """See KernelBackend.logprobs.
+
+        Raises:
+            BadArgument: naming the argument that breaks the contract.
+        """
+        return sampling.logprobs(self._launcher, logits, rows, token_ids, width)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tsugiki_kernels.check import check_tensor
+from tsugiki_kernels.check import kept_columns
 from tsugiki_kernels.cuda import records
 from tsugiki_kernels.cuda.arguments import (
     check_apply,
@@ -151,19 +151,18 @@ def reconstruct(launcher: Launcher, base: Tensor, part: ResidentPart, out: Tenso
     )
 
 
-def draw_columns(launcher: Launcher, draw: ColumnDraw, out: Tensor) -> None:
-    """The kept columns of a seeded mask, bit for bit the CPU's: see KernelBackend.draw_columns.
+def draw_columns(launcher: Launcher, draw: ColumnDraw) -> Tensor:
+    """The kept columns of a seeded mask on the device, bit for bit the CPU's.
 
-    out: uint16 [tiles, kept of all groups], contiguous, on the device.
+    See KernelBackend.draw_columns. They are there for whatever the stream is asked afterwards.
 
     Raises:
-        BadArgument: naming the argument.
+        BadArgument: see check.kept_columns.
     """
-    groups, rest = divmod(draw.columns, draw.group_size)
-    kept = groups * draw.kept + (draw.kept_of_rest if rest else 0)
-    check_tensor("out", out, (torch.uint16,), (draw.tiles, kept))
+    shape = (draw.tiles, kept_columns(draw))
+    out = torch.empty(shape, dtype=torch.uint16, device=launcher.device)
     if not out.numel():
-        return
+        return out
     start(
         launcher,
         "tsugiki_sparse_draw_columns",
@@ -174,8 +173,9 @@ def draw_columns(launcher: Launcher, draw: ColumnDraw, out: Tensor) -> None:
             *map(Int32, (draw.columns, draw.group_size, draw.kept, draw.kept_of_rest)),
         ),
         tiles=draw.tiles,
-        groups=groups + bool(rest),
+        groups=-(-draw.columns // draw.group_size),
     )
+    return out
 
 
 def _word(value: int) -> Int64:

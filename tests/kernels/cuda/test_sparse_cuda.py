@@ -16,11 +16,14 @@ from tests.kernels.cuda.resident import (
     rebuilt,
 )
 from tests.kernels.deltas import close, expected64, sparse
-from tsugiki.codecs.masks import Mask, drawn, tensor_id
+from tsugiki.codecs.masks import Mask, drawn, drawn_by
 from tsugiki_kernels.cuda import sparse as operation
+from tsugiki_kernels.cuda.backend import CudaBackend
 from tsugiki_kernels.cuda.launcher import Launcher
 from tsugiki_kernels.cuda.work_list import ResidentPart
 from tsugiki_kernels.deltas import Placed, SparseDelta
+from tsugiki_kernels.device import CpuDevice
+from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.interface import ColumnDraw, Span
 from tsugiki_kernels.reference import ReferenceBackend
 
@@ -161,15 +164,12 @@ def test_masks_are_the_formats_to_the_bit(
 ) -> None:
     name = "model.layers.0.self_attn.q_proj.weight"
     mask = Mask(0xF123456789ABCDEF, name, 40, columns, alpha, group_size, 16)
-    draw = ColumnDraw(
-        seed=mask.seed,
-        identity=tensor_id(name),
-        tiles=mask.tiles,
-        columns=columns,
-        group_size=group_size,
-        kept=mask.kept_in(group_size),
-        kept_of_rest=mask.kept_in(columns % group_size),
-    )
-    out = torch.zeros(mask.tiles, mask.kept, dtype=torch.uint16, device=launcher.device)
-    operation.draw_columns(launcher, draw, out)
-    assert torch.equal(out.cpu().int(), drawn(mask).int())
+    kernels = CudaBackend(launcher, CpuDevice())
+    found = drawn_by(kernels, launcher.device)(mask)
+    assert torch.equal(found.cpu().int(), drawn(mask).int())
+
+
+@pytest.mark.compiler
+def test_a_mask_that_keeps_more_than_a_group_has_is_not_drawn(executor: Launcher) -> None:
+    with pytest.raises(BadArgument, match="kept=17"):
+        operation.draw_columns(executor, ColumnDraw(0, 0, 3, 52, 16, kept=17, kept_of_rest=1))
