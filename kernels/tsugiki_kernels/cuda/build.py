@@ -7,6 +7,7 @@ an image carries is what a server would have compiled. Newer GPUs compile the PT
 import json
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tsugiki_kernels.cuda.binaries import PREBUILT, Compiler, fatbin_name, write_whole
@@ -47,23 +48,24 @@ def build_all(
         CompileFailed: the compiler rejected a source.
     """
     newest = architectures[-1].replace("sm_", "compute_")
-    paths = []
-    modules = {}
-    for source in sources():
+
+    def built(source: Path) -> tuple[Path, dict[str, object]]:
         cubins = {name: compiler.compile(source, name, "cubin") for name in architectures}
         ptx = compiler.compile(source, newest, "ptx")
         path = out / fatbin_name(source)
         write_whole(path, pack(cubins, {newest: ptx}))
-        paths.append(path)
-        modules[path.name] = {"source": source.name, "stamp": stamp(source), "kernels": _names(ptx)}
+        return path, {"source": source.name, "stamp": stamp(source), "kernels": _names(ptx)}
+
+    with ThreadPoolExecutor() as pool:  # the compiler releases the interpreter
+        modules = dict(pool.map(built, sources()))
     manifest = {
         "compiler": compiler.version,
         "options": OPTIONS,
         "architectures": [*architectures, newest],
-        "modules": modules,
+        "modules": {path.name: module for path, module in modules.items()},
     }
     write_whole(out / MANIFEST, json.dumps(manifest, indent=2).encode() + b"\n")
-    return [*paths, out / MANIFEST]
+    return [*modules, out / MANIFEST]
 
 
 def _names(ptx: bytes) -> list[str]:
