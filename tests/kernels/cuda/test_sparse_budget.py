@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.cuda_bounds import PANEL_NONZEROS, read_costs
 from benchmarks.cuda_resources.resources import find_tool, listings
-from benchmarks.cuda_resources.sass import count
+from benchmarks.cuda_resources.sass import Listing, count
 from tsugiki_kernels.cuda.binaries import Binaries
-from tsugiki_kernels.cuda.sources import source_of
+from tsugiki_kernels.cuda.sources import SOURCES
 
+LANES = 32
 PANELS = (8, 4, 2)  # that a turn of the tile kernel takes of 1, 2 and 4 bits
+PANEL_NONZEROS = STEP_NONZEROS = 512  # of a warp: of a panel of tiles, of a step of rows
 
 
 @pytest.fixture(scope="module")
@@ -24,16 +25,24 @@ def binaries(request: pytest.FixtureRequest) -> Binaries:
     return Binaries(cache, launcher.Nvrtc)
 
 
+def listing(binaries: Binaries, source: str, dtype: str) -> Listing:
+    cubin = binaries.compiled(SOURCES / f"{source}.cu", "sm_80")
+    (found,) = (k for k in listings(cubin) if k.name == f"tsugiki_{source}_{dtype}")
+    return found
+
+
 @pytest.mark.parametrize("dtype", ["bf16", "f16"])
 def test_tile_shared_masks_cost_two_instructions_a_nonzero(binaries: Binaries, dtype: str) -> None:
-    kernel = f"tsugiki_sparse_tiles_{dtype}"
-    (listing,) = (
-        k for k in listings(binaries.compiled(source_of(kernel), "sm_80")) if k.name == kernel
-    )
+    loops = listing(binaries, "sparse_tiles", dtype).loops()
     for panels in PANELS:
-        turns = [len(loop) for loop in listing.loops() if count(loop, "LDSM") == panels]
-        assert min(turns) * 32 / (panels * PANEL_NONZEROS) <= 2  # the longer loops are of tails
+        turns = [len(loop) for loop in loops if count(loop, "LDSM") == panels]
+        assert min(turns) * LANES / (panels * PANEL_NONZEROS) <= 2  # the longer loops are of tails
 
 
-def test_masks_of_rows_cost_nine_instructions_a_nonzero(binaries: Binaries) -> None:
-    assert read_costs("sm_80", binaries)["rows of 1"] <= 9
+@pytest.mark.parametrize("dtype", ["bf16", "f16"])
+def test_masks_of_rows_cost_nine_instructions_a_nonzero(binaries: Binaries, dtype: str) -> None:
+    loops = listing(binaries, "sparse_rows", dtype).loops()
+    steps = [loop for loop in loops if count(loop, "LDS") >= 16]
+    one_token = min(count(loop, "FFMA") for loop in steps)
+    longest = max(len(loop) for loop in steps if count(loop, "FFMA") == one_token)
+    assert longest * LANES / STEP_NONZEROS <= 9
