@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tsugiki_kernels.check import check_spans
-from tsugiki_kernels.cuda import attention, elementwise, sparse, staging
+from tsugiki_kernels.cuda import attention, elementwise, sampling, sparse, staging
 from tsugiki_kernels.cuda import linear as dense
 from tsugiki_kernels.cuda.kinds import Form, form_of
 from tsugiki_kernels.cuda.launcher import Launcher
@@ -354,9 +354,17 @@ class CudaBackend:
         )
 
     def sample(self, logits: Tensor, draws: Draws) -> Tensor:
-        """See KernelBackend.sample."""
-        return self._formulas.sample(logits, draws)
+        """See KernelBackend.sample.
+
+        Raises:
+            BadArgument: naming the argument that breaks the contract.
+        """
+        return sampling.sample(self._launcher, logits, draws)
 
     def logprobs(self, logits: Tensor, rows: Tensor, token_ids: Tensor, width: int) -> Logprobs:
-        """See KernelBackend.logprobs."""
-        return self._formulas.logprobs(logits, rows, token_ids, width)
+        """See KernelBackend.logprobs.
+
+        Raises:
+            BadArgument: naming the argument that breaks the contract.
+        """
+        return sampling.logprobs(self._launcher, logits, rows, token_ids, width)

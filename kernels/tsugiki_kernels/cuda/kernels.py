@@ -115,6 +115,10 @@ def _rows_of_256(rows: int) -> Geometry:
     return Geometry((rows,), (256,))
 
 
+def _rows_of_512(rows: int) -> Geometry:
+    return Geometry((rows,), (512,))
+
+
 def _rows_and_columns(rows: int, width: int) -> Geometry:
     """A thread takes eight columns."""
     return Geometry((rows, -(-width // (8 * 256))), (256,))
@@ -183,6 +187,8 @@ _FAMILIES = (
     _Family("write_kv", "write_kv.cu", DTYPES, "pll pll pl p iii", _rows_of_128),
     _Family("attention", "attention.cu", _ATTENTION, "pll pl pp pl p iiiiiii f", _items_of_128),
     _Family("attention_finish", "attention_finish.cu", DTYPES, "ppp pll iiiiii", _rows_of_128),
+    _Family("sample", "sampling.cu", DTYPES, "pli p pppppp", _rows_of_512),
+    _Family("logprobs", "logprobs.cu", DTYPES, "pli pp i pppp", _rows_of_512),
     _Family("low_rank_shrink", "low_rank.cu", DTYPES, "pl p pi", _items_of_128),
     _Family("low_rank_expand", "low_rank.cu", OUT_DTYPES, "p pl pi", _items_of_128),
     _Family("low_rank_rebuild", "low_rank_rebuild.cu", DTYPES, "ppl", _low_rank_rebuild),
