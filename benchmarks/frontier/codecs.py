@@ -13,9 +13,12 @@ ONCE = frozenset(("bitdelta", "bitdelta-gain", "svd-mixed", "magnitude", "lora")
 def methods() -> Mapping[str, Method]:
     """Every codec; new ones for each fine-tune, since some keep decompositions."""
     return {
-        "ours": stored.ours,
-        "ours-1bit": stored.ours_with_bits(1),
-        "ours-2bit": stored.ours_with_bits(2),
+        "ours": stored.ours(),
+        "ours-1bit": stored.ours(bits=1),
+        "ours-2bit": stored.ours(bits=2),
+        "ours-bias3": stored.ours(bias_bits=3),
+        "ours-bias4": stored.ours(bias_bits=4),
+        "ours-rows64": stored.ours(rows_per_mask=64),
         "zero-bin-0.6": zero_bin(0.6),
         "zero-bin-1.0": zero_bin(1.0),
         "paper-deltadq": stored.paper_deltadq,

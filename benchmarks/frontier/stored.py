@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.frontier.approximation import SEED_BITS, Approximation, Asked
+from benchmarks.frontier.approximation import SEED_BITS, Approximation, Asked, Method
 from tsugiki.codecs import CODECS
 from tsugiki.codecs.base import Options
 from tsugiki.codecs.masks import Mask
@@ -33,28 +33,28 @@ def packed(codec: str, asked: Asked, options: Options) -> Approximation:
     return Approximation(dense.weight, bits, nominal, dense.bias)
 
 
-def ours(asked: Asked, fixed: Options | None = None) -> Approximation | None:
+def ours(**fixed: int) -> Method:
     """deltadq as `tsugiki compress --target-ratio` chooses it; `fixed` options are kept."""
-    shape = (asked.base.shape[0], asked.base.shape[1])
-    options: dict[str, Any] = {**(fixed or {}), "seed": asked.seed}
-    example = CODECS["deltadq"].compress(asked.base, asked.tuned, asked.stats, options)
-    kinds = [Template("deltadq", shape, example.options, 1)]
-    limit = int(asked.limit // 8)
-    try:
-        chosen = choose("deltadq", kinds, limit, fixed or {}, least=int(0.96 * limit))
-    except TooSmall:
-        return None
-    bounded = {k: min(int(v), shape[1]) if k != "bits" else v for k, v in chosen.items()}
-    return packed("deltadq", asked, {**options, **bounded})
-
-
-def ours_with_bits(bits: int) -> Any:
-    """`ours` with so many bits for each survivor."""
 
     def method(asked: Asked) -> Approximation | None:
-        return ours(asked, {"bits": bits})
+        options: dict[str, Any] = {**fixed, "seed": asked.seed}
+        chosen = _chosen(asked, options, fixed)
+        return None if chosen is None else packed("deltadq", asked, {**options, **chosen})
 
     return method
+
+
+def _chosen(asked: Asked, options: Options, fixed: Options) -> dict[str, Any] | None:
+    """Bits, alpha and group size for the size that is asked for."""
+    rows, columns = asked.base.shape
+    example = CODECS["deltadq"].compress(asked.base, asked.tuned, asked.stats, options)
+    kinds = [Template("deltadq", (rows, columns), example.options, 1)]
+    limit = int(asked.limit // 8)
+    try:
+        chosen = choose("deltadq", kinds, limit, fixed, least=int(0.96 * limit))
+    except TooSmall:
+        return None
+    return {key: min(value, columns) for key, value in chosen.items()}
 
 
 def paper_deltadq(asked: Asked) -> Approximation | None:
