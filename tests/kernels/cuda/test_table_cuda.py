@@ -11,14 +11,16 @@ from tests.kernels.deltas import KINDS, sparse
 from tsugiki_kernels.cuda.backend import CudaBackend
 from tsugiki_kernels.cuda.kinds import form_of
 from tsugiki_kernels.cuda.launcher import Launcher
+from tsugiki_kernels.cuda.pinned_ring import SLOTS
 from tsugiki_kernels.cuda.work_list import CHUNK_ROWS, PART_WORDS, SEGMENT_WORDS, write_lists
 from tsugiki_kernels.deltas import Delta, Placed
-from tsugiki_kernels.device import CpuDevice
+from tsugiki_kernels.device import CpuDevice, CudaDevice, Device
 from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.interface import Program, Shapes, Span, Staged
 
 SHAPES: Shapes = ((80, 48), (40, 40))
 ROWS, VARIANTS = 9, 3
+FILLINGS: list[list[Span]] = [[(0, 2), (2, 3), (5, 9)], [(4, 9)], [], [(1, 2), (7, 7)]]
 WITH_KERNELS = [kind for kind, make in KINDS.items() if form_of(type(make((8, 64), 0)))]
 Linears = list[list[Placed]]
 
@@ -31,15 +33,14 @@ def linears(delta: str, seed: int) -> Linears:
 
 
 class Step:
-    """A recorded step of two linears on a lazy device, and what `apply` makes of the same."""
+    """A recorded step of two linears, and what `apply` makes of the same."""
 
-    def __init__(self, launcher: Launcher, kind: type[Delta]) -> None:
-        self.device = LazyDevice()
-        self.kernels = CudaBackend(LazyLauncher(launcher, self.device), self.device)
-        self.at_once = CudaBackend(launcher, CpuDevice())
+    def __init__(self, launcher: Launcher, kind: type[Delta], device: Device) -> None:
+        self.kernels = CudaBackend(launcher, device)
+        self.device = device
         self.table = self.kernels.delta_table(kind, SHAPES, ROWS, VARIANTS)
-        self.x = [torch.randn(ROWS, inputs) for _, inputs in SHAPES]
-        self.out = [torch.zeros(ROWS, outputs) for outputs, _ in SHAPES]
+        self.x = [torch.randn(ROWS, inputs, device=device.place) for _, inputs in SHAPES]
+        self.out = [torch.zeros(ROWS, outputs, device=device.place) for outputs, _ in SHAPES]
         self.program: Program = self.kernels.record(self._ask)
 
     def _ask(self, kernels: object) -> None:
@@ -51,23 +52,33 @@ class Step:
         staged = [self.kernels.stage_all(variant).linears for variant in variants]
         self.table.fill([self.kernels.collect(SHAPES, own)[0] for own in staged], spans)
 
+    def expected(
+        self, launcher: Launcher, runs: Sequence[tuple[Sequence[Linears], Sequence[Span]]]
+    ) -> list[Tensor]:
+        """What some runs add to zeros, one after the other."""
+        kernels, outs = CudaBackend(launcher, CpuDevice()), list(map(torch.zeros_like, self.out))
+        for variants, spans in runs:
+            for place, (x, out) in enumerate(zip(self.x, outs, strict=True)):
+                staged: list[Staged] = [kernels.stage(variant[place]) for variant in variants]
+                kernels.apply(x, out, staged, spans)
+        return outs
+
+
+class LazyStep(Step):
+    """On a lazy device."""
+
+    def __init__(self, launcher: Launcher, kind: type[Delta]) -> None:
+        self.lazy = LazyDevice()
+        super().__init__(LazyLauncher(launcher, self.lazy), kind, self.lazy)
+
     def run(self) -> list[Tensor]:
         """What one run adds to zeros."""
         for out in self.out:
             out.zero_()
         self.program.run()
         assert not any(out.any() for out in self.out), "something did not wait for its turn"
-        self.device.steps.run()
-        return [out.clone() for out in self.out]
-
-    def expected(self, variants: Sequence[Linears], spans: Sequence[Span]) -> list[Tensor]:
-        outs = []
-        for place, (outputs, _) in enumerate(SHAPES):
-            staged: list[Staged] = [self.at_once.stage(variant[place]) for variant in variants]
-            out = torch.zeros(ROWS, outputs)
-            self.at_once.apply(self.x[place], out, staged, spans)
-            outs.append(out)
-        return outs
+        self.lazy.steps.run()
+        return self.out
 
 
 @pytest.mark.compiler
@@ -76,28 +87,50 @@ def test_a_step_is_captured_once_and_adds_what_its_table_holds(
     executor: Launcher, kind: str
 ) -> None:
     variants = [linears(kind, 10 * seed) for seed in range(VARIANTS)]
-    step = Step(executor, type(variants[0][0][0].delta))
-    fillings: list[list[Span]] = [[(0, 2), (2, 3), (5, 9)], [(4, 9)], [], [(1, 2), (7, 7)]]
-    for spans in fillings:
+    step = LazyStep(executor, type(variants[0][0][0].delta))
+    for spans in FILLINGS:
         present = variants[: len(spans)]
         step.fill(present, spans)
         found = step.run()
-        assert all(map(torch.equal, found, step.expected(present, spans)))
-    assert step.device.captures == 1
+        assert all(map(torch.equal, found, step.expected(executor, [(present, spans)])))
+    assert step.lazy.captures == 1
+
+
+@pytest.mark.compiler
+def test_steps_that_are_asked_for_ahead_find_the_rows_of_their_own_run(executor: Launcher) -> None:
+    variants = [linears("low rank", 10 * seed) for seed in range(VARIANTS)]
+    step = LazyStep(executor, type(variants[0][0][0].delta))
+    runs = [(variants[: len(spans)], spans) for spans in FILLINGS * SLOTS]
+    for present, spans in runs:
+        step.fill(present, spans)
+        step.program.run()
+    step.lazy.steps.run()
+    assert all(map(torch.equal, step.out, step.expected(executor, runs)))
+
+
+@pytest.mark.parametrize("launcher", [pytest.param("gpu", marks=pytest.mark.gpu)], indirect=True)
+def test_a_gpu_replays_what_its_table_holds(launcher: Launcher) -> None:
+    variants = [linears("low rank", 10 * seed) for seed in range(VARIANTS)]
+    step = Step(launcher, type(variants[0][0][0].delta), CudaDevice(launcher.device))
+    runs = [(variants[: len(spans)], spans) for spans in FILLINGS * SLOTS]
+    for present, spans in runs:
+        step.fill(present, spans)
+        step.program.run()
+    assert all(map(torch.equal, step.out, step.expected(launcher, runs)))
 
 
 @pytest.mark.compiler
 def test_what_a_table_holds_already_is_not_copied_again(executor: Launcher) -> None:
     variant = linears("sign", 1)
-    step = Step(executor, type(variant[0][0].delta))
+    step = LazyStep(executor, type(variant[0][0].delta))
     staged = step.kernels.stage_all(variant).linears
     (deltas,) = step.kernels.collect(SHAPES, staged)
     step.table.fill([deltas], [(0, 4)])
-    asked = len(step.device.steps.work)
+    asked = len(step.lazy.steps.work)
     step.table.fill([deltas], [(0, 4)])
-    assert len(step.device.steps.work) == asked
+    assert len(step.lazy.steps.work) == asked
     step.table.fill([deltas], [(0, 5)])
-    assert len(step.device.steps.work) == asked + 1
+    assert len(step.lazy.steps.work) == asked + 1
 
 
 @pytest.mark.compiler
@@ -109,7 +142,7 @@ def test_forms_and_parts_that_a_table_meets_later_are_captured_with_the_others(
         [Placed(0, sparse((40, 48), 3)), Placed(40, sparse((40, 48), 4))],
         [Placed(0, sparse((40, 40), 5, rows_per_mask=16))],
     ]
-    step = Step(executor, type(tiles[0][0].delta))
+    step = LazyStep(executor, type(tiles[0][0].delta))
     for variants, captures in (
         *(([tiles], captures) for captures in (0, 1, 1)),
         *(([rows, tiles], captures) for captures in (1, 2, 2)),
@@ -118,8 +151,8 @@ def test_forms_and_parts_that_a_table_meets_later_are_captured_with_the_others(
         spans = [(3 * i, 3 * i + 2) for i in range(len(variants))]
         step.fill(variants, spans)
         found = step.run()
-        assert all(map(torch.equal, found, step.expected(variants, spans)))
-        assert step.device.captures == captures
+        assert all(map(torch.equal, found, step.expected(executor, [(variants, spans)])))
+        assert step.lazy.captures == captures
 
 
 @pytest.mark.compiler
