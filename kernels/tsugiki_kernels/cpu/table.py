@@ -35,7 +35,8 @@ class CpuTable:
 
     def __init__(self, shape: TableShape) -> None:
         self.shape = shape
-        self._addresses = array("Q", bytes(ADDRESS_BYTES * shape.capacity * len(shape.linears)))
+        one_more = shape.capacity * len(shape.linears) + 1  # kernels look at what follows
+        self._addresses = array("Q", bytes(ADDRESS_BYTES * one_more))
         self._spans = array("q", bytes(2 * ADDRESS_BYTES * shape.capacity))
         self._count = ctypes.c_int64(0)
         self._kept: tuple[CpuDeltas, ...] = ()

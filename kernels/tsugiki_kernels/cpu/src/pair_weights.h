@@ -61,88 +61,80 @@ inline __m512i weight_words(int bits, float zero) {
   return _mm512_load_si512(table);
 }
 
-// Each lane rotated so that its first code comes to bit 0, its second to bit 16; the table repeats,
-// for it is asked with 5 bits.
-template <>
-struct PairDecoder<2> {
-  __m512i table, to_low, to_high;
-  explicit PairDecoder(float zero) : table(weight_words(2, zero)), to_low(shifts_of(2, 16)) {
-    to_high = _mm512_add_epi32(to_low, _mm512_set1_epi32(16));
-  }
-  __m512bh operator()(const uint8_t* first, const uint8_t* second) const {
-    return look_up(spread(first), spread(second));
-  }
-  __m512bh look_up(__m512i first, __m512i second) const {
-    const __m512i low = _mm512_srlv_epi32(first, to_low), high = _mm512_rorv_epi32(second, to_high);
-    const __m512i codes = _mm512_mask_blend_epi16(0xaaaaaaaa, low, high);
-    return (__m512bh)_mm512_permutexvar_epi16(codes, table);
-  }
-
- private:
-  static __m512i spread(const uint8_t* p) {
-    int32_t word;
-    std::memcpy(&word, p, 4);
-    return _mm512_set1_epi32(word);
-  }
-};
-
-// Where the 32 codes of two columns that are neighbours lie, 16 bytes in all: each word's byte, with
-// zeros above it, and its first bit there.
+// Where the 32 codes of two columns that are neighbours lie, 4 * BITS bytes in all: each word's byte,
+// with zeros above it, and its first bit there.
 struct NeighbourPlaces {
   alignas(64) uint8_t bytes[64];
   alignas(64) uint16_t shifts[32];
 };
 
-constexpr NeighbourPlaces neighbour_places() {
+constexpr NeighbourPlaces neighbour_places(int bits) {
   NeighbourPlaces places{};
   for (int i = 0; i < 32; ++i) {
-    const int row = i / 2, column = i % 2;
-    places.bytes[2 * i] = uint8_t(8 * column + row / 2), places.bytes[2 * i + 1] = 0x80;
-    places.shifts[i] = uint16_t(row % 2 * 4);
+    const int first_bit = i / 2 * bits, column = i % 2;
+    places.bytes[2 * i] = uint8_t(2 * bits * column + first_bit / 8);
+    places.bytes[2 * i + 1] = 0x80;
+    places.shifts[i] = uint16_t(first_bit % 8);
   }
   return places;
 }
 
-template <>
-struct PairDecoder<4> {
-  static constexpr NeighbourPlaces PLACES = neighbour_places();
-  PairDecoder<2> words;
+// Weights looked up by their codes. Columns that lie apart: each lane rotated so that its first code
+// comes to bit 0, its second to bit 16. The table repeats, for it is asked with 5 bits.
+template <int BITS>
+struct TableDecoder {
+  static constexpr NeighbourPlaces PLACES = neighbour_places(BITS);
+  __m512i table, to_low = shifts_of(BITS, 32 / BITS);
+  __m512i to_high = _mm512_add_epi32(to_low, _mm512_set1_epi32(16));
   __m512i bytes = _mm512_load_si512(PLACES.bytes), shifts = _mm512_load_si512(PLACES.shifts);
-  explicit PairDecoder(float zero) : words(0) {
-    words.table = weight_words(4, zero), words.to_low = shifts_of(4, 8);
-    words.to_high = _mm512_add_epi32(words.to_low, _mm512_set1_epi32(16));
-  }
-  __m512bh neighbours(const uint8_t* codes) const {
-    const __m512i all = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)codes));
-    const __m512i found = _mm512_srlv_epi16(_mm512_shuffle_epi8(all, bytes), shifts);
-    return (__m512bh)_mm512_permutexvar_epi16(found, words.table);
-  }
+
+  explicit TableDecoder(float zero) : table(weight_words(BITS, zero)) {}
+
   __m512bh operator()(const uint8_t* first, const uint8_t* second) const {
-    return words.look_up(spread(first), spread(second));
+    const __m512i low = _mm512_srlv_epi32(spread(first), to_low);
+    const __m512i high = _mm512_rorv_epi32(spread(second), to_high);
+    return weights(_mm512_mask_blend_epi16(0xaaaaaaaa, low, high));
+  }
+
+  __m512bh neighbours(const uint8_t* codes) const {
+    const __m512i found = _mm512_shuffle_epi8(all(codes), bytes);
+    return weights(_mm512_srlv_epi16(found, shifts));
   }
 
  private:
-  static __m512i spread(const uint8_t* p) {
-    int32_t word[2];
-    std::memcpy(word, p, 8);
-    return _mm512_mask_set1_epi32(_mm512_set1_epi32(word[0]), 0xff00, word[1]);
+  __m512bh weights(__m512i codes) const {
+    return (__m512bh)_mm512_permutexvar_epi16(codes, table);
   }
+  static __m512i spread(const uint8_t* p) {  // sixteen codes: eight lanes a word of 4 bits
+    int32_t word[2] = {};
+    std::memcpy(word, p, 2 * BITS);
+    const __m512i first = _mm512_set1_epi32(word[0]);
+    return BITS == 2 ? first : _mm512_mask_set1_epi32(first, 0xff00, word[1]);
+  }
+  static __m512i all(const uint8_t* codes) {
+    if constexpr (BITS == 4)
+      return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)codes));
+    int64_t word;
+    std::memcpy(&word, codes, 8);
+    return _mm512_set1_epi64(word);
+  }
+};
+
+template <>
+struct PairDecoder<2> : TableDecoder<2> {
+  using TableDecoder<2>::TableDecoder;
+};
+
+template <>
+struct PairDecoder<4> : TableDecoder<4> {
+  using TableDecoder<4>::TableDecoder;
 };
 
 // Weights of two columns whose codes lie `next` bytes apart.
 template <bool NEIGHBOURS, class Decode>
 inline __m512bh decode_pair(const Decode& decode, const uint8_t* codes, int64_t next) {
+  if constexpr (NEIGHBOURS) return decode.neighbours(codes);
   return decode(codes, codes + next);
-}
-
-template <>
-inline __m512bh decode_pair<true>(const PairDecoder<1>& decode, const uint8_t* codes, int64_t) {
-  return decode.neighbours(codes);
-}
-
-template <>
-inline __m512bh decode_pair<true>(const PairDecoder<4>& decode, const uint8_t* codes, int64_t) {
-  return decode.neighbours(codes);
 }
 
 #endif

@@ -75,25 +75,41 @@ bool SparseApply::cuts_at_sixteens() const {
   return true;
 }
 
-void fetch_groups(const SparsePart& part, const GroupRange& groups) {
+// Columns that the variant before has too are on their way.
+void fetch_groups(const SparsePart& part, const GroupRange& groups, bool columns) {
   const Group from = group_of(part, groups.first);
   const int64_t rows = (groups.last - groups.first) * LANES;
-  const int64_t lists = rows / std::max<int64_t>(LANES, part.rows_per_mask);
-  fetch_bytes(from.columns, lists * part.kept * 2);
+  const int64_t lists = part.rows_per_mask == LANES
+                            ? groups.last - groups.first  // divisions take long
+                            : rows / std::max<int64_t>(LANES, part.rows_per_mask);
+  if (columns) fetch_bytes(from.columns, lists * part.kept * 2);
   fetch_bytes(from.codes, lists * part.code_stride);
-  fetch_bytes(part.step + groups.first * LANES / part.rows_per_step, 2);
+  fetch_bytes(part.step + (part.rows_per_step == LANES ? groups.first
+                                                       : groups.first * LANES / part.rows_per_step),
+              2);
   if (part.bias.values != nullptr && part.bias.bits != PLAIN_BITS)
     fetch_bytes((const char*)part.bias.values + groups.first * 2 * part.bias.bits,
                 (groups.last - groups.first) * 2 * part.bias.bits);
 }
 
+// Records of the linear that comes next: each variant's lie apart, and all memory is passed by before
+// they are read again.
+constexpr int64_t RECORD_BYTES = sizeof(SparseLinear) + 2 * sizeof(SparsePart);
+
 void SparseApply::fetch(const OutputRange& outputs) const {
-  for (int64_t v = 0; v < call_.variants(); ++v)
-    for (int64_t p = 0; p < linear_of(call_, v).count; ++p) {
-      const SparsePart& part = linear_of(call_, v).parts[p];
+  const SparseLinear* before = nullptr;
+  for (int64_t v = 0; v < call_.variants(); ++v) {
+    const SparseLinear& linear = linear_of(call_, v);
+    for (int64_t p = 0; p < linear.count; ++p) {
+      const SparsePart& part = linear.parts[p];
       const GroupRange groups(part, outputs);
-      if (groups.first < groups.last && !part.by_row) fetch_groups(part, groups);
+      const bool columns = before == nullptr || p >= before->count ||
+                           before->parts[p].columns != part.columns;
+      if (groups.first < groups.last && !part.by_row) fetch_groups(part, groups, columns);
     }
+    before = &linear;
+    if (call_.stride > 1) fetch_bytes(call_.following(v), RECORD_BYTES);
+  }
 }
 
 void SparseApply::apply(const OutputRange& outputs) const {

@@ -52,6 +52,9 @@ struct Apply : Step {
 
   int64_t variants() const { return *count; }
 
+  // What the variant changes in the linear that comes next in the table.
+  const void* following(int64_t v) const { return linears[v * stride + 1]; }
+
   // What variant v changes in the rows of spans[v].
   template <class Linear>
   const Linear& linear(int64_t v) const {
