@@ -1,8 +1,7 @@
 """Parts of linears in memory as a variant's extent holds them, for launches on the executor."""
 
-import ctypes
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -10,21 +9,16 @@ from torch import Tensor
 
 from tests.kernels.deltas import close, expected64
 from tsugiki_kernels.cuda import records
+from tsugiki_kernels.cuda.kinds import Form
 from tsugiki_kernels.cuda.launcher import Launcher
-from tsugiki_kernels.cuda.work_list import ResidentPart, WorkList, work_list
-from tsugiki_kernels.deltas import Bias, CodedBias, Placed
+from tsugiki_kernels.cuda.work_list import ResidentPart, work_list
+from tsugiki_kernels.deltas import Bias, CodedBias, Delta, Placed, SparseDelta
 from tsugiki_kernels.interface import Span
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}  # of one rounding
 DTYPES = pytest.mark.parametrize(
     "dtype", TOLERANCE, ids=lambda dtype: str(dtype).removeprefix("torch.")
 )
-ApplyVariants = Callable[
-    [Launcher, Tensor, Tensor, Sequence[Sequence[Placed]], Sequence[Span]], None
-]
-Apply = Callable[[Launcher, Tensor, Tensor, WorkList, Tensor, Tensor], None]
-
-Rebuild = Callable[[Launcher, Tensor, ResidentPart, Tensor], None]
 
 
 @dataclass
@@ -41,10 +35,6 @@ class Memory:
         self.held.append(own)
         return own.data_ptr()
 
-    def put_record(self, record: ctypes.Structure) -> int:
-        content = torch.frombuffer(bytearray(bytes(record)), dtype=torch.uint8)
-        return self.put(content)
-
     def bias(self, bias: Bias | None) -> records.Bias:
         if bias is None:
             return records.Bias()
@@ -52,40 +42,59 @@ class Memory:
             return records.Bias(self.put(bias.codes), bias.scale, bias.bits)
         return records.Bias(self.put(bias), 1.0, records.PLAIN_BITS)
 
+    def delta(self, delta: Delta) -> Delta:
+        """Its kept columns on the device, where other variants would share them."""
+        if not isinstance(delta, SparseDelta):
+            return delta
+        columns = delta.columns.to(self.device)
+        self.held.append(columns)
+        return replace(delta, columns=columns)
 
-def apply_parts(
-    apply: Apply,
+    def part(self, form: Form, placed: Placed) -> ResidentPart:
+        """What staging makes of a part, but for the extent."""
+        delta, offset = self.delta(placed.delta), placed.offset
+        packing = form.pack(delta)
+        addresses = [self.put(tensor) for tensor in packing.tensors]
+        record = packing.record(offset, addresses, self.bias(delta.bias))
+        content = torch.frombuffer(bytearray(bytes(record)), dtype=torch.uint8)
+        return form.resident(delta, offset, self.put(content))
+
+
+def apply(
+    form: Form,
     launcher: Launcher,
     x: Tensor,
     out: Tensor,
-    linears: Sequence[Sequence[ResidentPart]],
+    variants: Sequence[Sequence[Placed]],
     spans: Sequence[Span],
     capacity: int | None = None,
 ) -> None:
     """One call over a work list of its own; the scratch memory is full of NaN before."""
-    place = launcher.device
+    place, memory = launcher.device, Memory(launcher.device)
+    linears = [[memory.part(form, placed) for placed in parts] for parts in variants]
     work = work_list(linears, spans, capacity)
     scratch = torch.full((work.scratch,), float("nan"), device=place)
     there = out.to(place)
-    apply(launcher, x.to(place), there, work, work.segments.to(place), scratch)
+    form.apply(launcher, x.to(place), there, work, work.segments.to(place), scratch)
     out.copy_(there)
 
 
-def rebuilt(rebuild: Rebuild, launcher: Launcher, base: Tensor, part: ResidentPart) -> Tensor:
+def rebuilt(form: Form, launcher: Launcher, base: Tensor, placed: Placed) -> Tensor:
     """The fused weight, zeros where the part has nothing."""
+    memory = Memory(launcher.device)
     out = torch.zeros_like(base, device=launcher.device)
-    rebuild(launcher, base.to(launcher.device), part, out)
+    form.rebuild(launcher, base.to(launcher.device), memory.part(form, placed), out)
     return out.cpu()
 
 
 def assert_slices_need_no_alignment(
-    apply: ApplyVariants, launcher: Launcher, parts: Sequence[Placed]
+    form: Form, launcher: Launcher, parts: Sequence[Placed]
 ) -> None:
     """x and out that begin anywhere in wider rows; the parts are one of 32 outputs, 48 inputs."""
     wide_x, wide_out = torch.randn(5, 101).bfloat16(), torch.zeros(5, 81).bfloat16()
     x, out = wide_x[:, 7:55], wide_out[:, 11:43]
     expected = expected64(x, out, [parts], [(0, 5)])
-    apply(launcher, x, out, [parts], [(0, 5)])
+    apply(form, launcher, x, out, [parts], [(0, 5)])
     assert close(out, expected, TOLERANCE[torch.bfloat16])
     assert not wide_out[:, :11].any()
     assert not wide_out[:, 43:].any()

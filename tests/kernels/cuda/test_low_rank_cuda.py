@@ -1,50 +1,20 @@
 """Low-rank deltas on the GPU's kernels, executed on the CPU, against the dense formula."""
 
-from collections.abc import Sequence
-
 import pytest
 import torch
-from torch import Tensor
 
 from tests.kernels.cuda.resident import (
     DTYPES,
     TOLERANCE,
-    Memory,
-    apply_parts,
+    apply,
     assert_slices_need_no_alignment,
     rebuilt,
 )
 from tests.kernels.deltas import cast, close, dense64, expected64, low_rank
-from tsugiki_kernels.cuda import low_rank as operation
+from tsugiki_kernels.cuda.kinds import LOW_RANK
 from tsugiki_kernels.cuda.launcher import Launcher
-from tsugiki_kernels.cuda.work_list import ResidentPart
 from tsugiki_kernels.deltas import LowRankDelta, Placed
 from tsugiki_kernels.errors import BadArgument
-from tsugiki_kernels.interface import Span
-
-
-def stage(parts: Sequence[Placed], memory: Memory) -> list[ResidentPart]:
-    staged = []
-    for placed in parts:
-        delta = placed.delta
-        assert isinstance(delta, LowRankDelta)
-        a, b = map(memory.put, operation.pack(delta))
-        record = operation.record(delta, placed.offset, a, b, memory.bias(delta.bias))
-        staged.append(operation.resident(delta, placed.offset, memory.put_record(record)))
-    return staged
-
-
-def apply(
-    launcher: Launcher,
-    x: Tensor,
-    out: Tensor,
-    variants: Sequence[Sequence[Placed]],
-    spans: Sequence[Span],
-    capacity: int | None = None,
-) -> None:
-    memory = Memory(launcher.device)
-    linears = [stage(parts, memory) for parts in variants]
-    apply_parts(operation.apply, launcher, x, out, linears, spans, capacity)
 
 
 def delta(shape: tuple[int, int], seed: int, rank: int, dtype: torch.dtype) -> LowRankDelta:
@@ -65,7 +35,7 @@ def test_ranks_and_parts_of_many_variants_meet_their_rows_only(
     ]
     x, out = torch.randn(20, 50).to(dtype), torch.randn(20, 96).to(dtype)
     expected, before = expected64(x, out, variants, spans), out.clone()
-    apply(launcher, x, out, variants, spans)
+    apply(LOW_RANK, launcher, x, out, variants, spans)
     assert close(out, expected, TOLERANCE[dtype])
     untouched = [0, 4, 5, 7, 8, 19]
     assert torch.equal(out[untouched], before[untouched])
@@ -80,7 +50,7 @@ def test_long_inputs_are_summed_over_slices_and_long_ranks_over_panels(
     parts = [Placed(0, delta((300, 1100), 1, 150, dtype))]
     x, out = torch.randn(3, 1100).to(dtype), torch.randn(3, 300)
     expected = expected64(x, out, [parts], [(0, 3)])
-    apply(launcher, x, out, [parts], [(0, 3)])
+    apply(LOW_RANK, launcher, x, out, [parts], [(0, 3)])
     assert close(out, expected, 1e-5)  # a float32 output: 16-bit products lose nothing
 
 
@@ -91,15 +61,15 @@ def test_the_bits_of_a_row_do_not_depend_on_the_rows_beside_it(
     parts = [Placed(0, delta((80, 600), 2, 12, dtype))]
     x, out = torch.randn(70, 600).to(dtype), torch.randn(70, 80).to(dtype)
     alone = out.clone()
-    apply(launcher, x, out, [parts], [(0, 70)])
+    apply(LOW_RANK, launcher, x, out, [parts], [(0, 70)])
     for row in (0, 7, 8, 66):
-        apply(launcher, x, alone, [parts], [(row, row + 1)])
+        apply(LOW_RANK, launcher, x, alone, [parts], [(row, row + 1)])
         assert torch.equal(out[row], alone[row])
 
 
 def test_rows_that_are_slices_of_wider_ones_need_no_alignment(launcher: Launcher) -> None:
     parts = [Placed(0, delta((32, 48), 1, 4, torch.bfloat16))]
-    assert_slices_need_no_alignment(apply, launcher, parts)
+    assert_slices_need_no_alignment(LOW_RANK, launcher, parts)
 
 
 @DTYPES
@@ -107,10 +77,9 @@ def test_rows_that_are_slices_of_wider_ones_need_no_alignment(launcher: Launcher
 def test_a_part_is_rebuilt_in_its_own_rows(
     launcher: Launcher, dtype: torch.dtype, inputs: int, rank: int
 ) -> None:
-    placed, memory = Placed(5, delta((270, inputs), 3, rank, dtype)), Memory(launcher.device)
-    (part,) = stage([placed], memory)
+    placed = Placed(5, delta((270, inputs), 3, rank, dtype))
     base = torch.randn(280, inputs).to(dtype)
-    out = rebuilt(operation.reconstruct, launcher, base, part)
+    out = rebuilt(LOW_RANK, launcher, base, placed)
     expected = base[5:275].double() + dense64(placed.delta)
     assert close(out[5:275], expected, TOLERANCE[dtype])
     assert not out[:5].any()
@@ -121,15 +90,15 @@ def test_a_list_with_room_for_more_parts_gives_the_same(launcher: Launcher) -> N
     parts = [Placed(0, delta((40, 64), 4, 8, torch.float16))]
     x, out = torch.randn(9, 64).half(), torch.randn(9, 40).half()
     roomy = out.clone()
-    apply(launcher, x, out, [parts, parts], [(0, 2), (5, 9)])
-    apply(launcher, x, roomy, [parts, parts], [(0, 2), (5, 9)], capacity=37)
+    apply(LOW_RANK, launcher, x, out, [parts, parts], [(0, 2), (5, 9)])
+    apply(LOW_RANK, launcher, x, roomy, [parts, parts], [(0, 2), (5, 9)], capacity=37)
     assert torch.equal(out, roomy)
 
 
 def test_no_rows_launch_nothing_that_writes(launcher: Launcher) -> None:
     out = torch.randn(3, 40)
     before = out.clone()
-    apply(launcher, torch.randn(3, 0), out, [], [], capacity=4)
+    apply(LOW_RANK, launcher, torch.randn(3, 0), out, [], [], capacity=4)
     assert torch.equal(out, before)
 
 
@@ -137,8 +106,8 @@ def test_refusals_name_the_argument(launcher: Launcher) -> None:
     parts = [Placed(0, delta((40, 64), 4, 8, torch.float32))]
     out = torch.zeros(4, 40)
     with pytest.raises(BadArgument, match="x: expected shape"):
-        apply(launcher, torch.randn(4, 65), out, [parts], [(0, 4)])
+        apply(LOW_RANK, launcher, torch.randn(4, 65), out, [parts], [(0, 4)])
     with pytest.raises(BadArgument, match="out: expected at least 40 columns"):
-        apply(launcher, torch.randn(4, 64), out[:, :39], [parts], [(0, 4)])
+        apply(LOW_RANK, launcher, torch.randn(4, 64), out[:, :39], [parts], [(0, 4)])
     with pytest.raises(BadArgument, match="spans: 1 parts, the list holds 0"):
-        apply(launcher, torch.randn(4, 64), out, [parts], [(0, 4)], capacity=0)
+        apply(LOW_RANK, launcher, torch.randn(4, 64), out, [parts], [(0, 4)], capacity=0)

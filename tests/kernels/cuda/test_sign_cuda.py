@@ -1,50 +1,22 @@
 """Sign deltas on the GPU's kernels, executed on the CPU, against the dense formula."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
 from tests.kernels.cuda.resident import (
     DTYPES,
     TOLERANCE,
-    Memory,
-    apply_parts,
+    apply,
     assert_slices_need_no_alignment,
     rebuilt,
 )
 from tests.kernels.deltas import close, dense64, expected64, sign
-from tsugiki_kernels.cuda import sign as operation
+from tsugiki_kernels.cuda.kinds import SIGN
 from tsugiki_kernels.cuda.launcher import Launcher
-from tsugiki_kernels.cuda.work_list import ResidentPart
 from tsugiki_kernels.deltas import Placed, SignDelta
 from tsugiki_kernels.errors import BadArgument
-from tsugiki_kernels.interface import Span
-
-
-def stage(parts: Sequence[Placed], memory: Memory) -> list[ResidentPart]:
-    staged = []
-    for placed in parts:
-        delta = placed.delta
-        assert isinstance(delta, SignDelta)
-        signs, scale = map(memory.put, operation.pack(delta))
-        record = operation.record(delta, placed.offset, signs, scale, memory.bias(delta.bias))
-        staged.append(operation.resident(delta, placed.offset, memory.put_record(record)))
-    return staged
-
-
-def apply(
-    launcher: Launcher,
-    x: Tensor,
-    out: Tensor,
-    variants: Sequence[Sequence[Placed]],
-    spans: Sequence[Span],
-) -> None:
-    memory = Memory(launcher.device)
-    linears = [stage(parts, memory) for parts in variants]
-    apply_parts(operation.apply, launcher, x, out, linears, spans)
 
 
 def delta(shape: tuple[int, int], seed: int, bias: bool = False) -> SignDelta:
@@ -62,7 +34,7 @@ def test_signs_and_parts_of_many_variants_meet_their_rows_only(
     ]
     x, out = torch.randn(20, 50).to(dtype), torch.randn(20, 96).to(dtype)
     expected, before = expected64(x, out, variants, spans), out.clone()
-    apply(launcher, x, out, variants, spans)
+    apply(SIGN, launcher, x, out, variants, spans)
     assert close(out, expected, TOLERANCE[dtype])
     untouched = [0, 4, 5, 7, 8, 19]
     assert torch.equal(out[untouched], before[untouched])
@@ -75,7 +47,7 @@ def test_long_inputs_are_shared_among_the_warps(launcher: Launcher, dtype: torch
     parts = [Placed(0, delta((130, 1300), 1))]
     x, out = torch.randn(3, 1300).to(dtype), torch.randn(3, 130)
     expected = expected64(x, out, [parts], [(0, 3)])
-    apply(launcher, x, out, [parts], [(0, 3)])
+    apply(SIGN, launcher, x, out, [parts], [(0, 3)])
     assert close(out, expected, 2e-6)  # a float32 output: 16-bit products lose nothing
 
 
@@ -86,17 +58,17 @@ def test_the_bits_of_a_row_do_not_depend_on_the_rows_beside_it(
     parts = [Placed(0, delta((80, 600), 2))]
     x, out = torch.randn(75, 600).to(dtype), torch.randn(75, 80).to(dtype)
     alone, before = out.clone(), out.clone()
-    apply(launcher, x, out, [parts], [(0, 75)])
+    apply(SIGN, launcher, x, out, [parts], [(0, 75)])
     for row in (0, 7, 8, 66):
-        apply(launcher, x, alone, [parts], [(row, row + 1)])
+        apply(SIGN, launcher, x, alone, [parts], [(row, row + 1)])
         assert torch.equal(out[row], alone[row])
-    apply(launcher, x, before, [parts, parts], [(0, 20), (20, 75)])
+    apply(SIGN, launcher, x, before, [parts, parts], [(0, 20), (20, 75)])
     assert torch.equal(out, before)
 
 
 def test_rows_that_are_slices_of_wider_ones_need_no_alignment(launcher: Launcher) -> None:
     parts = [Placed(0, delta((32, 48), 1))]
-    assert_slices_need_no_alignment(apply, launcher, parts)
+    assert_slices_need_no_alignment(SIGN, launcher, parts)
 
 
 @DTYPES
@@ -104,10 +76,9 @@ def test_rows_that_are_slices_of_wider_ones_need_no_alignment(launcher: Launcher
 def test_a_part_is_rebuilt_in_its_own_rows(
     launcher: Launcher, dtype: torch.dtype, inputs: int
 ) -> None:
-    placed, memory = Placed(5, delta((70, inputs), 3)), Memory(launcher.device)
-    (part,) = stage([placed], memory)
+    placed = Placed(5, delta((70, inputs), 3))
     base = torch.randn(80, inputs).to(dtype)
-    out = rebuilt(operation.reconstruct, launcher, base, part)
+    out = rebuilt(SIGN, launcher, base, placed)
     expected = base[5:75].double() + dense64(placed.delta)
     assert close(out[5:75], expected, TOLERANCE[dtype])
     assert not out[:5].any()
@@ -117,9 +88,8 @@ def test_a_part_is_rebuilt_in_its_own_rows(
 def test_refusals_name_the_argument(launcher: Launcher) -> None:
     parts = [Placed(0, delta((40, 64), 4))]
     with pytest.raises(BadArgument, match="x: expected shape"):
-        apply(launcher, torch.randn(4, 65), torch.zeros(4, 40), [parts], [(0, 4)])
+        apply(SIGN, launcher, torch.randn(4, 65), torch.zeros(4, 40), [parts], [(0, 4)])
     with pytest.raises(BadArgument, match=r"x: expected torch\.float32"):
-        apply(launcher, torch.zeros(4, 64).int(), torch.zeros(4, 40), [parts], [(0, 4)])
-    (part,) = stage(parts, Memory(launcher.device))
+        apply(SIGN, launcher, torch.zeros(4, 64).int(), torch.zeros(4, 40), [parts], [(0, 4)])
     with pytest.raises(BadArgument, match="base: expected \\[at least 40, 64\\]"):
-        rebuilt(operation.reconstruct, launcher, torch.zeros(39, 64), part)
+        rebuilt(SIGN, launcher, torch.zeros(39, 64), parts[0])

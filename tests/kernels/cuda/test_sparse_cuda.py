@@ -1,17 +1,14 @@
 """Sparse deltas on the GPU's kernels, executed on the CPU, against the dense formula."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
 from tests.kernels.cuda.resident import (
     DTYPES,
     TOLERANCE,
-    Memory,
-    apply_parts,
+    apply,
     assert_slices_need_no_alignment,
     rebuilt,
 )
@@ -19,39 +16,16 @@ from tests.kernels.deltas import close, expected64, sparse
 from tsugiki.codecs.masks import Mask, drawn, drawn_by
 from tsugiki_kernels.cuda import sparse as operation
 from tsugiki_kernels.cuda.backend import CudaBackend
+from tsugiki_kernels.cuda.kinds import SPARSE
 from tsugiki_kernels.cuda.launcher import Launcher
-from tsugiki_kernels.cuda.work_list import ResidentPart
-from tsugiki_kernels.deltas import Placed, SparseDelta
+from tsugiki_kernels.deltas import Placed
 from tsugiki_kernels.device import CpuDevice
 from tsugiki_kernels.errors import BadArgument
-from tsugiki_kernels.interface import ColumnDraw, Span
+from tsugiki_kernels.interface import ColumnDraw
 from tsugiki_kernels.reference import ReferenceBackend
 
 ZEROS = {1: 0.25, 2: -3.0, 4: 8.0, 8: 127.3}
 BITS = pytest.mark.parametrize("bits", [1, 2, 4, 8])
-
-
-def resident(placed: Placed, memory: Memory) -> ResidentPart:
-    delta = placed.delta
-    assert isinstance(delta, SparseDelta)
-    packed = [memory.put(tensor) for tensor in operation.pack(delta)]
-    columns = delta.columns.to(memory.device)
-    memory.held.append(columns)
-    delta = replace(delta, columns=columns)
-    record = operation.record(delta, placed.offset, packed, memory.bias(delta.bias))
-    return operation.resident(delta, placed.offset, memory.put_record(record))
-
-
-def apply(
-    launcher: Launcher,
-    x: Tensor,
-    out: Tensor,
-    variants: Sequence[Sequence[Placed]],
-    spans: Sequence[Span],
-) -> None:
-    memory = Memory(launcher.device)
-    linears = [[resident(placed, memory) for placed in parts] for parts in variants]
-    apply_parts(operation.apply, launcher, x, out, linears, spans)
 
 
 @DTYPES
@@ -71,7 +45,7 @@ def test_a_delta_is_added_to_the_rows_of_its_variant(
     spans = [(1, 4), (4, 4), (6, 7), (9, 20)]
     x, out = torch.randn(21, 52).to(dtype), torch.randn(21, 96).to(dtype)
     expected, before = expected64(x, out, variants, spans), out.clone()
-    apply(launcher, x, out, variants, spans)
+    apply(SPARSE, launcher, x, out, variants, spans)
     assert close(out, expected, TOLERANCE[dtype])
     untouched = [0, 4, 5, 7, 8, 20]
     assert torch.equal(out[untouched], before[untouched])
@@ -90,7 +64,7 @@ def test_a_float_output_loses_nothing_and_a_zero_point_may_be_anywhere(
     spans = [(i, i + 1) for i in range(len(made))]
     x, out = torch.randn(len(made), 300).to(dtype), torch.randn(len(made), 33)
     expected = expected64(x, out, variants, spans)
-    apply(launcher, x, out, variants, spans)
+    apply(SPARSE, launcher, x, out, variants, spans)
     assert close(out, expected, 1e-5)
 
 
@@ -102,7 +76,7 @@ def test_inputs_beyond_one_window_are_taken_window_by_window(
     delta = sparse((20, 8300), 3, rows_per_mask=rows_per_mask, bits=1, kept=500)
     x, out = torch.randn(2, 8300).to(dtype), torch.zeros(2, 20)
     expected = expected64(x, out, [[Placed(0, delta)]], [(0, 2)])
-    apply(launcher, x, out, [[Placed(0, delta)]], [(0, 2)])
+    apply(SPARSE, launcher, x, out, [[Placed(0, delta)]], [(0, 2)])
     assert close(out, expected, 1e-5)
 
 
@@ -114,9 +88,9 @@ def test_the_bits_of_a_row_do_not_depend_on_the_rows_beside_it(
     parts = [Placed(0, sparse((40, 96), 2, rows_per_mask=rows_per_mask, bits=4, kept=20))]
     x, out = torch.randn(70, 96).to(dtype), torch.randn(70, 40).to(dtype)
     alone = out.clone()
-    apply(launcher, x, out, [parts], [(0, 70)])
+    apply(SPARSE, launcher, x, out, [parts], [(0, 70)])
     for row in (0, 7, 8, 66, 69):
-        apply(launcher, x, alone, [parts], [(row, row + 1)])
+        apply(SPARSE, launcher, x, alone, [parts], [(row, row + 1)])
         assert torch.equal(out[row], alone[row])
 
 
@@ -125,7 +99,7 @@ def test_one_list_may_hold_both_forms(launcher: Launcher) -> None:
     spans = [(0, 2), (2, 5), (5, 6)]
     x, out = torch.randn(6, 64).half(), torch.randn(6, 40).half()
     expected = expected64(x, out, variants, spans)
-    apply(launcher, x, out, variants, spans)
+    apply(SPARSE, launcher, x, out, variants, spans)
     assert close(out, expected, TOLERANCE[torch.float16])
 
 
@@ -134,7 +108,7 @@ def test_rows_that_are_slices_of_wider_ones_need_no_alignment(
     launcher: Launcher, rows_per_mask: int
 ) -> None:
     parts = [Placed(0, sparse((32, 48), 1, rows_per_mask=rows_per_mask))]
-    assert_slices_need_no_alignment(apply, launcher, parts)
+    assert_slices_need_no_alignment(SPARSE, launcher, parts)
 
 
 @DTYPES
@@ -148,9 +122,7 @@ def test_a_rebuilt_weight_is_the_references_to_the_bit(
     base = torch.randn(60, inputs).to(dtype)
     expected, reference = base.clone(), ReferenceBackend()
     reference.reconstruct(base, reference.stage([Placed(5, delta)]), expected)
-    memory = Memory(launcher.device)
-    part = resident(Placed(5, delta), memory)
-    out = rebuilt(operation.reconstruct, launcher, base, part)
+    out = rebuilt(SPARSE, launcher, base, Placed(5, delta))
     assert torch.equal(out[5:42], expected[5:42])
     assert not out[:5].any()
     assert not out[42:].any()
