@@ -44,8 +44,8 @@ from tsugiki.model.demo_base import resolve_base
 
 VARIANTS = 8
 Options = dict[str, int]
-# honest ratios of 185 to 197, and 35, on the demo base; both mask layouts. Half as many survivors of
-# twice the bits take as many bytes and half the products.
+# honest ratios of 185 to 197, and 35, on the demo base; both mask layouts. Half as many survivors
+# of twice the bits take as many bytes and half the products.
 LAYOUTS: dict[str, tuple[str, float | None, Options]] = {
     "deltadq 2 bits, 1 of 32, tiles": (
         "x2",
