@@ -41,6 +41,7 @@ class Instruction:
 
     opcode: str  # with modifiers: LDG.E.128.CONSTANT
     operands: str
+    block: int = 0  # number of the straight piece of code that it is in
 
     @property
     def base(self) -> str:
@@ -65,6 +66,11 @@ class Listing:
 
     def loops(self) -> list[tuple[Instruction, ...]]:
         """The innermost loops: what lies between a label and a branch back to it."""
+        spans = self._spans()
+        inner = [s for s in spans if not any(_within(other, s) for other in spans)]
+        return [self.instructions[start : end + 1] for start, end in sorted(inner)]
+
+    def _spans(self) -> set[tuple[int, int]]:
         spans = set()
         for end, instruction in enumerate(self.instructions):
             target = _TARGET.search(instruction.operands)
@@ -72,8 +78,13 @@ class Listing:
                 start = self.labels[target.group(1)]
                 if start < end:
                     spans.add((start, end))
-        inner = [s for s in spans if not any(_within(other, s) for other in spans)]
-        return [self.instructions[start : end + 1] for start, end in sorted(inner)]
+        return spans
+
+    def around(self, loop: tuple[Instruction, ...]) -> tuple[Instruction, ...]:
+        """The smallest loop that holds this one and more than its branch back; all, if none."""
+        bodies = (self.instructions[start : end + 1] for start, end in self._spans())
+        holders = [body for body in bodies if body[0] != loop[0] and set(loop) < set(body)]
+        return min(holders, key=len, default=self.instructions)
 
     def loop_with_most(self, *bases: str) -> tuple[Instruction, ...]:
         """The innermost loop with the most instructions of these base opcodes.
@@ -99,6 +110,16 @@ def count(instructions: Iterable[Instruction], *bases: str, modifier: str = "") 
     )
 
 
+def aligned_path(instructions: Iterable[Instruction]) -> list[Instruction]:
+    """Without the straight pieces that load or store 16-bit values one by one: where rows are
+    aligned and whole, these are branched over."""
+    code = list(instructions)
+    narrow = {
+        i.block for i in code if i.base in ("LDG", "STG") and "U16" in i.opcode.split(".")[1:]
+    }
+    return [i for i in code if i.block not in narrow]
+
+
 def by_unit(instructions: Iterable[Instruction]) -> Counter[str]:
     """How many occupy each unit."""
     return Counter(instruction.unit for instruction in instructions)
@@ -116,9 +137,13 @@ def parse(text: str) -> Iterator[Listing]:
 def _listing(name: str, lines: Iterable[str]) -> Listing:
     instructions: list[Instruction] = []
     labels = {}
+    block = 0
     for line in lines:
         if label := _LABEL.match(line):
             labels[label.group(1)] = len(instructions)
+            block += 1
         elif found := _LINE.match(line):
-            instructions.append(Instruction(found["opcode"], found["operands"].strip()))
+            one = Instruction(found["opcode"], found["operands"].strip(), block)
+            instructions.append(one)
+            block += one.base == "BRA"
     return Listing(name, tuple(instructions), labels)
