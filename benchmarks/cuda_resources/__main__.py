@@ -1,10 +1,11 @@
 """What does each CUDA kernel take of a GPU: registers, spills, memory, occupancy, instructions?
 
 Read from machine code, on a machine without a GPU: compiled for the GPU, not run on one. Occupancy
-counts the dynamic shared memory that tests/kernels/cuda/limits.json names for a kernel.
+counts the dynamic shared memory of a launch with the largest window of x. --tighten writes
+tests/kernels/cuda/limits.json anew: every limit as it is read now, on all architectures.
 
     python -m benchmarks.cuda_resources [--kernel 'tsugiki_sparse_*'] [--arch sm_80,sm_90]
-        [--loops] [--json FILE]
+        [--loops] [--json FILE] [--tighten]
 """
 
 import argparse
@@ -14,7 +15,12 @@ from dataclasses import asdict
 from fnmatch import fnmatch
 from pathlib import Path
 
-from benchmarks.cuda_resources.limits import Limits, load_limits
+from benchmarks.cuda_resources.limits import (
+    dynamic_shared_bytes,
+    load_limits,
+    save_limits,
+    tightened,
+)
 from benchmarks.cuda_resources.resources import Resources, compile_all, listings, read_all
 from benchmarks.cuda_resources.sass import UNITS, by_unit
 from tsugiki.config import default_cache_dir
@@ -57,26 +63,26 @@ def main() -> None:
     parser.add_argument("--arch", default=",".join(ARCHITECTURES))
     parser.add_argument("--loops", action="store_true", help="show the innermost loops too")
     parser.add_argument("--json", type=Path, help="where to write all that was read")
+    parser.add_argument("--tighten", action="store_true", help="write the limits as measured now")
     options = parser.parse_args()
+    if options.tighten and options.arch != ",".join(ARCHITECTURES):
+        parser.error("--tighten: limits are of all architectures, leave --arch out")
     cubins = compile_all(
         Nvrtc(), default_cache_dir() / "kernels", parse_architectures(options.arch)
     )
-    found = [one for one in read_all(cubins) if fnmatch(one.kernel, options.kernel)]
-    limits = load_limits()
+    everything = read_all(cubins)
+    if options.tighten:
+        save_limits(tightened(load_limits(), everything))
+    found = [one for one in everything if fnmatch(one.kernel, options.kernel)]
     print(HEADER)
     for one in found:
-        print(row(one, dynamic_shared_bytes(limits, one)))
+        print(row(one, dynamic_shared_bytes(one)))
     if options.loops:
         for (_, architecture), cubin in cubins.items():
             for line in loop_rows(cubin, options.kernel):
                 print(f"{architecture} {line}")
     if options.json:
         options.json.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n")
-
-
-def dynamic_shared_bytes(limits: Iterable[Limits], one: Resources) -> int:
-    """What the limits say that a launch of this kernel asks for."""
-    return max((each.dynamic_shared_bytes for each in limits if each.concerns(one)), default=0)
 
 
 if __name__ == "__main__":
