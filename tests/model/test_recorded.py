@@ -55,7 +55,7 @@ class Recorder:
         tables, last_tables = (
             StepTables(part.kinds, self.deltas, part.rows, 1) for part in (plan, last)
         )
-        rebuilt = tuple(variant for _, variant in plan.rebuilt)
+        rebuilt = plan.rebuilt.variants
         return RecordedStep(cache, rebuilt, tables, last_tables, nothing, nothing, nothing, nothing)
 
 

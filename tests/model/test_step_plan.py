@@ -17,8 +17,8 @@ def plan(*segments: Segment) -> StepPlan:
 
 def test_a_step_of_the_base_alone_has_no_plan() -> None:
     found = plan(Segment(None, 0, 5, 5))
-    assert found.linear("layers.0.qkv") is None
-    assert found.variants == found.rebuilt == found.kinds == ()
+    assert found.rebuilt.linear("layers.0.qkv") is None
+    assert found.variants == found.rebuilt.segments == found.kinds == ()
     assert found.fused == []
 
 
@@ -31,7 +31,7 @@ def test_every_variant_of_a_step_is_told_with_its_rows_and_kinds() -> None:
     kinds = [[deltas.kind for deltas in group] for group, _ in found.fused]
     assert kinds == [[DenseDelta], [DenseDelta], [DenseDelta, LowRankDelta]]
     assert found.kinds == (DenseDelta, LowRankDelta)
-    assert found.linear("layers.0.qkv") is None
+    assert found.rebuilt.linear("layers.0.qkv") is None
 
 
 def test_long_chunks_are_rebuilt_once_per_variant_and_skip_the_base() -> None:
@@ -43,12 +43,12 @@ def test_long_chunks_are_rebuilt_once_per_variant_and_skip_the_base() -> None:
         Segment(one, 7, 13, 6),
         Segment(variant("dense"), 13, 14, 1),
     )
-    linear = found.linear("layers.0.qkv")
+    linear = found.rebuilt.linear("layers.0.qkv")
     assert linear is not None
     assert [rebuilt.spans for rebuilt in linear.rebuilt] == [[(3, 7), (7, 13)]]
     assert linear.base_rows == [(0, 3), (13, 14)]
     assert [len(group) for group, _ in found.fused] == [1, 0, 0, 1]
-    assert found.linear("layers.0.down") is None, "the variant does not change it"
+    assert found.rebuilt.linear("layers.0.down") is None, "the variant does not change it"
 
 
 def test_steps_of_one_shape_differ_in_variants_and_rows_but_not_in_what_is_rebuilt() -> None:

@@ -80,9 +80,9 @@ class LowRankPart(Part):
 
     _fields_: ClassVar[Fields] = (
         ("rank", _I64),
-        ("dtype", _I64),
+        ("inputs", _I64),
+        ("dtype", _I32),
         ("scale", _F32),
-        ("unused", _I32),
         ("a", _PTR),
         ("b", _PTR),
     )

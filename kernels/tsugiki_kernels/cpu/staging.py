@@ -199,6 +199,7 @@ def _record(placed: Placed, extent: Extent) -> Part:
             return LowRankPart(
                 *head,
                 rank=delta.a.shape[0],
+                inputs=delta.a.shape[1],
                 dtype=DTYPES[delta.a.dtype],
                 scale=delta.scale,
                 a=extent.address_of(delta.a),

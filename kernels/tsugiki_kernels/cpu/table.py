@@ -26,7 +26,7 @@ class CpuDeltas:
 
     kind: type[Delta]
     linears: Shapes
-    addresses: "array[int]"  # one per linear
+    addresses: "array[int]"  # one per linear, and one of no parts: kernels look at what comes next
     kept: tuple[CpuStaged, ...]
 
 
@@ -35,8 +35,7 @@ class CpuTable:
 
     def __init__(self, shape: TableShape) -> None:
         self.shape = shape
-        one_more = shape.capacity * len(shape.linears) + 1  # kernels look at what follows
-        self._addresses = array("Q", bytes(ADDRESS_BYTES * one_more))
+        self._addresses = array("Q", bytes(ADDRESS_BYTES * shape.capacity * self.stride))
         self._spans = array("q", bytes(2 * ADDRESS_BYTES * shape.capacity))
         self._count = ctypes.c_int64(0)
         self._kept: tuple[CpuDeltas, ...] = ()
@@ -44,7 +43,7 @@ class CpuTable:
     @property
     def stride(self) -> int:
         """Addresses from one variant's of a linear to the next variant's."""
-        return len(self.shape.linears)
+        return len(self.shape.linears) + 1
 
     @property
     def spans(self) -> int:
@@ -92,7 +91,7 @@ def collect(kind: type[Delta], shapes: Shapes, staged: Sequence[CpuStaged | None
                 f"not fit linear {place}, {(outputs, inputs)}"
             )
     nothing = ctypes.addressof(NO_PARTS)
-    addresses = array("Q", [nothing if s is None else s.address for s in staged])
+    addresses = array("Q", [nothing if s is None else s.address for s in (*staged, None)])
     return CpuDeltas(kind, shapes, addresses, tuple(s for s in staged if s is not None))
 
 

@@ -131,7 +131,7 @@ class Decoder:
             architecture=self.architecture,
             layers=self._layers,
             lm_head=self._linears["lm_head"],
-            plan=plan,
+            rebuilt=plan.rebuilt,
             tables=tables,
             norms=self._norms,
             own_norms=own_norms,
@@ -141,7 +141,7 @@ class Decoder:
             last=self._logits_part(last, tables if last is plan else None, sequences),
         )
         program = self.kernels.record(asked.ask)
-        rebuilt = tuple(variant for part in (plan, last) for _, variant in part.rebuilt)
+        rebuilt = plan.rebuilt.variants + last.rebuilt.variants
         end = asked.last
         return RecordedStep(
             cache, rebuilt, tables, end.tables, asked.inputs, end.hidden, end.logits, program
@@ -153,7 +153,7 @@ class Decoder:
         hidden = (plan.rows, self.architecture.hidden_size)
         return LogitsPart(
             every_row=tables is not None,
-            plan=plan,
+            rebuilt=plan.rebuilt,
             tables=tables or StepTables(plan.kinds, self._deltas, plan.rows, sequences),
             hidden=space.take("last hidden", hidden, dtype),
             branch=space.take("last branch", hidden, dtype),

@@ -15,7 +15,7 @@ from tsugiki.model.kv_cache import KVCache
 from tsugiki.model.layout import FINAL_NORM
 from tsugiki.model.norms import NormWeights
 from tsugiki.model.recorded import LogitsPart
-from tsugiki.model.step_plan import StepPlan
+from tsugiki.model.step_plan import RebuiltRows
 from tsugiki.model.variant_deltas import StepTables
 from tsugiki.model.variant_linear import VariantLinear
 from tsugiki.model.workspace import Activations, Inputs
@@ -47,7 +47,7 @@ class ForwardPass:
     architecture: Architecture
     layers: Sequence[Layer]
     lm_head: VariantLinear
-    plan: StepPlan
+    rebuilt: RebuiltRows
     tables: StepTables
     norms: NormWeights
     own_norms: bool  # False: every row has the base's
@@ -78,7 +78,7 @@ class ForwardPass:
 
     def _attention(self, layer: Layer, kernels: KernelBackend) -> None:
         a, acts = self.architecture, self.acts
-        layer.qkv.forward(acts.normed, acts.qkv, self.plan, self.tables, kernels)
+        layer.qkv.forward(acts.normed, acts.qkv, self.rebuilt, self.tables, kernels)
         heads = acts.heads
         if a.qk_norm:
             self._norm_heads(f"{layer.prefix}.self_attn.q_norm.weight", heads.q, kernels)
@@ -88,13 +88,13 @@ class ForwardPass:
         kernels.write_kv(heads.k, heads.v, cache, where)
         scale, window = a.attention_scale, layer.window
         kernels.paged_attention(heads.q, cache, where, scale, window, heads.attended)
-        layer.o.forward(acts.attended, acts.branch, self.plan, self.tables, kernels)
+        layer.o.forward(acts.attended, acts.branch, self.rebuilt, self.tables, kernels)
 
     def _mlp(self, layer: Layer, kernels: KernelBackend) -> None:
-        acts, plan, tables = self.acts, self.plan, self.tables
-        layer.gate_up.forward(acts.normed, acts.gate_up, plan, tables, kernels)
+        acts, rebuilt, tables = self.acts, self.rebuilt, self.tables
+        layer.gate_up.forward(acts.normed, acts.gate_up, rebuilt, tables, kernels)
         kernels.gate(acts.gate_up, self.architecture.activation, acts.gated)
-        layer.down.forward(acts.gated, acts.branch, plan, tables, kernels)
+        layer.down.forward(acts.gated, acts.branch, rebuilt, tables, kernels)
 
     def _logits(self, kernels: KernelBackend) -> None:
         last, inputs, branch = self.last, self.inputs, self.acts.branch
@@ -106,7 +106,7 @@ class ForwardPass:
         weight, index = self._norm_of(FINAL_NORM, places)
         eps = self.architecture.norm_eps
         kernels.rms_norm(hidden, weight, index, eps, last.hidden, branch)
-        self.lm_head.forward(last.hidden, last.logits, last.plan, last.tables, kernels)
+        self.lm_head.forward(last.hidden, last.logits, last.rebuilt, last.tables, kernels)
 
     def _norm(self, name: str, kernels: KernelBackend, branch: Tensor | None) -> None:
         """The hidden state, with the branch added, into `acts.normed`."""

@@ -13,13 +13,13 @@ from torch import Tensor
 from tsugiki.codecs.base import ResidentVariant
 from tsugiki.model.batch import Batch
 from tsugiki.model.kv_cache import KVCache
-from tsugiki.model.step_plan import StepPlan
+from tsugiki.model.step_plan import RebuiltRows, StepPlan
 from tsugiki.model.variant_deltas import StepTables
 from tsugiki.model.workspace import Inputs, Workspace, table_width
 from tsugiki_kernels.interface import Program
 
 # Shapes; recording one costs milliseconds of Python, keeping one some 280 KB. Sixteen requests with
-# prompts of 128 tokens meet some 150: so many rows that decode, so many tokens of one or two prompts.
+# prompts of 128 tokens meet some 150: so many rows that decode, so many of one or two prompts.
 KEPT = 256
 
 
@@ -28,7 +28,7 @@ class LogitsPart:
     """The end of a step: the rows whose logits are wanted."""
 
     every_row: bool  # of the step, in order; else `Inputs.logit_rows` says which
-    plan: StepPlan  # of these rows
+    rebuilt: RebuiltRows  # among these rows
     tables: StepTables
     hidden: Tensor  # [n, hidden], after the final norm
     branch: Tensor  # [n, hidden]: what the last layer adds

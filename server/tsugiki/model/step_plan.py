@@ -32,6 +32,36 @@ class LinearPlan:
     base_rows: Sequence[Span]  # the others; maximal runs, ascending
 
 
+@dataclass(frozen=True, slots=True)
+class RebuiltRows:
+    """The rows of a step that multiply with weights rebuilt for their variants: all that recorded
+    operations know of variants by themselves."""
+
+    rows: int  # of the step
+    segments: tuple[tuple[Segment, ResidentVariant], ...]
+
+    @property
+    def variants(self) -> tuple[ResidentVariant, ...]:
+        """Whose weights they are."""
+        return tuple(variant for _, variant in self.segments)
+
+    def linear(self, name: str) -> LinearPlan | None:
+        """The rows of a fused linear that skip the base; None: none do."""
+        spans: dict[int, tuple[StagedLinear, list[Span]]] = {}
+        for segment, variant in self.segments:
+            linear = variant.linears.get(name)
+            if linear is not None and is_rebuilt(linear, segment.chunk_tokens):
+                own = spans.setdefault(id(linear), (linear, []))[1]
+                own.append((segment.start, segment.stop))
+        if not spans:
+            return None
+        skipped = sorted(span for _, own in spans.values() for span in own)
+        return LinearPlan(
+            rebuilt=[Rebuilt(*entry) for entry in spans.values()],
+            base_rows=remaining_rows(skipped, self.rows),
+        )
+
+
 class StepPlan:
     """The plan of some rows of a step."""
 
@@ -39,7 +69,8 @@ class StepPlan:
         self.segments = segments
         self.rows = rows
         self.variants = tuple((s, s.variant) for s in segments if s.variant is not None)
-        self.rebuilt = tuple((s, v) for s, v in self.variants if deltas.rebuilds(v, s.chunk_tokens))
+        rebuilt = tuple((s, v) for s, v in self.variants if deltas.rebuilds(v, s.chunk_tokens))
+        self.rebuilt = RebuiltRows(rows, rebuilt)
         self.fused: list[Fused] = [
             (deltas.fused(v, s.chunk_tokens), (s.start, s.stop)) for s, v in self.variants
         ]
@@ -54,24 +85,9 @@ class StepPlan:
     def shape(self) -> Hashable:
         """Equal for plans whose steps ask for the same operations, as long as the variants in
         `rebuilt` are alive."""
-        rebuilt = tuple((id(v), s.start, s.stop, s.chunk_tokens) for s, v in self.rebuilt)
+        segments = self.rebuilt.segments
+        rebuilt = tuple((id(v), s.start, s.stop, s.chunk_tokens) for s, v in segments)
         return self.rows, self.kinds, rebuilt
-
-    def linear(self, name: str) -> LinearPlan | None:
-        """The rows of a fused linear that skip the base; None: none do."""
-        spans: dict[int, tuple[StagedLinear, list[Span]]] = {}
-        for segment, variant in self.rebuilt:
-            linear = variant.linears.get(name)
-            if linear is not None and is_rebuilt(linear, segment.chunk_tokens):
-                own = spans.setdefault(id(linear), (linear, []))[1]
-                own.append((segment.start, segment.stop))
-        if not spans:
-            return None
-        skipped = sorted(span for _, own in spans.values() for span in own)
-        return LinearPlan(
-            rebuilt=[Rebuilt(*entry) for entry in spans.values()],
-            base_rows=remaining_rows(skipped, self.rows),
-        )
 
 
 def remaining_rows(skipped: Sequence[Span], rows: int) -> list[Span]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tsugiki.model.base_form import BaseForm
-from tsugiki.model.step_plan import Rebuilt, StepPlan
+from tsugiki.model.step_plan import Rebuilt, RebuiltRows
 from tsugiki.model.variant_deltas import StepTables
 from tsugiki_kernels.interface import KernelBackend
 
@@ -24,15 +24,15 @@ class VariantLinear:
         self.form = form
 
     def forward(
-        self, x: Tensor, out: Tensor, plan: StepPlan, tables: StepTables, kernels: KernelBackend
+        self, x: Tensor, out: Tensor, rows: RebuiltRows, tables: StepTables, kernels: KernelBackend
     ) -> None:
         """[rows, in] -> [rows, out], activation dtype, every row under its own variant."""
-        rows = plan.linear(self.name)
-        if rows is None:
+        plan = rows.linear(self.name)
+        if plan is None:
             self.form.matmul(x, out, None, kernels)
-        elif rows.base_rows:
-            self.form.matmul(x, out, rows.base_rows, kernels)
-        for rebuilt in () if rows is None else rows.rebuilt:
+        elif plan.base_rows:
+            self.form.matmul(x, out, plan.base_rows, kernels)
+        for rebuilt in () if plan is None else plan.rebuilt:
             self._rebuild(x, out, rebuilt, kernels)
         tables.apply(x, out, self.place, kernels)
 

@@ -56,12 +56,22 @@ inline void meet_pass(const Linear& linear, const Panel& rows, Chunk chunk, int6
   }
 }
 
+inline int64_t passes_over(const Panel& panel) {
+  return (panel.count + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
+}
+
+// Steps of a chunk, of `all`.
+inline int64_t chunk_of(const Panel& panel, int64_t all) {
+  return passes_over(panel) <= CHUNKED_UP_TO ? CHUNK : all;
+}
+
 // sums[row][group], float32.
 template <class Lanes, int GROUPS>
-void meet_panel(const Linear& linear, const Panel& panel, const Block& block, float* sums) {
+void meet_panel(const Linear& linear, const Panel& panel, const Block& block, float* sums,
+                Requests& requests) {
   constexpr int64_t STEP_BYTES = LANES * Lanes::PAIR * sizeof(typename Lanes::Element);
-  const int64_t passes = (panel.count + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
-  const int64_t all = linear.inputs / Lanes::PAIR, most = passes <= CHUNKED_UP_TO ? CHUNK : all;
+  const int64_t passes = passes_over(panel);
+  const int64_t all = linear.inputs / Lanes::PAIR, most = chunk_of(panel, all);
   for (int64_t from = 0; from < all; from += most) {
     const int64_t steps = std::min(most, all - from);
     const char* weight = block.weight + from * STEP_BYTES;
@@ -70,6 +80,7 @@ void meet_panel(const Linear& linear, const Panel& panel, const Block& block, fl
     for (int64_t pass = 0; pass < passes; ++pass) {
       const int64_t row = pass * panel.count / passes;
       const Panel rows{panel.rows + row, (pass + 1) * panel.count / passes - row};
+      requests.some();
       meet_pass<Lanes, GROUPS>(linear, rows, chunk, pass, passes, sums + row * GROUPS * LANES);
     }
   }
@@ -92,11 +103,12 @@ inline void put_out(const Linear& linear, int64_t row, int64_t output, Floats su
 }
 
 template <class Lanes, int GROUPS>
-void multiply_block(const Linear& linear, const Panel& panel, const Block& block) {
+void multiply_block(const Linear& linear, const Panel& panel, const Block& block,
+                    Requests& requests) {
   const int64_t floats = panel.count * GROUPS * LANES;
   float* sums = scratch(SUMS, floats);
   std::memset(sums, 0, floats * sizeof(float));
-  meet_panel<Lanes, GROUPS>(linear, panel, block, sums);
+  meet_panel<Lanes, GROUPS>(linear, panel, block, sums, requests);
   for (int64_t r = 0; r < panel.count; ++r)
     for (int64_t g = 0; g < GROUPS; ++g) {
       Floats total = load(sums + (r * GROUPS + g) * LANES);
@@ -125,7 +137,8 @@ const char* filled_up(const Linear& linear, const char* group, int64_t lanes) {
 }
 
 template <class Lanes>
-void multiply(const Linear& linear, const Stretch& stretch, const Panel& panel) {
+void multiply(const Linear& linear, const Stretch& stretch, const Panel& panel,
+              Requests& requests) {
   constexpr int64_t AT_ONCE = GROUPS_AT_ONCE * LANES;
   const char* weight = (const char*)stretch.weight;
   int64_t output = stretch.first;
@@ -135,28 +148,35 @@ void multiply(const Linear& linear, const Stretch& stretch, const Panel& panel) 
     return Block{output, at, last ? stretch.next : at + outputs * linear.row_bytes()};
   };
   for (; output + AT_ONCE <= stretch.last; output += AT_ONCE)
-    multiply_block<Lanes, GROUPS_AT_ONCE>(linear, panel, block(AT_ONCE));
+    multiply_block<Lanes, GROUPS_AT_ONCE>(linear, panel, block(AT_ONCE), requests);
   for (; output + LANES <= stretch.last; output += LANES)
-    multiply_block<Lanes, 1>(linear, panel, block(LANES));
+    multiply_block<Lanes, 1>(linear, panel, block(LANES), requests);
   if (output == stretch.last) return;
   Block rest = block(LANES);
   rest.weight = filled_up<Lanes>(linear, rest.weight, stretch.last - output);
-  multiply_block<Lanes, 1>(linear, panel, rest);
+  multiply_block<Lanes, 1>(linear, panel, rest, requests);
 }
 
 template <class Lanes>
-void multiply_all(const Linear& linear, const Stretch& stretch, const Panel& all) {
+void multiply_all(const Linear& linear, const Stretch& stretch, const Panel& all,
+                  Requests& requests) {
   const int64_t row_bytes = std::max<int64_t>(1, linear.row_bytes());
   const int64_t at_once = std::max<int64_t>(1, PANEL_BYTES / row_bytes / ROWS_AT_ONCE) * ROWS_AT_ONCE;
+  const Panel first{all.rows, std::min(at_once, all.count)};
+  const int64_t blocks = (stretch.last - stretch.first) / (GROUPS_AT_ONCE * LANES);
+  const int64_t steps = linear.inputs / Lanes::PAIR, chunk = chunk_of(first, steps);
+  requests.spread(blocks * passes_over(first) * ((steps + chunk - 1) / std::max<int64_t>(1, chunk)));
   for (int64_t from = 0; from < all.count; from += at_once)
-    multiply<Lanes>(linear, stretch, {all.rows + from, std::min(at_once, all.count - from)});
+    multiply<Lanes>(linear, stretch, {all.rows + from, std::min(at_once, all.count - from)},
+                    requests);
 }
 
-void multiply_stretch(const Linear& linear, const Stretch& stretch, const Panel& rows) {
+void multiply_stretch(const Linear& linear, const Stretch& stretch, const Panel& rows,
+                      Requests& requests) {
   switch (linear.dtype) {
-    case BFLOAT16: return multiply_all<Bfloat16Pairs>(linear, stretch, rows);
-    case FLOAT16: return multiply_all<Float16Lanes>(linear, stretch, rows);
-    default: return multiply_all<Float32Lanes>(linear, stretch, rows);
+    case BFLOAT16: return multiply_all<Bfloat16Pairs>(linear, stretch, rows, requests);
+    case FLOAT16: return multiply_all<Float16Lanes>(linear, stretch, rows, requests);
+    default: return multiply_all<Float32Lanes>(linear, stretch, rows, requests);
   }
 }
 
@@ -195,6 +215,7 @@ extern "C" void tsugiki_linear(const Linear* call) {
   const int64_t each = outputs_per_task(linear, rows);
   parallel_for((linear.outputs + each - 1) / each, linear.threads, worth_forking(linear, rows),
                [&](int64_t task) {
-                 multiply_stretch(linear, stretch_of(linear, task * each, each), rows);
+                 Requests nothing;
+                 multiply_stretch(linear, stretch_of(linear, task * each, each), rows, nothing);
                });
 }

@@ -1,7 +1,7 @@
 // One call of a dense linear, and its pieces of work. Structs are mirrored by linear.py.
 #pragma once
 
-#include "step.h"
+#include "requests.h"
 #include "weight.h"
 
 namespace tsugiki {
@@ -54,7 +54,9 @@ int64_t outputs_per_task(const Linear& linear, const Panel& rows);
 // Whether so many rows of x are work enough for several threads.
 bool worth_forking(const Linear& linear, const Panel& rows);
 
-// The outputs of a stretch for all rows. A row's bits depend on it and the weight alone.
-void multiply_stretch(const Linear& linear, const Stretch& stretch, const Panel& rows);
+// The outputs of a stretch for all rows. A row's bits depend on it and the weight alone. `requests` is
+// other memory to ask for meanwhile.
+void multiply_stretch(const Linear& linear, const Stretch& stretch, const Panel& rows,
+                      Requests& requests);
 
 }  // namespace tsugiki

@@ -29,8 +29,9 @@ void run(const ChangedLinear& call) {
   parallel_for((linear.outputs + each - 1) / each, linear.threads, worth_forking(linear, rows),
                [&](int64_t task) {
                  const Stretch stretch = stretch_of(linear, task * each, each);
-                 deltas.fetch({stretch.first, stretch.last});
-                 multiply_stretch(linear, stretch, rows);
+                 Requests requests;
+                 deltas.request({stretch.first, stretch.last}, requests);
+                 multiply_stretch(linear, stretch, rows, requests);
                  deltas.apply({stretch.first, stretch.last});
                });
 }

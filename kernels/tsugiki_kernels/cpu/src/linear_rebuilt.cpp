@@ -26,7 +26,8 @@ void multiply_rebuilt(const Linear& linear, const Whole& delta, int64_t first, i
     void* rebuilt = scratch(MIDDLE, AT_ONCE * linear.row_bytes() / sizeof(float));
     rebuild(delta, base + first * linear.row_bytes(), {rebuilt, first, linear.shape()}, stop);
     const char* next = base + (stop < linear.outputs ? stop : 0) * linear.row_bytes();
-    multiply_stretch(linear, {first, stop, rebuilt, next}, rows);
+    Requests nothing;
+    multiply_stretch(linear, {first, stop, rebuilt, next}, rows, nothing);
   }
 }
 

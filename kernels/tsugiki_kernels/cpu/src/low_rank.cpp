@@ -9,9 +9,9 @@ namespace tsugiki {
 
 struct LowRankPart : Part {
   int64_t rank;
-  int64_t dtype;  // of a and b
+  int64_t inputs;
+  int32_t dtype;  // of a and b
   float scale;
-  int32_t unused;
   const void* a;  // [rank, inputs]
   const void* b;  // [rank, rows], transposed when staged
 };
@@ -154,6 +154,8 @@ void expand_groups(const Step& step, const LowRankPart& part, int64_t group, con
   int64_t t = span.start;
   for (; t + 4 <= span.stop; t += 4, middle += 4 * part.rank)
     expand_tokens<dtype, 4, GROUPS>(step, part, group, t, middle);
+  for (; t + 2 <= span.stop; t += 2, middle += 2 * part.rank)
+    expand_tokens<dtype, 2, GROUPS>(step, part, group, t, middle);
   for (; t < span.stop; ++t, middle += part.rank)
     expand_tokens<dtype, 1, GROUPS>(step, part, group, t, middle);
 }
@@ -253,13 +255,32 @@ bool LowRankApply::cuts_at_sixteens() const {
   return all;
 }
 
-void LowRankApply::fetch(const OutputRange& outputs) const {
+// All of A is met before the linear that it belongs to: it comes from memory during the one before.
+// Of the variants one after the other, the share that these outputs are of the linear: so much of the
+// work will be this thread's then, too.
+void request_following(const Apply& call, const OutputRange& outputs, int64_t width,
+                       Requests& requests) {
+  const int64_t variants = call.variants();
+  for (int64_t v = 0; v < variants; ++v) {
+    const LowRankLinear& next = call.following<LowRankLinear>(v);
+    const int64_t first = std::max<int64_t>(0, outputs.first * variants - v * width);
+    const int64_t last = std::min(width, outputs.last * variants - v * width);
+    for (int64_t p = 0; p < next.count && first < last; ++p) {
+      const LowRankPart& part = next.parts[p];
+      const int64_t bytes = part.rank * part.inputs * dtype_size(Dtype(part.dtype));
+      requests.add((const char*)part.a + bytes * first / width, bytes * (last - first) / width);
+    }
+  }
+}
+
+void LowRankApply::request(const OutputRange& outputs, Requests& requests) const {
+  if (call_.in_table()) request_following(call_, outputs, this->outputs(), requests);
   for_parts(call_, [&](int64_t, int64_t, const LowRankPart& part) {
     const GroupRange groups(part, outputs);
     const int64_t size = dtype_size(Dtype(part.dtype)), row = groups.first * LANES;
     const int64_t count = std::min(groups.last * LANES, part.rows) - row;
     for (int64_t k = 0; k < part.rank && count > 0; ++k)
-      fetch_bytes((const char*)part.b + (k * part.rows + row) * size, count * size);
+      requests.add((const char*)part.b + (k * part.rows + row) * size, count * size);
   });
 }
 

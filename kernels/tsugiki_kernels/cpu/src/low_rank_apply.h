@@ -1,6 +1,7 @@
 // The low-rank deltas of one call: all tokens are shrunk at once, then expanded some outputs at a time.
 #pragma once
 
+#include "requests.h"
 #include "slices.h"
 
 namespace tsugiki {
@@ -37,8 +38,8 @@ class LowRankApply {
   // Whether ranges that begin at multiples of 16 cut through no group of 16 rows.
   bool cuts_at_sixteens() const;
 
-  // Asks memory for what `apply` will read.
-  void fetch(const OutputRange& outputs) const;
+  // What `apply` will read, and the next linear's before anything is written.
+  void request(const OutputRange& outputs, Requests& requests) const;
 
   // Adds the deltas of all variants to these outputs.
   void apply(const OutputRange& outputs) const;

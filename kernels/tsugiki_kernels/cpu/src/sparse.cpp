@@ -76,19 +76,20 @@ bool SparseApply::cuts_at_sixteens() const {
 }
 
 // Columns that the variant before has too are on their way.
-void fetch_groups(const SparsePart& part, const GroupRange& groups, bool columns) {
+void request_groups(const SparsePart& part, const GroupRange& groups, bool columns,
+                    Requests& requests) {
   const Group from = group_of(part, groups.first);
   const int64_t rows = (groups.last - groups.first) * LANES;
   const int64_t lists = part.rows_per_mask == LANES
                             ? groups.last - groups.first  // divisions take long
                             : rows / std::max<int64_t>(LANES, part.rows_per_mask);
-  if (columns) fetch_bytes(from.columns, lists * part.kept * 2);
-  fetch_bytes(from.codes, lists * part.code_stride);
-  fetch_bytes(part.step + (part.rows_per_step == LANES ? groups.first
+  if (columns) requests.add(from.columns, lists * part.kept * 2);
+  requests.add(from.codes, lists * part.code_stride);
+  requests.add(part.step + (part.rows_per_step == LANES ? groups.first
                                                        : groups.first * LANES / part.rows_per_step),
               2);
   if (part.bias.values != nullptr && part.bias.bits != PLAIN_BITS)
-    fetch_bytes((const char*)part.bias.values + groups.first * 2 * part.bias.bits,
+    requests.add((const char*)part.bias.values + groups.first * 2 * part.bias.bits,
                 (groups.last - groups.first) * 2 * part.bias.bits);
 }
 
@@ -96,7 +97,7 @@ void fetch_groups(const SparsePart& part, const GroupRange& groups, bool columns
 // they are read again.
 constexpr int64_t RECORD_BYTES = sizeof(SparseLinear) + 2 * sizeof(SparsePart);
 
-void SparseApply::fetch(const OutputRange& outputs) const {
+void SparseApply::request(const OutputRange& outputs, Requests& requests) const {
   const SparseLinear* before = nullptr;
   for (int64_t v = 0; v < call_.variants(); ++v) {
     const SparseLinear& linear = linear_of(call_, v);
@@ -105,10 +106,10 @@ void SparseApply::fetch(const OutputRange& outputs) const {
       const GroupRange groups(part, outputs);
       const bool columns = before == nullptr || p >= before->count ||
                            before->parts[p].columns != part.columns;
-      if (groups.first < groups.last && !part.by_row) fetch_groups(part, groups, columns);
+      if (groups.first < groups.last && !part.by_row) request_groups(part, groups, columns, requests);
     }
     before = &linear;
-    if (call_.stride > 1) fetch_bytes(call_.following(v), RECORD_BYTES);
+    if (call_.in_table()) requests.add(&call_.following<SparseLinear>(v), RECORD_BYTES);
   }
 }
 

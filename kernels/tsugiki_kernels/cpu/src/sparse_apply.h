@@ -3,6 +3,7 @@
 
 #include <atomic>
 
+#include "requests.h"
 #include "slices.h"
 
 namespace tsugiki {
@@ -20,8 +21,8 @@ class SparseApply {
   // Whether ranges that begin at multiples of 16 cut through no group of 16 rows.
   bool cuts_at_sixteens() const;
 
-  // Asks memory for what `apply` will read.
-  void fetch(const OutputRange& outputs) const;
+  // What `apply` will read, and the next linear's before anything is written.
+  void request(const OutputRange& outputs, Requests& requests) const;
 
   // Adds the deltas of all variants to these outputs.
   void apply(const OutputRange& outputs) const;

@@ -52,8 +52,13 @@ struct Apply : Step {
 
   int64_t variants() const { return *count; }
 
-  // What the variant changes in the linear that comes next in the table.
-  const void* following(int64_t v) const { return linears[v * stride + 1]; }
+  // Whether it is one linear of a table, where the next one's address follows.
+  bool in_table() const { return stride > 1; }
+
+  template <class Linear>
+  const Linear& following(int64_t v) const {
+    return *(const Linear*)linears[v * stride + 1];
+  }
 
   // What variant v changes in the rows of spans[v].
   template <class Linear>
