@@ -81,7 +81,7 @@ def row(comparison: Comparison, pairs: Sequence[dict[str, Any]]) -> dict[str, An
         "interval": [low, high],
         "target": target,
         "met": None if target is None else low >= TOLERANCE * target,
-        "pairs": list(pairs),
+        "ratios": [round(found, 4) for found in ratios],
     }
 
 

@@ -22,9 +22,10 @@ variants are made from the shipped files, with the same speed and other scores.
 """
 
 import argparse
+import json
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from math import prod
@@ -35,7 +36,7 @@ from benchmarks import load
 from benchmarks.adapters import save_adapter
 from benchmarks.interleaved import HEADER, Cell, Comparison, Journal, compare, row, show
 from benchmarks.resident import Resident, tsugiki_server, vllm_server
-from benchmarks.results import machine, save
+from benchmarks.results import FOLDER, machine, save
 from benchmarks.variants import adapter_variants, decompressed, distinct_variants
 from tsugiki.codecs.artifact import read_header
 from tsugiki.compress.report import ratio
@@ -88,10 +89,25 @@ def main() -> int:
         for comparison in every:
             if re.search(args.only, comparison.title):
                 show(compare(comparison, journal))
-    rows = [row(comparison, pairs) for comparison in every if (pairs := journal.whole(comparison))]
+    commit = machine()["commit"]
+    rows = [
+        {**row(comparison, pairs), "commit": commit}
+        for comparison in every
+        if (pairs := journal.whole(comparison))
+    ]
     files = {kind: described(args.work / "variants", models[kind]) for kind in list(models)[1:]}
-    save("peers", {"rows": rows, "files": files, "peer": peer_versions(args.vllm)})
+    kept = earlier_rows([found["title"] for found in rows])
+    save("peers", {"rows": rows + kept, "files": files, "peer": peer_versions(args.vllm)})
     return int(any(found["met"] is False for found in rows))
+
+
+def earlier_rows(measured: Sequence[str]) -> list[dict[str, Any]]:
+    """What results/peers.json holds of other comparisons; each says which commit it is of."""
+    path = FOLDER / "peers.json"
+    if not path.exists():
+        return []
+    rows = json.loads(path.read_text())["data"]["rows"]
+    return [found for found in rows if found["title"] not in measured]
 
 
 def make_models(base: Path, args: argparse.Namespace) -> dict[str, list[str]]:
