@@ -5,6 +5,7 @@ out of range would otherwise be a read outside the tensor.
 """
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,18 @@ from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.interface import ColumnDraw, Span
 
 ACTIVATIONS = (torch.float32, torch.bfloat16, torch.float16)
+Own = TypeVar("Own")
+
+
+def check_own(name: str, value: object, kind: type[Own]) -> Own:
+    """An opaque value, as the backend that makes this kind of it made it.
+
+    Raises:
+        BadArgument: another backend made it.
+    """
+    if not isinstance(value, kind):
+        raise BadArgument(f"{name}: made by another backend ({type(value).__name__})")
+    return value
 
 
 def check_tensor(

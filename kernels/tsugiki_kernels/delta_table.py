@@ -5,11 +5,12 @@ Owns: what a table demands of what it is filled with. Knows nothing of how a ker
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
+from tsugiki_kernels.check import check_own
 from tsugiki_kernels.deltas import Delta
 from tsugiki_kernels.errors import BadArgument
-from tsugiki_kernels.interface import Deltas, DeltaTable, Shapes, Span, Staged
+from tsugiki_kernels.interface import Deltas, Shapes, Span, Staged
 
 Linear = TypeVar("Linear")  # a staged linear of some backend
 
@@ -42,6 +43,41 @@ class TableShape:
             if not 0 <= start <= stop <= self.rows:
                 raise BadArgument(f"spans: ({start}, {stop}) is not within {self.rows} rows")
 
+    def check_model(self, linears: Shapes) -> None:
+        """What was collected for these linears belongs into the table.
+
+        Raises:
+            BadArgument: they are another model's.
+        """
+        if linears is not self.linears and linears != self.linears:
+            raise BadArgument("deltas: made for the linears of another model")
+
+
+class Sized(Protocol):
+    """A delta of some backend: a linear of a variant, or one of its parts."""
+
+    @property
+    def inputs(self) -> int:
+        """Columns."""
+
+    @property
+    def width(self) -> int:
+        """Outputs of the fused linear up to its end."""
+
+
+def check_fits(delta: Sized, place: int, shape: tuple[int, int]) -> None:
+    """The delta belongs to linear `place` of the model, [out, in].
+
+    Raises:
+        BadArgument: it does not fit.
+    """
+    outputs, inputs = shape
+    if delta.inputs != inputs or delta.width > outputs:
+        raise BadArgument(
+            f"staged: a delta of {delta.inputs} inputs and outputs up to {delta.width} does not "
+            f"fit linear {place}, {shape}"
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class StagedDeltas:
@@ -61,7 +97,8 @@ class StagedTable:
     def fill(self, deltas: Sequence[Deltas], spans: Sequence[Span]) -> None:
         """See interface.DeltaTable."""
         self._shape.check(deltas, spans)
-        self._entries = list(zip(map(own_deltas, deltas), spans, strict=True))
+        own = [check_own("deltas", found, StagedDeltas) for found in deltas]
+        self._entries = list(zip(own, spans, strict=True))
 
     def of(self, place: int) -> tuple[list[Staged], list[Span]]:
         """What the variants change in one linear, and the rows of those that change it."""
@@ -80,25 +117,3 @@ def by_kind(
     kinds = [None if linear is None else kind_of(linear) for linear in linears]
     for kind in sorted({kind for kind in kinds if kind is not None}, key=lambda k: k.__name__):
         yield kind, [s if of is kind else None for s, of in zip(linears, kinds, strict=True)]
-
-
-def own_deltas(deltas: Deltas) -> StagedDeltas:
-    """The value as `KernelBackend.collect` of a backend without tables of its own made it.
-
-    Raises:
-        BadArgument: another backend made it.
-    """
-    if not isinstance(deltas, StagedDeltas):
-        raise BadArgument(f"deltas: made by another backend ({type(deltas).__name__})")
-    return deltas
-
-
-def own_table(table: DeltaTable) -> StagedTable:
-    """The table as a backend without tables of its own made it.
-
-    Raises:
-        BadArgument: another backend made it.
-    """
-    if not isinstance(table, StagedTable):
-        raise BadArgument(f"table: made by another backend ({type(table).__name__})")
-    return table

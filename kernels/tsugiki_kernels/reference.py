@@ -15,10 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tsugiki_kernels import sampling
-from tsugiki_kernels.check import check_linear, check_parts, check_spans
-from tsugiki_kernels.delta_table import StagedDeltas, StagedTable, TableShape, by_kind, own_table
+from tsugiki_kernels.check import check_linear, check_own, check_parts, check_spans
+from tsugiki_kernels.delta_table import StagedDeltas, StagedTable, TableShape, by_kind
 from tsugiki_kernels.deltas import Delta, Placed
-from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.extent import Extent
 from tsugiki_kernels.formulas import bias_values, dense_weight, own_tensors, product, with_tensors
 from tsugiki_kernels.interface import (
@@ -125,7 +124,7 @@ class ReferenceBackend:
 
     def apply_table(self, x: Tensor, out: Tensor, table: DeltaTable, place: int) -> None:
         """See KernelBackend.apply_table."""
-        self.apply(x, out, *own_table(table).of(place))
+        self.apply(x, out, *check_own("table", table, StagedTable).of(place))
 
     def _add(self, rows: Tensor, out: Tensor, placed: Placed) -> None:
         delta = placed.delta
@@ -278,6 +277,4 @@ def own(staged: Staged) -> StagedParts:
     Raises:
         BadArgument: the value was staged by another backend.
     """
-    if not isinstance(staged, StagedParts):
-        raise BadArgument(f"staged: made by another backend ({type(staged).__name__})")
-    return staged
+    return check_own("staged", staged, StagedParts)

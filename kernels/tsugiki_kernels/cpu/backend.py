@@ -12,14 +12,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tsugiki_kernels.check import check_spans, kept_columns
+from tsugiki_kernels.check import check_own, check_spans, kept_columns
 from tsugiki_kernels.cpu import attention, build, deltas, elementwise, sampling, staging
 from tsugiki_kernels.cpu import linear as dense
 from tsugiki_kernels.cpu import weight as packed
 from tsugiki_kernels.cpu.deltas import own
 from tsugiki_kernels.cpu.program import Operation, Program, Step, run
 from tsugiki_kernels.cpu.records import AddBiases, Draw
-from tsugiki_kernels.cpu.table import CpuTable, collect, own_table
+from tsugiki_kernels.cpu.table import CpuTable, collect
 from tsugiki_kernels.delta_table import TableShape, by_kind
 from tsugiki_kernels.deltas import Delta, Placed
 from tsugiki_kernels.errors import BadArgument
@@ -178,7 +178,7 @@ class CpuBackend:
         Raises:
             BadArgument: naming the argument that breaks the contract.
         """
-        self._change(deltas.apply_table(x, out, own_table(table), place))
+        self._change(deltas.apply_table(x, out, check_own("table", table, CpuTable), place))
 
     def reconstruct(self, base: Tensor, staged: Staged, out: Tensor) -> None:
         """See KernelBackend.reconstruct.

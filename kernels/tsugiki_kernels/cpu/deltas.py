@@ -12,7 +12,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from tsugiki_kernels.check import ACTIVATIONS, check_spans
+from tsugiki_kernels.check import ACTIVATIONS, check_own, check_spans
 from tsugiki_kernels.cpu.program import Operation
 from tsugiki_kernels.cpu.records import Apply, Reconstruct
 from tsugiki_kernels.cpu.staging import DTYPES, CpuStaged
@@ -97,9 +97,7 @@ def own(staged: Staged) -> CpuStaged:
     Raises:
         BadArgument: the value was staged by another backend.
     """
-    if not isinstance(staged, CpuStaged):
-        raise BadArgument(f"staged: made by another backend ({type(staged).__name__})")
-    return staged
+    return check_own("staged", staged, CpuStaged)
 
 
 def _check_strides(x: Tensor, out: Tensor) -> None:

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+from tsugiki_kernels.check import check_own
 from tsugiki_kernels.cpu.staging import CpuStaged
-from tsugiki_kernels.delta_table import TableShape
+from tsugiki_kernels.delta_table import TableShape, check_fits
 from tsugiki_kernels.deltas import Delta
-from tsugiki_kernels.errors import BadArgument
-from tsugiki_kernels.interface import Deltas, DeltaTable, Shapes, Span
+from tsugiki_kernels.interface import Deltas, Shapes, Span
 
 NO_PARTS = ctypes.c_int64(0)  # a struct {int64 count; ...} of a linear that is not changed
 ADDRESS_BYTES = ctypes.sizeof(ctypes.c_void_p)
@@ -71,11 +71,9 @@ class CpuTable:
         self._kept = kept
 
     def _own(self, deltas: Deltas) -> CpuDeltas:
-        if not isinstance(deltas, CpuDeltas):
-            raise BadArgument(f"deltas: made by another backend ({type(deltas).__name__})")
-        if deltas.linears is not self.shape.linears and deltas.linears != self.shape.linears:
-            raise BadArgument("deltas: made for the linears of another model")
-        return deltas
+        own = check_own("deltas", deltas, CpuDeltas)
+        self.shape.check_model(own.linears)
+        return own
 
 
 def collect(kind: type[Delta], shapes: Shapes, staged: Sequence[CpuStaged | None]) -> CpuDeltas:
@@ -84,23 +82,9 @@ def collect(kind: type[Delta], shapes: Shapes, staged: Sequence[CpuStaged | None
     Raises:
         BadArgument: a delta that does not fit its linear.
     """
-    for place, ((outputs, inputs), linear) in enumerate(zip(shapes, staged, strict=True)):
-        if linear is not None and (linear.inputs != inputs or linear.width > outputs):
-            raise BadArgument(
-                f"staged: a delta of {linear.inputs} inputs and outputs up to {linear.width} does "
-                f"not fit linear {place}, {(outputs, inputs)}"
-            )
+    for place, (shape, linear) in enumerate(zip(shapes, staged, strict=True)):
+        if linear is not None:
+            check_fits(linear, place, shape)
     nothing = ctypes.addressof(NO_PARTS)
     addresses = array("Q", [nothing if s is None else s.address for s in (*staged, None)])
     return CpuDeltas(kind, shapes, addresses, tuple(s for s in staged if s is not None))
-
-
-def own_table(table: DeltaTable) -> CpuTable:
-    """The table as this backend made it.
-
-    Raises:
-        BadArgument: another backend made it.
-    """
-    if not isinstance(table, CpuTable):
-        raise BadArgument(f"table: made by another backend ({type(table).__name__})")
-    return table

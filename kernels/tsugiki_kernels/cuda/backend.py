@@ -12,7 +12,7 @@ from copy import copy
 import torch
 from torch import Tensor
 
-from tsugiki_kernels.check import check_spans
+from tsugiki_kernels.check import check_own, check_spans
 from tsugiki_kernels.cuda import attention, elementwise, sampling, sparse, staging
 from tsugiki_kernels.cuda import linear as dense
 from tsugiki_kernels.cuda.kinds import Form, form_of
@@ -20,7 +20,7 @@ from tsugiki_kernels.cuda.launcher import Launcher
 from tsugiki_kernels.cuda.pinned_ring import PinnedRing
 from tsugiki_kernels.cuda.program import Program, RecordingLauncher, Steps
 from tsugiki_kernels.cuda.staging import CudaStaged, own
-from tsugiki_kernels.cuda.table import CudaTable, collect, own_table
+from tsugiki_kernels.cuda.table import CudaTable, collect
 from tsugiki_kernels.cuda.upload import Uploader
 from tsugiki_kernels.cuda.work_list import work_list
 from tsugiki_kernels.delta_table import StagedDeltas, StagedTable, TableShape, by_kind
@@ -165,7 +165,7 @@ class CudaBackend:
         if isinstance(table, StagedTable):
             self._apply_formulas(x, out, table, place)
             return
-        held, launcher = own_table(table), self._direct
+        held, launcher = check_own("table", table, CudaTable), self._direct
         held.ask(place)
         self._in_torch(lambda: held.apply(launcher, x, out, place))
         if self._recorded is not None:

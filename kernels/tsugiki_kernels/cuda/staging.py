@@ -11,13 +11,12 @@ from itertools import chain
 
 from torch import Tensor
 
-from tsugiki_kernels.check import check_parts
+from tsugiki_kernels.check import check_own, check_parts
 from tsugiki_kernels.cuda import records
 from tsugiki_kernels.cuda.kinds import Form, Packing, form_of
 from tsugiki_kernels.cuda.upload import Uploader
 from tsugiki_kernels.cuda.work_list import ResidentPart
 from tsugiki_kernels.deltas import Bias, CodedBias, Delta, Placed, SparseDelta
-from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.extent import Extent
 from tsugiki_kernels.formulas import own_tensors, with_tensors
 from tsugiki_kernels.interface import Staged, StagedLinears
@@ -111,9 +110,7 @@ def own(staged: Staged) -> CudaStaged:
     Raises:
         BadArgument: the value was staged by another backend.
     """
-    if not isinstance(staged, CudaStaged):
-        raise BadArgument(f"staged: made by another backend ({type(staged).__name__})")
-    return staged
+    return check_own("staged", staged, CudaStaged)
 
 
 def _prepared(placed: Placed) -> _Prepared:

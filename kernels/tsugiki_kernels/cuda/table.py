@@ -12,16 +12,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tsugiki_kernels.check import check_own
 from tsugiki_kernels.cuda.kinds import Form
 from tsugiki_kernels.cuda.launcher import Launcher
 from tsugiki_kernels.cuda.pinned_ring import PinnedRing
 from tsugiki_kernels.cuda.staging import CudaStaged
 from tsugiki_kernels.cuda.work_list import PART_WORDS, SEGMENT_WORDS, WorkList, write_lists
-from tsugiki_kernels.delta_table import TableShape
+from tsugiki_kernels.delta_table import TableShape, check_fits
 from tsugiki_kernels.deltas import Delta
 from tsugiki_kernels.device import Device
-from tsugiki_kernels.errors import BadArgument
-from tsugiki_kernels.interface import Deltas, DeltaTable, Shapes, Span
+from tsugiki_kernels.interface import Deltas, Shapes, Span
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,11 +115,9 @@ class CudaTable:
             self._version += 1
 
     def _own(self, deltas: Deltas) -> CudaDeltas:
-        if not isinstance(deltas, CudaDeltas):
-            raise BadArgument(f"deltas: made by another backend ({type(deltas).__name__})")
-        if deltas.linears is not self._shape.linears and deltas.linears != self._shape.linears:
-            raise BadArgument("deltas: made for the linears of another model")
-        return deltas
+        own = check_own("deltas", deltas, CudaDeltas)
+        self._shape.check_model(own.linears)
+        return own
 
 
 def collect(kind: type[Delta], shapes: Shapes, staged: Sequence[CudaStaged | None]) -> CudaDeltas:
@@ -132,25 +130,10 @@ def collect(kind: type[Delta], shapes: Shapes, staged: Sequence[CudaStaged | Non
     words = torch.zeros(len(shapes), max(map(len, linears)), PART_WORDS, dtype=torch.int64)
     for place, (shape, parts) in enumerate(zip(shapes, linears, strict=True)):
         for i, (_, part) in enumerate(parts):
-            if part.inputs != shape[1] or part.width > shape[0]:
-                raise BadArgument(
-                    f"staged: a delta of {part.inputs} inputs and outputs up to {part.width} does "
-                    f"not fit linear {place}, {shape}"
-                )
+            check_fits(part, place, shape)
             words[place, i] = torch.tensor(part.words)
     scratch = int(words[..., -1].sum(1).max())
     return CudaDeltas(kind, shapes, words, scratch, tuple(s for s in staged if s is not None))
-
-
-def own_table(table: DeltaTable) -> CudaTable:
-    """The table as this backend made it.
-
-    Raises:
-        BadArgument: another backend made it.
-    """
-    if not isinstance(table, CudaTable):
-        raise BadArgument(f"table: made by another backend ({type(table).__name__})")
-    return table
 
 
 def _is(one: object, other: object) -> bool:
