@@ -1,5 +1,7 @@
 """OpenAI's own client understands every answer."""
 
+from collections.abc import Iterator
+
 import openai
 import pytest
 
@@ -9,9 +11,10 @@ from tsugiki.errors import Overloaded
 
 
 @pytest.fixture
-def sdk(live: LiveServer) -> openai.OpenAI:
+def sdk(live: LiveServer) -> Iterator[openai.OpenAI]:
     """The SDK as a user would set it up."""
-    return openai.OpenAI(base_url=f"{live.url}/v1", api_key="unused", max_retries=0)
+    with openai.OpenAI(base_url=f"{live.url}/v1", api_key="unused", max_retries=0) as client:
+        yield client
 
 
 def test_the_sdk_lists_and_retrieves_models(sdk: openai.OpenAI) -> None:

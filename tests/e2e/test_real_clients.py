@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import torch
 
 
 @pytest.fixture
-def sdk(server: str) -> openai.OpenAI:
+def sdk(server: str) -> Iterator[openai.OpenAI]:
     """The SDK as a user would set it up."""
-    return openai.OpenAI(base_url=f"{server}/v1", api_key="unused")
+    with openai.OpenAI(base_url=f"{server}/v1", api_key="unused") as client:
+        yield client
 
 
 def test_openai_lists_the_models(sdk: openai.OpenAI, base_id: str) -> None:

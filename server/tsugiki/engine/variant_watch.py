@@ -26,6 +26,7 @@ class VariantWatch:
         self._seconds = seconds
         self._wait = wait
         self._tasks: set[asyncio.Task[None]] = set()
+        self._looking = asyncio.Lock()  # a second look begins when the first has ended
         self._complaint = ""  # the last one, which is not repeated every two seconds
 
     def start(self) -> None:
@@ -45,7 +46,8 @@ class VariantWatch:
     async def look(self) -> None:
         """Once: what the operator did becomes visible; what vanished goes when it is idle."""
         try:
-            vanished = await self._service.rescan()
+            async with self._looking:
+                vanished = await self._service.rescan()
             self._complaint = ""
         except Exception as error:  # a disk that is away may come back
             complaint = f"{type(error).__name__}: {error}"
