@@ -3,8 +3,8 @@
     python -m benchmarks.frontier --base demo --tuned ft/banking77 --data banking77.test.jsonl \\
         --calibration banking77.calibration.jsonl --out rows.jsonl
 
-Only linears are approximated; norms and embeddings stay the fine-tune's. Bits are those of the
-linears' tensors, headers left out for all codecs alike. KL is to the uncompressed fine-tune per
+Linears and changed embeddings are approximated; norms stay the fine-tune's. Bits are those of the
+matrices' tensors, headers left out for all codecs alike. KL is to the uncompressed fine-tune per
 answer token, teacher-forced on the test file's answers and, with --own, on the fine-tune's own
 answers of 200 tokens; accuracy is exact match of the whole answer.
 """
@@ -18,47 +18,58 @@ from pathlib import Path
 
 from benchmarks.frontier.approximation import Asked, Method
 from benchmarks.frontier.codecs import ONCE, SIZES, methods
-from benchmarks.frontier.rows import Row, append, read
-from benchmarks.frontier.subject import Subject, Texts
+from benchmarks.frontier.rows import Key, Row, append, read
+from benchmarks.frontier.subject import GOLD, OWN, Subject, Texts
 from benchmarks.results import machine
 from tsugiki.config import default_cache_dir
 from tsugiki.model.demo_base import resolve_base
 
 
 def cases(
-    codecs: Sequence[str], sizes: Sequence[float], seeds: int
-) -> Iterator[tuple[str, float, int]]:
-    """(codec, size, seed): a codec without randomness is measured once."""
-    for codec, size in product(codecs, sizes):
+    fine_tune: str, codecs: Sequence[str], sizes: Sequence[float], seeds: int, texts: Texts
+) -> Iterator[Key]:
+    """What identifies each row; a codec without randomness is measured once."""
+    for size, codec in product(sizes, codecs):
         for seed in range(1 if codec in ONCE else seeds):
-            yield codec, size, seed
+            yield Key(fine_tune, codec, size, seed, texts.gold, texts.own)
 
 
-def measure(subject: Subject, method: Method, name: str, case: tuple[str, float, int]) -> Row:
-    """Approximate every linear, put the result in place, compare."""
-    codec, size, seed = case
+def measure(subject: Subject, method: Method, case: Key) -> Row:
+    """Approximate every matrix, put the result in place, compare."""
     started = time.monotonic()
     bits = nominal = 0.0
     for pair in subject.deltas():
-        stats = subject.stats[pair.change.name]
-        asked = Asked(pair.change.name, pair.base, pair.tuned, size, seed, stats)
+        asked = Asked(
+            name := pair.change.name,
+            pair.base,
+            pair.tuned,
+            case.size,
+            case.seed,
+            subject.stats.get(name),
+            subject.grams.of(name),
+        )
         found = method(asked)
         if found is None:
-            return _without(name, case, time.monotonic() - started)
+            return _without(case, time.monotonic() - started)
         bits, nominal = bits + found.bits, nominal + found.nominal_bits
         subject.put(pair.change, pair.base, found)
-    gold, own = subject.compare()
-    seconds = time.monotonic() - started
-    per = subject.parameters
-    gold_row, own_row = asdict(gold), None if own is None else asdict(own)
+    compared = {kind: asdict(found) for kind, found in subject.compare().items()}
     return Row(
-        name, codec, size, seed, bits / per, nominal / per, gold_row, own_row, seconds, machine()
+        *case,
+        bits=bits / subject.parameters,
+        nominal_bits=nominal / subject.parameters,
+        gold=compared[GOLD],
+        own=compared.get(OWN),
+        seconds=time.monotonic() - started,
+        machine=machine(),
     )
 
 
-def _without(name: str, case: tuple[str, float, int], seconds: float) -> Row:
+def _without(case: Key, seconds: float) -> Row:
     """A size that the codec has no setting for."""
-    return Row(name, *case, 0.0, 0.0, None, None, seconds, machine())
+    return Row(
+        *case, bits=0.0, nominal_bits=0.0, gold=None, own=None, seconds=seconds, machine=machine()
+    )
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -81,23 +92,20 @@ def main() -> None:
     """Measure what is missing, one line at a time."""
     arguments = parse_arguments()
     name = arguments.tuned.resolve().name
+    texts = Texts(arguments.limit, arguments.own)
     known = {row.key for row in read(arguments.out)}
-    wanted = [
-        case
-        for case in cases(arguments.codecs, arguments.sizes, arguments.seeds)
-        if (name, *case) not in known
-    ]
+    everything = cases(name, arguments.codecs, arguments.sizes, arguments.seeds, texts)
+    wanted = [case for case in everything if case not in known]
     if not wanted:
         return
     base = resolve_base(arguments.base, default_cache_dir())
-    texts = Texts(arguments.limit, arguments.own)
     subject = Subject(base, arguments.tuned, arguments.data, arguments.calibration, texts)
     available = methods()
     for case in wanted:
-        row = measure(subject, available[case[0]], name, case)
+        row = measure(subject, available[case.codec], case)
         append(arguments.out, row)
         shown = "no setting" if row.kl is None else f"KL {row.kl:.5f}"
-        print(f"{name} {case}: {row.bits:.4f} b/p, {shown}, {row.seconds:.0f} s", flush=True)
+        print(f"{case}: {row.bits:.4f} b/p, {shown}, {row.seconds:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

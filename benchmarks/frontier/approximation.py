@@ -24,6 +24,7 @@ class Asked:
     size: float  # honest bits per parameter that may be taken
     seed: int
     stats: ModuleStats | None  # of the linear's inputs
+    gram: Tensor | None = None  # float32 [in, in]: E[x x^T] of them
 
     @property
     def delta(self) -> Tensor:

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 
-from benchmarks.frontier import peers, stored
+from benchmarks.frontier import calibrated_peers, peers, stored
 from benchmarks.frontier.approximation import Method
 from benchmarks.frontier.zero_bin import zero_bin
 
 SIZES = (1.0, 0.5, 0.25, 0.125, 0.0625, 0.03, 0.016)  # honest bits per parameter
-ONCE = frozenset(("bitdelta", "bitdelta-gain", "svd-mixed", "magnitude", "lora"))  # not random
+ONCE = frozenset(  # not random
+    ("bitdelta", "bitdelta-gain", "svd-mixed", "magnitude", "deltazip", "lora")
+)
 
 
 def methods() -> Mapping[str, Method]:
@@ -26,6 +28,8 @@ def methods() -> Mapping[str, Method]:
         "bitdelta-gain": stored.bitdelta_gain,
         "svd-mixed": peers.MixedSvd(),
         "dare": peers.dare,
+        "darex-q": calibrated_peers.darex_q,
+        "deltazip": calibrated_peers.deltazip,
         "magnitude": peers.magnitude,
         "ultradelta": peers.ultradelta,
         "lora": stored.lora,

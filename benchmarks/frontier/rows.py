@@ -7,9 +7,18 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-Key = tuple[str, str, float, int]
+
+class Key(NamedTuple):
+    """What makes two rows the same measurement."""
+
+    fine_tune: str
+    codec: str
+    size: float  # honest bits per parameter that were offered
+    seed: int
+    limit: int  # test examples asked for
+    own_limit: int  # of them, those answered at length by the fine-tune
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +27,10 @@ class Row:
 
     fine_tune: str
     codec: str
-    size: float  # honest bits per parameter that were offered
+    size: float
     seed: int
+    limit: int
+    own_limit: int
     bits: float  # honest bits per parameter that were taken; 0 where there is no such setting
     nominal_bits: float  # as the paper counts
     gold: dict[str, Any] | None  # see tsugiki.compress.evaluate.Evaluation; None: no setting
@@ -29,8 +40,8 @@ class Row:
 
     @property
     def key(self) -> Key:
-        """What makes two rows the same measurement."""
-        return self.fine_tune, self.codec, self.size, self.seed
+        """See `Key`."""
+        return Key(self.fine_tune, self.codec, self.size, self.seed, self.limit, self.own_limit)
 
     @property
     def kl(self) -> float | None:

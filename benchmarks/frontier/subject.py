@@ -1,6 +1,6 @@
 """A fine-tune under test: its deltas, inputs, and what it answers; and candidates in its place.
 
-Owns: loading, calibration, the swap of linears in one model, the texts that are compared on.
+Owns: loading, calibration, the swap of matrices in one model, the texts that are compared on.
 Does not know: codecs, sizes, files of results.
 """
 
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks.frontier.approximation import Approximation
+from benchmarks.frontier.grams import Grams
 from tsugiki.codecs.base import ModuleStats
 from tsugiki.compress.calibration import calibrate
 from tsugiki.compress.calibration_file import MAX_TOKENS
@@ -20,12 +21,14 @@ from tsugiki.compress.dialogues import Dialogue, read_dialogues
 from tsugiki.compress.evaluate import Evaluation
 from tsugiki.compress.hf_model import load_model
 from tsugiki.compress.job import open_base, open_full
+from tsugiki.compress.packer import CODED
 from tsugiki.compress.progress import Progress
 from tsugiki.compress.reference import Reference
 from tsugiki.compress.survey import Change, Pair, Pairs, survey
 from tsugiki.compress.tokenizer_check import load_tokenizer
 
 CALIBRATION_EXAMPLES = 64
+GOLD, OWN, HELD_OUT = "gold", "own", "held out"  # what candidates are compared on
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +38,11 @@ class Texts:
     gold: int  # examples of the test file
     own: int = 0  # examples that the fine-tune answers itself
     own_tokens: int = 200  # of each such answer
+    held_out: int = 0  # examples of the calibration file, taken from those that calibrate
 
 
 class Subject:
-    """One fine-tune in one model, whose linears are overwritten candidate by candidate."""
+    """One fine-tune in one model, whose matrices are overwritten candidate by candidate."""
 
     def __init__(
         self, base: Path, tuned: Path, data: Path, calibration: Path, texts: Texts
@@ -47,42 +51,56 @@ class Subject:
         opened = open_base(base)
         self.pairs: Pairs = open_full(opened, tuned).pairs
         found = survey(self.pairs, self.pairs.names())
-        self.changes = tuple(c for c in found.changes if c.kind == "linear")
+        self.changes = tuple(c for c in found.changes if c.kind in CODED)
         tokenizer = load_tokenizer(tuned)
         self._model = load_model(tuned)
-        read = read_dialogues(calibration, tokenizer, limit=CALIBRATION_EXAMPLES)
-        names = [change.name for change in self.changes]
-        self.stats: Mapping[str, ModuleStats] = calibrate(self._model, read, names).stats
+        read = list(read_dialogues(calibration, tokenizer, limit=CALIBRATION_EXAMPLES))
+        names = [change.name for change in self.changes if change.kind == "linear"]
+        seen = len(read) - texts.held_out
+        self.grams = Grams(frozenset(names))
+        with self.grams.collected(self._model):
+            self.stats: Mapping[str, ModuleStats] = calibrate(self._model, read[:seen], names).stats
         asked = read_dialogues(data, tokenizer, limit=texts.gold, max_tokens=MAX_TOKENS)
         gold = list(asked)
-        self._gold = Reference.of(self._model, gold, progress)
         own = list(islice(_answered(self._model, gold, texts.own_tokens), texts.own))
-        self._own = Reference.of(self._model, own, progress) if own else None
+        wanted = {GOLD: gold, OWN: own, HELD_OUT: read[seen:]}
+        self._references = {
+            kind: Reference.of(self._model, dialogues, progress)
+            for kind, dialogues in wanted.items()
+            if dialogues
+        }
 
     @property
     def parameters(self) -> int:
-        """Of the linears that the fine-tune changes."""
+        """Of the matrices that the fine-tune changes."""
         return sum(change.numel for change in self.changes)
 
     def deltas(self) -> Iterator[Pair]:
-        """Every changed linear, one pair in memory at a time."""
+        """Every changed matrix, one pair in memory at a time."""
         return (self.pairs.read(change) for change in self.changes)
 
     @torch.no_grad()
     def put(self, change: Change, base: torch.Tensor, found: Approximation) -> None:
-        """Let a candidate take the place of the fine-tune's linear."""
-        linear: Any = self._model.get_submodule(change.name.removesuffix(".weight"))
-        linear.weight.copy_(base + found.delta)
+        """Let a candidate take the place of the fine-tune's matrix."""
+        self._module(change).weight.copy_(base + found.delta)
+        if change.kind == "linear":
+            self.put_bias(change, found.bias)
+
+    def put_bias(self, change: Change, correction: torch.Tensor | None) -> None:
+        """The fine-tune's own bias and what a candidate adds to it, float32 [out]."""
         own = self.pairs.tuned
         name = f"{change.name.removesuffix('.weight')}.bias"
         bias = own.tensor(name).float() if name in own else None
-        total = _sum(bias, found.bias)
-        linear.bias = None if total is None else torch.nn.Parameter(total, requires_grad=False)
+        total = _sum(bias, correction)
+        kept = None if total is None else torch.nn.Parameter(total, requires_grad=False)
+        self._module(change).bias = kept
 
-    def compare(self) -> tuple[Evaluation, Evaluation | None]:
-        """The candidate in place against the fine-tune, on gold and on its own texts."""
-        own = None if self._own is None else self._own.compare(self._model)
-        return self._gold.compare(self._model), own
+    def _module(self, change: Change) -> Any:
+        return self._model.get_submodule(change.name.removesuffix(".weight"))
+
+    def compare(self) -> dict[str, Evaluation]:
+        """The candidate in place against the fine-tune: GOLD, and OWN and HELD_OUT where wanted."""
+        return {kind: kept.compare(self._model) for kind, kept in self._references.items()}
 
 
 def _sum(a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | None:

@@ -45,7 +45,7 @@ def _ternary(asked: Asked, threshold: float) -> Approximation | None:
     bits = levels.numel() * entropy(_counts(levels)) + beside
     bias = None
     if asked.stats is not None:
-        bias = _rounded((asked.delta - dense) @ asked.stats.mean)
+        bias = rounded((asked.delta - dense) @ asked.stats.mean, BIAS_BITS)
     return Approximation(dense, bits, bits, bias)
 
 
@@ -80,8 +80,8 @@ def _scattered(values: Tensor, mask: Mask) -> Tensor:
     return dense.view(-1, mask.columns)[: mask.rows]
 
 
-def _rounded(bias: Tensor) -> Tensor:
-    """The bias as BIAS_BITS codes would have it."""
-    scale = pack_bias(bias, BIAS_BITS).scale
-    half = 1 << (BIAS_BITS - 1)
+def rounded(bias: Tensor, bits: int) -> Tensor:
+    """A bias float32 [out] as codes of so many bits would have it."""
+    scale = pack_bias(bias, bits).scale
+    half = 1 << (bits - 1)
     return (bias / scale).round().clamp(-half, half - 1) * scale if scale else bias

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.frontier import peers, stored
-from benchmarks.frontier.approximation import Asked
+from benchmarks.frontier import calibrated_peers, peers, stored
+from benchmarks.frontier.approximation import Approximation, Asked
 from benchmarks.frontier.codecs import SIZES, methods
 from benchmarks.frontier.entropy import kinds
 from benchmarks.frontier.quantizers import binary_entropy, entropy, grouped_minmax, minmax
@@ -22,7 +22,18 @@ def asked(size: float, seed: int = 0, delta: Tensor | None = None) -> Asked:
     base = torch.randn(ROWS, COLUMNS, generator=generator)
     change = 0.01 * torch.randn(ROWS, COLUMNS, generator=generator) if delta is None else delta
     stats = ModuleStats(torch.ones(COLUMNS), torch.ones(COLUMNS), 10)
-    return Asked("model.layers.0.mlp.up_proj.weight", base, base + change, size, seed, stats)
+    rows = torch.randn(200, COLUMNS, generator=generator) + 0.5
+    gram = rows.T @ rows / len(rows)
+    name = "model.layers.0.mlp.up_proj.weight"
+    return Asked(name, base, base + change, size, seed, stats, gram)
+
+
+def output_error(found: Approximation | None, case: Asked) -> float:
+    """Mean squared error of the linear's outputs."""
+    assert found is not None
+    assert case.gram is not None
+    lost = found.delta - case.delta
+    return float(((lost @ case.gram) * lost).sum())
 
 
 @pytest.mark.parametrize("name", sorted(methods()))
@@ -31,7 +42,7 @@ def test_a_codec_takes_no_more_bits_than_it_was_offered(name: str) -> None:
     taken = [(size, method(asked(size))) for size in SIZES]
     found = [(size, a.bits / (ROWS * COLUMNS)) for size, a in taken if a is not None]
     # a whole survivor or sign scale more; DARE's mask is drawn, its count is not exact
-    loose = 1.15 if name in ("dare", "paper-deltadq") else 1.06
+    loose = 1.15 if name in ("dare", "darex-q", "paper-deltadq") else 1.06
     assert all(bits <= loose * size + 100 / (ROWS * COLUMNS) for size, bits in found)
     assert found
 
@@ -62,6 +73,27 @@ def test_mixed_svd_finds_a_delta_of_low_rank() -> None:
     case = asked(0.4, delta=0.01 * low)
     error = (_of(peers.MixedSvd(), case) - case.delta).norm() / case.delta.norm()
     assert error < 0.02
+
+
+def test_a_sweep_that_corrects_loses_less_output_than_keeping_the_largest_entries() -> None:
+    case = asked(3.0)
+    swept = calibrated_peers.deltazip(case)
+    assert swept is not None
+    assert torch.equal((swept.delta.view(ROWS, -1, 4) != 0).sum(2).amax(), torch.tensor(2))
+    top = case.delta.view(ROWS, -1, 4).abs().topk(2, dim=2).indices
+    mask = torch.zeros(ROWS, COLUMNS // 4, 4).scatter_(2, top, 1.0).view(ROWS, COLUMNS)
+    assert output_error(swept, case) < 0.6 * output_error(
+        Approximation(case.delta * mask, 0.0, 0.0), case
+    )
+
+
+def test_darex_rescales_to_the_least_change_of_outputs() -> None:
+    case = asked(1.0)
+    plain, chosen = peers.dare(case), calibrated_peers.darex_q(case)
+    assert output_error(chosen, case) < output_error(plain, case)
+    assert chosen is not None
+    nudged = Approximation(chosen.delta * 1.05, 0.0, 0.0)
+    assert output_error(chosen, case) < output_error(nudged, case)
 
 
 def test_the_paper_counts_a_quarter_of_what_a_decoder_needs() -> None:

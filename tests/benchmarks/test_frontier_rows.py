@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.frontier import __main__ as frontier
 from benchmarks.frontier.rows import Row, append, read
+from benchmarks.frontier.subject import Texts
 from benchmarks.frontier.table import markdown, plot, points
 
 GOLD = {
@@ -21,7 +22,7 @@ GOLD = {
 
 def made(codec: str, seed: int, kl: float, bits: float = 0.0625) -> Row:
     gold = {**GOLD, "kl": {"value": kl, "low": kl, "high": kl}}
-    return Row("ft", codec, 0.0625, seed, bits, bits / 4, gold, None, 1.0, {})
+    return Row("ft", codec, 0.0625, seed, 100, 0, bits, bits / 4, gold, None, 1.0, {})
 
 
 def test_an_unfinished_last_line_is_measured_again(tmp_path: Path) -> None:
@@ -31,12 +32,12 @@ def test_an_unfinished_last_line_is_measured_again(tmp_path: Path) -> None:
         open_file.write('{"fine_tune": "ft", "cod')
     assert [row.codec for row in read(file)] == ["a"]
     append(file, made("b", 0, 0.2))
-    assert [row.key for row in read(file)] == [("ft", "a", 0.0625, 0), ("ft", "b", 0.0625, 0)]
+    assert [row.key for row in read(file)] == [("ft", codec, 0.0625, 0, 100, 0) for codec in "ab"]
 
 
 def test_the_table_ranks_by_the_mean_over_seeds_and_shows_both_ratios(tmp_path: Path) -> None:
     rows = [made("worse", 0, 0.03), made("better", 0, 0.01), made("better", 1, 0.02)]
-    absent = Row("ft", "none", 0.0625, 0, 0.0, 0.0, None, None, 1.0, {})
+    absent = Row("ft", "none", 0.0625, 0, 100, 0, 0.0, 0.0, None, None, 1.0, {})
     sizes = points([*rows, absent])["ft"]
     text = markdown("ft", sizes)
     assert [p.codec for p in sizes[0.0625]] == ["better", "worse"]
@@ -46,8 +47,12 @@ def test_the_table_ranks_by_the_mean_over_seeds_and_shows_both_ratios(tmp_path: 
 
 
 def test_codecs_without_randomness_are_measured_once() -> None:
-    found = list(frontier.cases(["ours", "lora"], [0.5], 3))
-    assert found == [("ours", 0.5, 0), ("ours", 0.5, 1), ("ours", 0.5, 2), ("lora", 0.5, 0)]
+    found = list(frontier.cases("ft", ["ours", "lora"], [0.5], 3, Texts(100, 4)))
+    assert [(key.codec, key.seed) for key in found] == [
+        *(("ours", seed) for seed in range(3)),
+        ("lora", 0),
+    ]
+    assert all(key[4:] == (100, 4) for key in found)
 
 
 def test_a_run_measures_what_the_file_does_not_hold_yet(
