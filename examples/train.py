@@ -1,11 +1,11 @@
 """Full fine-tuning of a small Hugging Face causal language model on chat JSONL, on a CPU.
 
 Owns: the training loop that produced the three fine-tunes of `examples/README.md`. All linear
-layers and norms are trained; the embedding and the (tied) output projection stay frozen, because
-a fine-tune is later stored as a compressed delta of its linears, and on a 135M model the
-embedding would be a fifth of all parameters for no gain on these tasks. Compute is bfloat16;
-the master weights, and what is written out, are float32: a delta taken between two bfloat16
-files would mostly consist of rounding noise.
+layers and norms are trained; without --embeddings the embedding and the (tied) output projection
+stay frozen, because a fine-tune is later stored as a compressed delta of its linears, and on a 135M
+model the embedding would be a fifth of all parameters for no gain on these tasks. Compute is
+bfloat16; the master weights, and what is written out, are float32: a delta taken between two
+bfloat16 files would mostly consist of rounding noise.
 """
 
 from __future__ import annotations
@@ -54,25 +54,27 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--checkpoint-every", type=int, default=100, help="steps; 0 for never")
+    parser.add_argument("--embeddings", action="store_true", help="train the embedding as well")
     parser.add_argument("--resume", action="store_true", help="go on from --out's checkpoint")
     return parser.parse_args()
 
 
-def trainable(model: Any) -> dict[str, torch.nn.Parameter]:
+def trainable(model: Any, embeddings: bool) -> dict[str, torch.nn.Parameter]:
     """Name the parameters to train and freeze the rest (embedding and output projection)."""
     chosen = {}
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_("embed_tokens" not in name and "lm_head" not in name)
+        table = "embed_tokens" in name or "lm_head" in name
+        parameter.requires_grad_(embeddings or not table)
         if parameter.requires_grad:
             chosen[name] = parameter
     return chosen
 
 
-def make_trainer(base: Path, lr: float) -> Trainer:
+def make_trainer(base: Path, lr: float, embeddings: bool = False) -> Trainer:
     """Load the base in bfloat16 with float32 masters; no weight decay, or D would hold it too."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
     model.train()
-    live = trainable(model)
+    live = trainable(model, embeddings)
     master = {name: parameter.detach().float().clone() for name, parameter in live.items()}
     optimizer = torch.optim.AdamW(
         list(master.values()), lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True
@@ -206,7 +208,7 @@ def main() -> None:
     )
     arguments.steps = arguments.steps or round(arguments.epochs * per_epoch)
     print(f"{len(examples)} examples, prefix {prefix}, {per_epoch} steps an epoch", flush=True)
-    trainer = make_trainer(arguments.base, arguments.lr)
+    trainer = make_trainer(arguments.base, arguments.lr, arguments.embeddings)
     if arguments.resume and (arguments.out / STATE_FILE).exists():
         load_checkpoint(trainer, arguments.out)
     losses = run(trainer, arguments, examples)
