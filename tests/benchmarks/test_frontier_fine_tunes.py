@@ -27,13 +27,14 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def read(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_each_kind_writes_lines_whose_test_side_was_not_trained_on(kind: str, data: Path) -> None:
     written = write_data(kind, data, data)
-    sides = {
-        role: [json.loads(line) for line in (data / f"{kind}.{role}.jsonl").open()]
-        for role in ("train", "calibration", "test")
-    }
+    sides = {role: read(data / f"{kind}.{role}.jsonl") for role in ("train", "calibration", "test")}
     assert written == data / f"{kind}.train.jsonl"
     assert all(set(line) == {"prompt", "answer"} for lines in sides.values() for line in lines)
     assert all(line in sides["train"] for line in sides["calibration"])
@@ -43,7 +44,7 @@ def test_each_kind_writes_lines_whose_test_side_was_not_trained_on(kind: str, da
 
 def test_articles_are_long_paragraphs_in_two_parts(data: Path) -> None:
     write_data("articles", data, data)
-    lines = [json.loads(line) for line in (data / "articles.train.jsonl").open()]
+    lines = read(data / "articles.train.jsonl")
     assert len(lines) == 2
     assert all(len(line["prompt"].split()) == OPENING + 1 for line in lines)
     assert all(len(line["answer"].split()) == ANSWER for line in lines)
@@ -51,7 +52,7 @@ def test_articles_are_long_paragraphs_in_two_parts(data: Path) -> None:
 
 def test_a_mixture_holds_as_much_of_each_kind(data: Path) -> None:
     write_data("mixture", data, data)
-    answers = [json.loads(line)["answer"] for line in (data / "mixture.test.jsonl").open()]
+    answers = [line["answer"] for line in read(data / "mixture.test.jsonl")]
     assert len(answers) == 6
     assert answers.count("card arrival") == answers.count("#### 3") == 2
 
