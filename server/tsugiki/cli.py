@@ -29,10 +29,13 @@ class CommandModule(Protocol):
 COMMANDS = {
     "serve": "serve a base and its variants over HTTP",
     "compress": "write a fine-tune as a small variant file",
+    "compress-base": "write a base that is served in less memory",
     "decompress": "write a variant file as an ordinary checkpoint",
     "inspect": "show what a variant file holds",
     "eval": "compare a variant with its fine-tune",
     "repair": "train a variant file to answer like its fine-tune",
+    "distill": "train a LoRA variant on what a teacher expects",
+    "prune": "write a shallower student of the same tokenizer",
     "variants": "list, push, load and remove variants on a server",
     "chat": "talk to a model of a server",
     "bench": "put load on an OpenAI-compatible server and report",
@@ -79,7 +82,9 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def _module(command: str) -> CommandModule:
-    return cast(CommandModule, importlib.import_module(f"tsugiki.commands.{command}"))
+    return cast(
+        CommandModule, importlib.import_module(f"tsugiki.commands.{command.replace('-', '_')}")
+    )
 
 
 def _failed(message: str, debug: bool) -> int:

@@ -82,17 +82,21 @@ def refill(model: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
 
 
 @torch.inference_mode()
-def answer_logits(model: Any, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
+def answer_logits(
+    model: Any, sequences: Sequence[Sequence[int]], starts: Sequence[int], shared: int = 0
+) -> Tensor:
     """See `logits_at_answers`; nothing is kept for gradients."""
-    return logits_at_answers(model, sequences, starts)
+    return logits_at_answers(model, sequences, starts, shared)
 
 
 def logits_at_answers(
-    model: Any, sequences: Sequence[Sequence[int]], starts: Sequence[int]
+    model: Any, sequences: Sequence[Sequence[int]], starts: Sequence[int], shared: int = 0
 ) -> Tensor:
     """Logits that predict tokens start .. end of each sequence: float32 [sum of lengths, vocab].
 
     Only those positions reach the output projection, which for a small model is most of the work.
+    The first `shared` tokens, fewer than any start, are the same in all sequences: they go through
+    the model once, and their keys and values serve every row, gradients included.
     """
     longest = max(map(len, sequences))
     ids = torch.zeros(len(sequences), longest, dtype=torch.int64)
@@ -102,6 +106,19 @@ def logits_at_answers(
         ids[row, : len(sequence)] = torch.tensor(sequence)
         mask[row, : len(sequence)] = 1
         wanted[row, start - 1 : len(sequence) - 1] = True
-    hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
-    logits: Tensor = model.get_output_embeddings()(hidden.last_hidden_state[wanted])
+    known = _keys_and_values(model, ids[:1, :shared], len(sequences)) if shared else None
+    hidden = model.base_model(
+        input_ids=ids[:, shared:],
+        attention_mask=mask,
+        past_key_values=known,
+        use_cache=known is not None,
+    )
+    logits: Tensor = model.get_output_embeddings()(hidden.last_hidden_state[wanted[:, shared:]])
     return logits.float()
+
+
+def _keys_and_values(model: Any, ids: Tensor, rows: int) -> Any:
+    """Of a beginning [1, n] that this many rows share."""
+    cache = model.base_model(input_ids=ids, use_cache=True).past_key_values
+    cache.batch_repeat_interleave(rows)
+    return cache

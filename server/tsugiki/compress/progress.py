@@ -19,6 +19,15 @@ class Progress:
         if not self._quiet:
             print(text, file=sys.stderr, flush=True)
 
+    def note(self, text: str) -> None:
+        """Say something while items are counted; a bar stays below it."""
+        if self._terminal and not self._quiet:
+            from tqdm import tqdm  # type: ignore[import-untyped]
+
+            tqdm.write(text, file=sys.stderr)
+        else:
+            self.stage(text)
+
     def track(self, items: Iterable[Item], text: str, total: int | None = None) -> Iterator[Item]:
         """Yield the items, counting them under `text`."""
         count = total if total is not None else len(items) if isinstance(items, Sized) else None
@@ -31,6 +40,6 @@ class Progress:
             yield from items
 
     def _bar(self, items: Iterable[Item], text: str, total: int | None) -> Iterator[Item]:
-        from tqdm import tqdm  # type: ignore[import-untyped]
+        from tqdm import tqdm
 
         yield from tqdm(items, desc=text, total=total, file=sys.stderr, leave=False)

@@ -71,6 +71,14 @@ def added_tokens(base: Any, tuned: Any) -> list[AddedToken]:
     return [AddedToken(t["id"], t["content"], bool(t["special"])) for t in fresh]
 
 
+def first_difference(one: Any, other: Any) -> str | None:
+    """What tells two fast tokenizers apart ("base" is the first of them); None: nothing does."""
+    first, second = _described(one), _described(other)
+    fresh = sorted(set(second.tokens) - set(first.tokens))
+    added = f"it adds token {second.tokens[fresh[0]]['content']!r}" if fresh else None
+    return _first_difference(first, second) or added
+
+
 @dataclass(frozen=True, slots=True)
 class _Description:
     """A tokenizer, written out."""
