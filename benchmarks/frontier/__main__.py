@@ -47,6 +47,7 @@ def measure(subject: Subject, method: Method, case: Key) -> Row:
             case.seed,
             subject.stats.get(name),
             subject.grams.of(name),
+            subject.shares[name],
         )
         found = method(asked)
         if found is None:

@@ -25,6 +25,7 @@ class Asked:
     seed: int
     stats: ModuleStats | None  # of the linear's inputs
     gram: Tensor | None = None  # float32 [in, in]: E[x x^T] of them
+    share: float = 1.0  # of the usual bytes, where a codec shares them out by sensitivity
 
     @property
     def delta(self) -> Tensor:

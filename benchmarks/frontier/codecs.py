@@ -16,6 +16,7 @@ def methods() -> Mapping[str, Method]:
     """Every codec; new ones for each fine-tune, since some keep decompositions."""
     return {
         "ours": stored.ours(),
+        "ours-even": stored.ours(even=True),
         "ours-1bit": stored.ours(bits=1),
         "ours-2bit": stored.ours(bits=2),
         "ours-bias3": stored.ours(bias_bits=3),

@@ -33,23 +33,26 @@ def packed(codec: str, asked: Asked, options: Options) -> Approximation:
     return Approximation(dense.weight, bits, nominal, dense.bias)
 
 
-def ours(**fixed: int) -> Method:
-    """deltadq as `tsugiki compress --target-ratio` chooses it; `fixed` options are kept."""
+def ours(*, even: bool = False, **fixed: int) -> Method:
+    """deltadq as `tsugiki compress --target-ratio --calibration` chooses it; `fixed` options are
+    kept. `even`: as many bytes for a parameter of every matrix."""
 
     def method(asked: Asked) -> Approximation | None:
+        share = 1.0 if even else asked.share
         options: dict[str, Any] = {**fixed, "seed": asked.seed}
-        chosen = _chosen(asked, options, fixed)
+        chosen = _chosen(asked, options, fixed, share)
         return None if chosen is None else packed("deltadq", asked, {**options, **chosen})
 
     return method
 
 
-def _chosen(asked: Asked, options: Options, fixed: Options) -> dict[str, Any] | None:
-    """Bits, alpha and group size for the size that is asked for."""
+def _chosen(asked: Asked, options: Options, fixed: Options, share: float) -> dict[str, Any] | None:
+    """Bits, alpha and group size for the share of the size that is asked for."""
     rows, columns = asked.base.shape
     example = CODECS["deltadq"].compress(asked.base, asked.tuned, asked.stats, options)
     kinds = [Template("deltadq", (rows, columns), example.options, 1)]
-    limit = int(asked.limit // 8)
+    beside = sum(t.nbytes for part, t in example.tensors.items() if part in ("step", "bias"))
+    limit = beside + int((asked.limit / 8 - beside) * share)
     try:
         chosen = choose("deltadq", kinds, limit, fixed, least=int(0.96 * limit))
     except TooSmall:

@@ -24,6 +24,7 @@ from tsugiki.compress.job import open_base, open_full
 from tsugiki.compress.packer import CODED
 from tsugiki.compress.progress import Progress
 from tsugiki.compress.reference import Reference
+from tsugiki.compress.sensitivity import noise_costs, shares
 from tsugiki.compress.survey import Change, Pair, Pairs, survey
 from tsugiki.compress.tokenizer_check import load_tokenizer
 
@@ -60,6 +61,7 @@ class Subject:
         self.grams = Grams(frozenset(names))
         with self.grams.collected(self._model):
             self.stats: Mapping[str, ModuleStats] = calibrate(self._model, read[:seen], names).stats
+        self.shares = self._shares(read[:seen])
         asked = read_dialogues(data, tokenizer, limit=texts.gold, max_tokens=MAX_TOKENS)
         gold = list(asked)
         own = list(islice(_answered(self._model, gold, texts.own_tokens), texts.own))
@@ -69,6 +71,12 @@ class Subject:
             for kind, dialogues in wanted.items()
             if dialogues
         }
+
+    def _shares(self, dialogues: Sequence[Dialogue]) -> dict[str, float]:
+        """Of the usual bytes, by name; see tsugiki.compress.sensitivity."""
+        sizes = {change.name: change.numel for change in self.changes}
+        costs = noise_costs(self._model, dialogues, sizes, self.pairs.base_tensor)
+        return shares(costs, sizes)
 
     @property
     def parameters(self) -> int:
