@@ -10,8 +10,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from tsugiki_kernels.codebooks import INDEX_BITS, CodebookWeight, IndexMap
 from tsugiki_kernels.deltas import (
     Bias,
+    CodebookDelta,
     CodedBias,
     Delta,
     DenseDelta,
@@ -93,6 +95,8 @@ def check_delta(delta: Delta) -> None:
         case DenseDelta():
             if delta.weight is not None:
                 check_tensor("weight", delta.weight, ACTIVATIONS, delta.shape)
+        case CodebookDelta():
+            _check_codebooks(delta)
     _check_bias(delta.bias, delta.shape[0])
 
 
@@ -107,6 +111,38 @@ def _check_bias(bias: Bias | None, rows: int) -> None:
 
 def _sign_shape(delta: SignDelta) -> tuple[int, int]:
     return (delta.shape[0], -(-delta.shape[1] // 8))
+
+
+def _check_codebooks(delta: CodebookDelta) -> None:
+    check_index(delta.index)
+    dtype = torch.float16 if delta.step is None else torch.int8
+    check_tensor("values", delta.values, (dtype,), delta.index.codebook_shape)
+    if delta.step is not None:
+        check_tensor("step", delta.step, (torch.float16,), (delta.shape[0],))
+
+
+def check_index(index: IndexMap) -> None:
+    """The map of a sketched linear.
+
+    Raises:
+        BadArgument: naming what does not fit.
+    """
+    rows, columns = index.shape
+    if index.bits not in INDEX_BITS:
+        raise BadArgument(f"bits: expected 2, 3 or 4, found {index.bits}")
+    if index.groups < 1 or columns % index.groups:
+        raise BadArgument(f"groups: expected a divisor of {columns} columns, found {index.groups}")
+    check_tensor("codes", index.codes, (torch.uint8,), (rows, -(-columns * index.bits // 8)))
+
+
+def check_codebook_weight(weight: CodebookWeight) -> None:
+    """A sketched linear.
+
+    Raises:
+        BadArgument: naming what does not fit.
+    """
+    check_index(weight.index)
+    check_tensor("codebooks", weight.codebooks, (torch.float16,), weight.index.codebook_shape)
 
 
 def _check_low_rank(delta: LowRankDelta) -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tsugiki_kernels.codebooks import IndexMap
+
 
 @dataclass(frozen=True, slots=True)
 class CodedBias:
@@ -81,7 +83,27 @@ class DenseDelta:
     bias: Bias | None
 
 
-Delta = SparseDelta | LowRankDelta | SignDelta | DenseDelta
+@dataclass(frozen=True, slots=True)
+class CodebookDelta:
+    """A change of the codebooks of a sketched linear (sketch).
+
+    D[r, c] = S[r] * values[r, c // (in / groups), index(r, c)], with S = step * gain rounded to
+    float32, step 1 where there is none.
+    """
+
+    index: IndexMap  # the base's; never copied
+    gain: float
+    values: Tensor  # float16 or int8 [out, groups, entries]
+    step: Tensor | None  # float16 [out]; with int8 values
+    bias: Bias | None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        return self.index.shape
+
+
+Delta = SparseDelta | LowRankDelta | SignDelta | DenseDelta | CodebookDelta
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,10 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor
 
+from tsugiki_kernels.codebooks import looked_up
 from tsugiki_kernels.deltas import (
     Bias,
+    CodebookDelta,
     CodedBias,
     Delta,
     DenseDelta,
@@ -96,6 +98,15 @@ def dense_weight(delta: Delta) -> Tensor:
             return weight.float()
         case DenseDelta():
             return torch.zeros(delta.shape)
+        case CodebookDelta():
+            return looked_up(delta.index, codebook_values(delta))
+
+
+def codebook_values(delta: CodebookDelta) -> Tensor:
+    """float32 [out, groups, entries]: what is added to the base's codebooks."""
+    if delta.step is None:
+        return times_gain(delta.values, delta.gain)
+    return delta.values.float() * times_gain(delta.step, delta.gain)[:, None, None]
 
 
 def _dense_sparse(delta: SparseDelta) -> Tensor:
@@ -117,7 +128,7 @@ def product(x: Tensor, delta: Delta) -> Tensor:
             return delta.scale * (x @ delta.a.float().T @ delta.b.float().T)
         case SignDelta():
             return (x @ unpack_signs(delta).T) * times_gain(delta.scale, delta.gain)
-        case DenseDelta():
+        case DenseDelta() | CodebookDelta():
             return x @ dense_weight(delta).T
 
 

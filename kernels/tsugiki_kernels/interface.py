@@ -19,11 +19,12 @@ on the weight, never on other rows, spans or chunk boundaries.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from tsugiki_kernels.codebooks import CodebookWeight
 from tsugiki_kernels.deltas import Delta, Placed
 
 Span = tuple[int, int]
@@ -293,3 +294,21 @@ class KernelBackend(Protocol):
     def logprobs(self, logits: Tensor, rows: Tensor, token_ids: Tensor, width: int) -> Logprobs:
         """log softmax of logits[rows] (int64 [n]) at token_ids (int64 [n]) and at the `width`
         likeliest tokens."""
+
+
+@runtime_checkable
+class ReadsCodebooks(Protocol):
+    """What a backend offers beside KernelBackend when it can serve a sketched base."""
+
+    def linear_codebooks(
+        self,
+        x: Tensor,
+        weight: CodebookWeight,
+        bias: Tensor | None,
+        out: Tensor,
+        spans: Sequence[Span] | None = None,
+    ) -> None:
+        """`KernelBackend.linear` with a weight that is looked up; x may be of any activation dtype.
+
+        bias: [out], contiguous, of the dtype of x or float32.
+        """

@@ -15,7 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tsugiki_kernels import sampling
-from tsugiki_kernels.check import check_linear, check_own, check_parts, check_spans
+from tsugiki_kernels.check import (
+    check_codebook_weight,
+    check_linear,
+    check_own,
+    check_parts,
+    check_spans,
+)
+from tsugiki_kernels.codebooks import CodebookWeight, looked_up
 from tsugiki_kernels.delta_table import StagedDeltas, StagedTable, TableShape, by_kind
 from tsugiki_kernels.deltas import Delta, Placed
 from tsugiki_kernels.extent import Extent
@@ -164,6 +171,23 @@ class ReferenceBackend:
         check_linear(x, weight, bias, out, spans)
         for start, stop in spans:
             product = F.linear(x[start:stop].float(), weight.float())
+            out[start:stop] = product if bias is None else product + bias.float()
+
+    def linear_codebooks(
+        self,
+        x: Tensor,
+        weight: CodebookWeight,
+        bias: Tensor | None,
+        out: Tensor,
+        spans: Sequence[Span] | None = None,
+    ) -> None:
+        """See ReadsCodebooks.linear_codebooks."""
+        spans = [(0, len(x))] if spans is None else spans
+        check_codebook_weight(weight)
+        check_spans(x, out, len(spans), spans)
+        dense = looked_up(weight.index, weight.codebooks)
+        for start, stop in spans:
+            product = F.linear(x[start:stop].float(), dense)
             out[start:stop] = product if bias is None else product + bias.float()
 
     def linear_rebuilt(

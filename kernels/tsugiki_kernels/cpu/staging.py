@@ -25,6 +25,7 @@ from tsugiki_kernels.cpu.records import (
 )
 from tsugiki_kernels.deltas import (
     Bias,
+    CodebookDelta,
     CodedBias,
     Delta,
     DenseDelta,
@@ -205,6 +206,8 @@ def _record(placed: Placed, extent: Extent) -> Part:
                 a=extent.address_of(delta.a),
                 b=extent.address_of(delta.b),
             )
+        case CodebookDelta():
+            raise BadArgument("parts: the CPU kernels read no codebooks; use the reference")
 
 
 def _bias(bias: Bias | None, extent: Extent) -> records.Bias:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tsugiki.codecs.masks import Masks
+from tsugiki_kernels.codebooks import IndexMap
 from tsugiki_kernels.deltas import Delta
 from tsugiki_kernels.interface import Staged
 
@@ -61,6 +62,7 @@ class PlacedPacked:
     offset: int
     packed: Packed
     bias: Tensor | None = None  # float32 [out], a changed bias of the module, as a delta
+    index: IndexMap | None = None  # of the base's linear, where the base is sketched
 
 
 class Codec(Protocol):

@@ -38,6 +38,7 @@ from tsugiki.codecs.fit import (
 )
 from tsugiki.codecs.masks import MaskCache, MaskLease
 from tsugiki.errors import InvalidArtifact
+from tsugiki_kernels.codebooks import IndexMap
 from tsugiki_kernels.deltas import Placed
 from tsugiki_kernels.interface import Allocate, KernelBackend, empty_extent
 
@@ -46,6 +47,11 @@ __all__ = ["Destination", "check_base", "stage_variant"]
 
 def nothing() -> None:
     """No pause."""
+
+
+def no_index(name: str) -> IndexMap | None:
+    """A base whose linears are dense."""
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +65,7 @@ class Destination:
     masks: MaskCache  # gains what a variant needs
     allocate: Allocate = empty_extent  # the memory of a variant
     pause: Callable[[], None] = nothing  # called before each linear
+    index_of: Callable[[str], IndexMap | None] = no_index  # of a weight of the base, by name
 
 
 def stage_variant(artifact: Artifact, destination: Destination) -> ResidentVariant:
@@ -182,9 +189,11 @@ def _fused(
     for name in names:
         place = target.layout.linears[name]
         packed = weights[name] if name in weights else codec.zero(place.shape)
-        part = PlacedPacked(place.offset, packed, biases.get(name))
+        index = target.destination.index_of(name)
+        part = PlacedPacked(place.offset, packed, biases.get(name), index)
         parts.append(Placed(place.offset, codec.resident(part, target.dtype, target.masks)))
-        limits.append(codec.rows_to_reconstruct(packed.options, target.dtype))
+        if index is None:  # else there is no dense weight to rebuild from
+            limits.append(codec.rows_to_reconstruct(packed.options, target.dtype))
     known = [limit for limit in limits if limit is not None]
     return _Linear(codec, parts, min(known) if known else None)
 

@@ -95,13 +95,27 @@ def write_weights(
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """config.json and the weights in `dtype`, as one file or as shards with an index."""
-    shards = _Shards(directory, shard_bytes)
-    for name, tensor in tensors:
-        shards.add(name, tensor.to(dtype))
-    shards.finish()
+    rounded = ((name, tensor.to(dtype)) for name, tensor in tensors)
+    write_tensors(directory, rounded, shard_bytes)
     shown = {**config, "dtype": str(dtype).removeprefix("torch.")}
     shown.pop("torch_dtype", None)  # its older name
-    (directory / "config.json").write_text(json.dumps(shown, indent=2) + "\n", encoding="utf-8")
+    write_config(directory, shown)
+
+
+def write_tensors(
+    directory: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int = SHARD_BYTES
+) -> None:
+    """The weights as they are, as one file or as shards with an index."""
+    shards = _Shards(directory, shard_bytes)
+    for name, tensor in tensors:
+        shards.add(name, tensor)
+    shards.finish()
+
+
+def write_config(directory: Path, config: Mapping[str, Any]) -> None:
+    """config.json."""
+    content = json.dumps(config, indent=2) + "\n"
+    (directory / "config.json").write_text(content, encoding="utf-8")
 
 
 def write_text_side(directory: Path, base: Path, text: Mapping[str, Any] | None) -> None:

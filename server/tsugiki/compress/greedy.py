@@ -31,7 +31,9 @@ class GreedyDecoder:
         """`base` in float32 on the CPU."""
         self._base = base
         kernels = base.decoder.kernels
-        self._place = Destination(base.layout, base.vector, base.dtype, kernels, MaskCache())
+        self._place = Destination(
+            base.layout, base.vector, base.dtype, kernels, MaskCache(), index_of=base.index_of
+        )
 
     @classmethod
     def open(cls, base: Path, cache_dir: Path | None) -> "GreedyDecoder":

@@ -207,7 +207,9 @@ def _load(base: BaseModel, registry: Registry, pace: Pace) -> Load:
         return arena.allocate(nbytes)
 
     masks = MaskCache(drawn_by(kernels, base.device))
-    place = Destination(base.layout, base.vector, base.dtype, kernels, masks, allocate, pace)
+    place = Destination(
+        base.layout, base.vector, base.dtype, kernels, masks, allocate, pace, base.index_of
+    )
 
     def stage(content: artifact.Artifact) -> ResidentVariant:
         variant = stage_variant(content, place)

@@ -1,6 +1,7 @@
 """How the base holds the weight of one fused linear.
 
-Owns: the `BaseForm` protocol and its ordinary implementation, the dense weight. Does not know:
+Owns: the `BaseForm` protocol, its ordinary implementation, the dense weight, and the one of a
+sketched base: an index map that variants share, and the base's own codebooks. Does not know:
 variants (variant_linear.py adds them), names, files.
 """
 
@@ -9,7 +10,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from tsugiki_kernels.interface import KernelBackend, Span
+from tsugiki.errors import Unsupported
+from tsugiki_kernels.codebooks import CodebookWeight
+from tsugiki_kernels.interface import KernelBackend, ReadsCodebooks, Span
 
 
 class BaseForm(Protocol):
@@ -64,3 +67,54 @@ class DenseForm:
     def dense(self) -> Tensor:
         """See BaseForm.dense."""
         return self.weight
+
+
+class SketchForm:
+    """A weight that is looked up; variants add to its codebooks."""
+
+    def __init__(self, weight: CodebookWeight, bias: Tensor | None = None) -> None:
+        self.weight = weight
+        self.bias = bias
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        return self.weight.shape
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the index map, the base's codebooks and the bias."""
+        tensors = [self.weight.index.codes, self.weight.codebooks]
+        tensors += [] if self.bias is None else [self.bias]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    def matmul(
+        self, x: Tensor, out: Tensor, spans: Sequence[Span] | None, kernels: KernelBackend
+    ) -> None:
+        """See BaseForm.matmul.
+
+        Raises:
+            Unsupported: kernels that cannot read codebooks.
+        """
+        codebook_kernels(kernels).linear_codebooks(x, self.weight, self.bias, out, spans)
+
+    def dense(self) -> Tensor:
+        """See BaseForm.dense.
+
+        Raises:
+            Unsupported: always; nothing asks, for no variant is rebuilt here.
+        """
+        raise Unsupported("a sketched linear has no dense weight in memory")
+
+
+def codebook_kernels(kernels: KernelBackend) -> ReadsCodebooks:
+    """These kernels, as ones that can serve a sketched base.
+
+    Raises:
+        Unsupported: they cannot.
+    """
+    if not isinstance(kernels, ReadsCodebooks):
+        raise Unsupported(
+            f"the {kernels.name} kernels cannot read a sketched base; use --kernels reference"
+        )
+    return kernels

@@ -5,7 +5,8 @@ Does not know: model families (architecture.py), fusing (loader.py), variants.
 
 Canonical names are Hugging Face's own ("model.layers.0.self_attn.q_proj.weight"), less what is
 stored twice: `lm_head.weight` of a checkpoint with tied embeddings, and rotary frequencies, which
-old checkpoints keep although they follow from config.json.
+old checkpoints keep although they follow from config.json. A sketched base (sketched.py) stores two
+tensors for a linear; here it has the one that they stand for.
 """
 
 import json
@@ -18,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tsugiki.errors import UnsupportedModel
+from tsugiki.model.sketched import CODEBOOKS, INDEX, checked, sketch_settings
+from tsugiki_kernels.codebooks import CodebookWeight, looked_up
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -55,6 +58,7 @@ class Checkpoint:
         self.config = config
         self._files = files
         self._open: dict[Path, Any] = {}
+        self.sketch = sketch_settings(config)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -68,17 +72,46 @@ class Checkpoint:
 
     def names(self) -> list[str]:
         """All canonical names, sorted."""
+        if self.sketch is None:
+            return sorted(self._files)
+        kept = {name for name in self._files if not name.endswith(CODEBOOKS)}
+        return sorted(name.removesuffix(INDEX) for name in kept)
+
+    def stored_names(self) -> list[str]:
+        """The names of what is stored, sorted."""
         return sorted(self._files)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._files
+        return name in self._files or self.is_sketched(name)
+
+    def is_sketched(self, name: object) -> bool:
+        """Whether an index map and codebooks stand for this parameter."""
+        return self.sketch is not None and f"{name}{INDEX}" in self._files
+
+    def sketched(self, name: str) -> CodebookWeight:
+        """A parameter that is stored as index map and codebooks.
+
+        Raises:
+            UnsupportedModel: it is not, or the two do not fit together.
+        """
+        self.require([name + INDEX, name + CODEBOOKS])
+        if self.sketch is None or len(self.shape(name)) != 2:
+            raise UnsupportedModel(f"{self.path}: {name} is no sketched linear")
+        rows, columns = self.shape(name)
+        index = self.sketch.index_of((rows, columns), self.tensor(name + INDEX))
+        return checked(f"{self.path}: {name}", index, self.tensor(name + CODEBOOKS))
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The stored shape, without reading the tensor."""
+        """The shape, without reading the tensor."""
+        if self.sketch is not None and self.is_sketched(name):
+            rows, width = self.shape(name + INDEX)
+            return rows, width * 8 // self.sketch.bits
         return tuple(self._handle(name).get_slice(name).get_shape())
 
     def stored_dtype(self, name: str) -> str:
-        """The dtype as safetensors writes it: "BF16", "F32" ..."""
+        """The dtype as safetensors writes it: "BF16", "F32" ...; of sketched ones the codebooks'"""
+        if self.is_sketched(name):
+            return self.stored_dtype(name + CODEBOOKS)
         return str(self._handle(name).get_slice(name).get_dtype())
 
     def dtype(self, name: str) -> torch.dtype:
@@ -97,6 +130,9 @@ class Checkpoint:
     def tensor(self, name: str) -> Tensor:
         """One tensor in its stored dtype, on the CPU. It may be a view of the mapped file: copy it
         before writing to it."""
+        if self.is_sketched(name):
+            weight = self.sketched(name)
+            return looked_up(weight.index, weight.codebooks).half()
         tensor: Tensor = self._handle(name).get_tensor(name)
         return tensor
 
@@ -106,7 +142,7 @@ class Checkpoint:
         Raises:
             UnsupportedModel: naming the missing ones.
         """
-        missing = [name for name in names if name not in self._files]
+        missing = [name for name in names if name not in self]
         if missing:
             shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" * (len(missing) > 5))
             raise UnsupportedModel(f"{self.path}: the checkpoint lacks {shown}")

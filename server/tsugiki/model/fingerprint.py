@@ -2,9 +2,9 @@
 
 Owns: the serialisation below and its cache. Does not know: families, compute dtypes, variants.
 
-Serialisation (docs/format.md quotes it). For every canonical name of the checkpoint, in ascending
-order of its UTF-8 bytes (checkpoint.py says what canonical means: tied duplicates are dropped), one
-line of canonical JSON, ASCII only, no spaces, ended by a newline (0x0A):
+Serialisation (docs/format.md quotes it). For every canonical name that the checkpoint stores, in
+ascending order of its UTF-8 bytes (checkpoint.py says what canonical means: tied duplicates are
+dropped), one line of canonical JSON, ASCII only, no spaces, ended by a newline (0x0A):
 
     ["model.embed_tokens.weight","BF16",[49152,576],"<64 hex digits>"]\\n
 
@@ -64,7 +64,7 @@ def derived_from(config: Mapping[str, Any]) -> str | None:
 
 def _compute(checkpoint: Checkpoint) -> str:
     total = hashlib.sha256()
-    for name in sorted(checkpoint.names(), key=lambda name: name.encode()):
+    for name in sorted(checkpoint.stored_names(), key=lambda name: name.encode()):
         line = [name, checkpoint.stored_dtype(name), list(checkpoint.shape(name))]
         line.append(_content_hash(checkpoint, name))
         total.update(json.dumps(line, separators=(",", ":")).encode() + b"\n")

@@ -4,7 +4,7 @@ Owns: fusing q, k, v and gate, up; dtype and device; the base's identity. Does n
 requests, the decoder's arithmetic.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,14 @@ from torch import Tensor
 from tsugiki.codecs.base import Layout
 from tsugiki.errors import ConfigError, UnsupportedModel
 from tsugiki.model.architecture import Architecture, read_architecture
-from tsugiki.model.base_form import DenseForm
+from tsugiki.model.base_form import BaseForm, DenseForm, SketchForm, codebook_kernels
 from tsugiki.model.checkpoint import EMBEDDING, LM_HEAD, Checkpoint, open_checkpoint
 from tsugiki.model.decoder import Decoder, Weights
 from tsugiki.model.fingerprint import base_fingerprint
 from tsugiki.model.layout import LinearName, all_linears, layout_of
+from tsugiki.model.sketched import CODEBOOKS, INDEX, stacked
 from tsugiki.model.slab import Slab, room
+from tsugiki_kernels.codebooks import IndexMap
 from tsugiki_kernels.interface import KernelBackend
 from tsugiki_kernels.reference import ReferenceBackend
 
@@ -74,6 +76,14 @@ class BaseModel:
             raise UnsupportedModel(f"{self.path}: no norm or bias is called {name}")
         return self.vectors[name]
 
+    def index_of(self, name: str) -> IndexMap | None:
+        """The index map of a weight, by canonical name; None: it is dense."""
+        place = self.layout.linears.get(name)
+        form = None if place is None else self.decoder.weights.linears[place.fused]
+        if place is None or not isinstance(form, SketchForm):
+            return None
+        return form.weight.index.rows(place.offset, place.offset + place.shape[0])
+
 
 def load_base(
     path: str | Path,
@@ -89,6 +99,7 @@ def load_base(
 
     Raises:
         UnsupportedModel: see open_checkpoint and read_architecture; a tensor of the wrong shape.
+        Unsupported: kernels that cannot read a sketched base.
         ConfigError: an unknown dtype.
     """
     checkpoint = open_checkpoint(path)
@@ -163,23 +174,36 @@ class _Reader:
         self._checkpoint = checkpoint
         self._kernels = kernels
         self._dtype = dtype
-        shapes = expected_shapes(layout).values()
-        self._slab = Slab(sum(room(shape, dtype) for shape in shapes), device)
+        self._slab = Slab(sum(self._rooms(expected_shapes(layout))), device)
+
+    def _rooms(self, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[int]:
+        for name, shape in shapes.items():
+            if self._checkpoint.is_sketched(name):
+                yield room(self._checkpoint.shape(name + INDEX), torch.uint8)
+                yield room(self._checkpoint.shape(name + CODEBOOKS), torch.float16)
+            else:
+                yield room(shape, self._dtype)
 
     def weights(self, architecture: Architecture, layout: Layout) -> Weights:
         embedding = self._packed([EMBEDDING], layout.embedding_shape)
-        linears = {linear.fused: self._linear(linear) for linear in all_linears(architecture)}
+        linears: dict[str, BaseForm] = {
+            linear.fused: self._linear(linear) for linear in all_linears(architecture)
+        }
         head = embedding if layout.tied else self._packed([LM_HEAD], layout.embedding_shape)
         linears["lm_head"] = DenseForm(head)
         norms = {name: self._stacked([name], (length,)) for name, length in layout.vectors.items()}
         return Weights(embedding, linears, norms)
 
-    def _linear(self, linear: LinearName) -> DenseForm:
+    def _linear(self, linear: LinearName) -> BaseForm:
         modules = [module for module, _ in linear.parts]
         rows = sum(rows for _, rows in linear.parts)
-        weight = self._packed([f"{m}.weight" for m in modules], (rows, linear.in_features))
         bias = self._stacked([f"{m}.bias" for m in modules], (rows,)) if linear.bias else None
-        return DenseForm(weight, bias)
+        names = [f"{m}.weight" for m in modules]
+        if all(map(self._checkpoint.is_sketched, names)):
+            codebook_kernels(self._kernels)
+            weights = [self._checkpoint.sketched(name) for name in names]
+            return SketchForm(stacked(weights, self._slab.take), bias)
+        return DenseForm(self._packed(names, (rows, linear.in_features)), bias)
 
     def _packed(self, names: list[str], shape: tuple[int, ...]) -> Tensor:
         """A dense weight in the kernels' order."""

@@ -1,0 +1,1 @@
+"""Making a compressed base out of an ordinary one: what `--base` can serve in less memory."""

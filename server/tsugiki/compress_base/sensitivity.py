@@ -1,0 +1,64 @@
+"""What calibration says about the inputs of a linear: where an error of its weight costs output.
+
+Owns: the Gram matrix of inputs, its conditioning and the Cholesky factor that the sweep walks by
+(GPTQ, arXiv 2210.17323, algorithm 1). Does not know: models, codebooks.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+DAMPING = 0.01  # of the mean diagonal, added to it
+
+
+class Gram:
+    """The running mean of x x^T over rows of inputs; float32 [in, in]."""
+
+    def __init__(self, width: int) -> None:
+        self.sum = torch.zeros(width, width)
+        self.rows = 0
+
+    def add(self, rows: Tensor) -> None:
+        """Add inputs [n, in]."""
+        rows = rows.float()
+        self.sum.addmm_(rows.T, rows)
+        self.rows += len(rows)
+
+    def mean(self) -> Tensor:
+        """float32 [in, in]."""
+        return self.sum / max(1, self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Sensitivity:
+    """How a linear's input columns are walked."""
+
+    order: Tensor  # int64 [in]: columns by falling second moment (act-order)
+    factor: Tensor  # float32 [in, in]: upper Cholesky factor of the inverse Gram matrix, in order
+    dead: Tensor  # bool [in], as the weight's columns lie: inputs that are always zero
+
+    def weights(self, power: float) -> Tensor:
+        """What an error in a column costs, float32 [in], as the weight's columns lie."""
+        found = torch.empty(len(self.order))
+        found[self.order] = self.factor.diagonal() ** -power
+        return found / found.mean()
+
+
+def sensitivity(gram: Tensor, damping: float = DAMPING) -> Sensitivity:
+    """From the mean of x x^T, [in, in]; a channel that is never used costs nothing."""
+    gram = gram.double()
+    dead = gram.diagonal() == 0
+    gram = gram + torch.diag(dead.double())
+    mean = gram.diagonal().mean()
+    order = gram.diagonal().argsort(descending=True, stable=True)
+    walked = gram[order][:, order] + damping * mean * torch.eye(len(gram), dtype=torch.float64)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(walked))
+    factor = torch.linalg.cholesky(inverse, upper=True)
+    return Sensitivity(order, factor.float(), dead)
+
+
+def indifferent(width: int) -> Sensitivity:
+    """Without calibration: every input weighs the same, and no error can be made up for."""
+    order = torch.arange(width)
+    return Sensitivity(order, torch.eye(width), torch.zeros(width, dtype=torch.bool))
