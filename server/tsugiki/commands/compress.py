@@ -4,12 +4,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-CODECS = ("deltadq", "lora", "bitdelta")
+CODECS = ("deltadq", "lora", "bitdelta", "sketch")
 # The codec's own flags; another codec's flag is a mistake and is refused, not ignored.
 FLAGS: dict[str, tuple[str, ...]] = {
     "deltadq": ("alpha", "bits", "parts", "group_size", "rows_per_mask", "seed", "paper"),
     "lora": ("rank",),
     "bitdelta": (),
+    "sketch": ("value_bits",),
 }
 # DeltaDQ as published (arXiv 2410.08666): a mask for each row, min-max codes of 4 bits in 8 parts.
 PAPER = {
@@ -93,6 +94,10 @@ def _add_codec_arguments(parser: argparse.ArgumentParser) -> None:
     )
     lora = parser.add_argument_group("lora")
     lora.add_argument("--rank", type=int, metavar="R", help="rank taken from a full fine-tune (16)")
+    sketch = parser.add_argument_group("sketch (onto a base of compress-base sketch)")
+    sketch.add_argument(
+        "--value-bits", type=int, metavar="B", help="of a codebook entry's change: 4, 8 or 16 (8)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -121,9 +126,12 @@ def job_of(args: argparse.Namespace) -> Any:
 
     _refuse_foreign_flags(args)
     options, group_size = _codec_options(args)
+    base = resolve_base(args.base, default_cache_dir())
+    if args.codec == "sketch":
+        options |= _sketch_of(base)
     return CompressJob(
         codec=args.codec,
-        base=resolve_base(args.base, default_cache_dir()),
+        base=base,
         tuned=args.tuned,
         out=args.out,
         options=options,
@@ -136,6 +144,19 @@ def job_of(args: argparse.Namespace) -> Any:
         cache_dir=default_cache_dir(),
         probe=args.probe,
     )
+
+
+def _sketch_of(base: Path) -> dict[str, int]:
+    """How the linears of a base are sketched."""
+    from tsugiki.errors import ConfigError
+    from tsugiki.model.checkpoint import open_checkpoint
+
+    settings = open_checkpoint(base).sketch
+    if settings is None:
+        raise ConfigError(
+            f"--base {base} is not sketched; run `tsugiki compress-base sketch` first"
+        )
+    return settings.stored()
 
 
 def _refuse_foreign_flags(args: argparse.Namespace) -> None:

@@ -31,7 +31,7 @@ _HARMLESS = """
     length_penalty num_beams num_return_sequences no_repeat_ngram_size early_stopping
     diversity_penalty num_beam_groups bad_words_ids exponential_decay_length_penalty
     forced_bos_token_id forced_eos_token_id suppress_tokens begin_suppress_tokens
-    encoder_no_repeat_ngram_size remove_invalid_values prefix tokenizer_class
+    encoder_no_repeat_ngram_size remove_invalid_values prefix tokenizer_class tsugiki
 """
 HARMLESS = frozenset(_HARMLESS.split())
 # Rope kinds whose angles do not depend on the declared context length: there a longer or shorter

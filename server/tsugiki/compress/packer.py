@@ -112,7 +112,8 @@ class Packer:
         themselves; added tokens are rows always."""
         known = len(pair.base)
         whole = _rows(pair.change.name, pair.base, pair.tuned)
-        if int((rows < known).sum()) > FEW_ROWS:
+        of_delta = self.codec.role == "delta"  # else: of a form that only linears have
+        if of_delta and int((rows < known).sum()) > FEW_ROWS:
             coded = self._coded(pair, pair.tuned[:known])
             if coded.packed.nbytes < whole.packed.nbytes:
                 yield coded

@@ -18,6 +18,7 @@ from tsugiki.codecs.fit import LM_HEAD, ROWS, check_base, vocab_size
 from tsugiki.compress.job import OpenedBase, open_base
 from tsugiki.model.demo_base import resolve_base
 from tsugiki.model.fingerprint import base_fingerprint
+from tsugiki.model.sketched import dense_config
 
 # A module of these blocks gains a bias -> the flag of config.json, and all modules it concerns.
 BIAS_FLAGS: Mapping[str, tuple[str, ...]] = {
@@ -56,7 +57,7 @@ class Reconstruction:
 
     def config(self) -> dict[str, Any]:
         """The base's config.json with what the variant changes: vocabulary, tying, biases."""
-        config = dict(self.base.checkpoint.config)
+        config = dense_config(self.base.checkpoint.config)
         config["vocab_size"] = self._vocabulary
         config |= dict.fromkeys(self.new_bias_flags, True)
         if self.untied:

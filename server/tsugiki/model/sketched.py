@@ -63,6 +63,14 @@ def sketch_settings(config: Mapping[str, Any]) -> SketchSettings | None:
     return SketchSettings(found["bits"], found["groups"])
 
 
+def dense_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json of a checkpoint whose linears are dense again."""
+    ours = config.get("tsugiki")
+    if not isinstance(ours, dict) or KEY not in ours:
+        return dict(config)
+    return {**config, "tsugiki": {key: value for key, value in ours.items() if key != KEY}}
+
+
 def checked(name: str, index: IndexMap, codebooks: Tensor) -> CodebookWeight:
     """The stored tensors of one linear as a weight.
 

@@ -1,0 +1,184 @@
+"""What does sketching a base cost? Perplexity of a model, rounded to nearest, and sketched.
+
+Every form is judged by plain transformers in float32 on the first tokens of a text, in windows
+without overlap. Rows go to a JSON lines file; what is there is not measured again. The demo base is
+dequantised Q4_1 (16 levels for 32 columns): finding that grid again is no result, so give a
+fine-tune of it in float32 as well, whose weights lie off the grid.
+
+    python -m benchmarks.sketch --base DIR --name NAME --text test.txt --calibration valid.txt
+    python -m benchmarks.sketch --table
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tsugiki.compress.hf_model import model_of
+from tsugiki.compress.job import OpenedBase, open_base
+from tsugiki.compress.progress import Progress
+from tsugiki.compress.tokenizer_check import load_tokenizer
+from tsugiki.compress_base.job import SketchBaseJob, sketch_base
+from tsugiki.compress_base.text import sequences
+from tsugiki.config import default_cache_dir
+from tsugiki.model.demo_base import resolve_base
+from tsugiki.model.layout import all_linears
+from tsugiki.model.sketched import SketchSettings
+
+ROWS = Path(__file__).parent / "results" / "sketch.rows.jsonl"
+
+
+class Form(NamedTuple):
+    """One way to hold the linears."""
+
+    name: str
+    settings: SketchSettings | None  # None: not sketched
+    calibrated: bool = False
+
+
+FORMS = (
+    Form("as it is", None),
+    Form("round to nearest, 4 bits per row", None),
+    Form("sketch 4 bits, 1 group", SketchSettings(4, 1), calibrated=True),
+    Form("sketch 4 bits, 4 groups", SketchSettings(4, 4), calibrated=True),
+    Form("round to nearest, 3 bits per row", None),
+    Form("sketch 3 bits, 1 group", SketchSettings(3, 1), calibrated=True),
+    Form("sketch 3 bits, 4 groups", SketchSettings(3, 4), calibrated=True),
+    Form("sketch 4 bits, 1 group, k-means alone", SketchSettings(4, 1)),
+    Form("sketch 4 bits, 4 groups, k-means alone", SketchSettings(4, 4)),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One form of one base."""
+
+    base: str
+    form: str
+    tokens: int  # judged on
+    window: int
+    calibration_tokens: int
+    bits_per_weight: float  # of the linears, codebooks or scales included
+    relative_error: float  # of their weights
+    perplexity: float
+    seconds: float  # of making the form
+
+    @property
+    def key(self) -> tuple[str, str, int, int]:
+        """What makes two rows the same measurement."""
+        return self.base, self.form, self.tokens, self.window
+
+
+def rounded_to_nearest(weight: Tensor, bits: int) -> Tensor:
+    """Each row on 2^bits equally spaced levels from its least to its largest weight."""
+    low, high = weight.amin(1, keepdim=True), weight.amax(1, keepdim=True)
+    step = ((high - low) / ((1 << bits) - 1)).clamp_min(1e-12)
+    return low + step * ((weight - low) / step).round()
+
+
+@torch.inference_mode()
+def perplexity(model: Any, windows: Tensor) -> float:
+    """exp of the mean loss of every token but each window's first."""
+    total = 0.0
+    for window in windows:
+        logits = model(window[None], use_cache=False).logits[0, :-1].float()
+        total += float(torch.nn.functional.cross_entropy(logits, window[1:], reduction="sum"))
+    return float(torch.tensor(total / (windows.numel() - len(windows))).exp())
+
+
+def tensors(base: OpenedBase, change: Callable[[Tensor], Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """All parameters in float32, the layers' linears changed."""
+    linears = {f"{m}.weight" for line in all_linears(base.architecture) for m, _ in line.parts}
+    for name in base.checkpoint.names():
+        weight = base.checkpoint.tensor(name).float()
+        yield name, change(weight) if name in linears else weight
+
+
+def measure(form: Form, base: OpenedBase, windows: Tensor, arguments: Any) -> Row:
+    """Make the form, judge it."""
+    started = time.monotonic()
+    calibrated = arguments.calibration if form.calibrated else None
+    bits, error = 16.0, 0.0
+    if form.settings is not None:
+        with TemporaryDirectory() as folder:
+            out = Path(folder) / "base"
+            job = SketchBaseJob(
+                base.checkpoint.path, out, form.settings, calibrated, arguments.sequences
+            )
+            report = sketch_base(job, Progress())
+            sketched = open_base(out)
+            model = model_of(base.checkpoint.config, tensors(sketched, lambda w: w))
+        bits, error = report.bits_per_weight, report.relative_error
+    else:
+        width = next((bits for bits in (3, 4) if f"{bits} bits" in form.name), None)
+        change = (lambda w: w) if width is None else (lambda w: rounded_to_nearest(w, width))
+        model = model_of(base.checkpoint.config, tensors(base, change))
+        bits = 16.0 if width is None else width + 32 / base.architecture.hidden_size
+    seconds = time.monotonic() - started
+    found = perplexity(model, windows)
+    tokens = arguments.sequences * 512 if calibrated else 0
+    shape = windows.numel(), windows.shape[1]
+    return Row(arguments.name, form.name, *shape, tokens, bits, error, found, seconds)
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown; perplexity beside that of the same base as it is."""
+    plain = {(r.base, r.tokens): r.perplexity for r in rows if r.form == FORMS[0].name}
+    lines = [
+        "| base | form | bits per weight | relative error | perplexity | beside the base |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        own = plain.get((row.base, row.tokens))
+        beside = "" if own is None else f"{100 * (row.perplexity / own - 1):+.1f} %"
+        numbers = f"{row.bits_per_weight:.2f} | {row.relative_error:.4f} | {row.perplexity:.3f}"
+        lines.append(f"| {row.base} | {row.form} | {numbers} | {beside} |")
+    return "\n".join(lines)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """What was measured."""
+    if not path.exists():
+        return []
+    return [Row(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def main() -> None:
+    """Measure what is missing, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--base", default="demo")
+    parser.add_argument("--name", default="demo")
+    parser.add_argument("--text", type=Path)
+    parser.add_argument("--calibration", type=Path)
+    parser.add_argument("--windows", type=int, default=40)
+    parser.add_argument("--window", type=int, default=512)
+    parser.add_argument("--sequences", type=int, default=32)
+    parser.add_argument("--rows", type=Path, default=ROWS)
+    parser.add_argument("--table", action="store_true", help="measure nothing")
+    arguments = parser.parse_args()
+    rows = read_rows(arguments.rows)
+    if not arguments.table:
+        base = open_base(resolve_base(arguments.base, default_cache_dir()))
+        tokenizer = load_tokenizer(base.checkpoint.path)
+        windows = sequences(arguments.text, tokenizer, arguments.windows, arguments.window)
+        known = {row.key for row in rows}
+        for form in FORMS:
+            if (arguments.name, form.name, windows.numel(), windows.shape[1]) in known:
+                continue
+            row = measure(form, base, windows, arguments)
+            with arguments.rows.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(row)) + "\n")
+            rows.append(row)
+            print(f"{row.form}: perplexity {row.perplexity:.3f}", flush=True)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
