@@ -58,7 +58,7 @@ def describe(content: "Artifact", verified_base: str | None = None) -> dict[str,
     from dataclasses import asdict
 
     from tsugiki.codecs.coverage import coverage
-    from tsugiki.compress.report import paper_ratio, ratio, sections_of
+    from tsugiki.compress.report import file_paper_ratio, ratio, sections_of
 
     header, covered = content.header, coverage(content.modules)
     model = header.report.get("model_parameters")
@@ -74,7 +74,7 @@ def describe(content: "Artifact", verified_base: str | None = None) -> dict[str,
         "coverage": asdict(covered),
         "honest_ratio": ratio(covered.parameters, header.file_bytes),
         "whole_model_ratio": None if model is None else ratio(model, header.file_bytes),
-        "paper_ratio": paper_ratio(header.codec, header.options),
+        "paper_ratio": file_paper_ratio(header),
         "text": header.text,
         "probe": header.probe,
         "report": dict(header.report),

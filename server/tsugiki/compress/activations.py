@@ -4,7 +4,7 @@ Owns: running the fine-tune once for both. Does not know: packing, sizes.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -12,11 +12,14 @@ from torch import Tensor
 from tsugiki.codecs import CODECS, deltadq
 from tsugiki.codecs.base import ModuleStats
 from tsugiki.compress import group_size
+from tsugiki.compress.budget import SHARED
 from tsugiki.compress.calibration import Calibration, calibrate
 from tsugiki.compress.calibration_file import CalibrationFile
 from tsugiki.compress.hf_model import load_model
 from tsugiki.compress.job import CompressJob, OpenedBase
+from tsugiki.compress.packer import CODED
 from tsugiki.compress.progress import Progress
+from tsugiki.compress.sensitivity import noise_costs, shares
 from tsugiki.compress.survey import Pairs, Survey
 
 AUTO, AUTO_ATTENTION = "auto", "auto-attention"
@@ -29,6 +32,7 @@ class Activations:
 
     stats: Mapping[str, ModuleStats]
     options: Mapping[str, Any]
+    shares: Mapping[str, float] = field(default_factory=dict)  # of bytes, by name; see sensitivity
     notes: tuple[str, ...] = ()
 
 
@@ -42,11 +46,10 @@ def collect(
     """
     if job.calibration is None:
         return Activations({}, {})
-    names = [c.name for c in found.changes if c.kind == "linear"]
     file = CalibrationFile.of(job, job.calibration, base)
-    result = _run(job, base, pairs, names, file, progress)
+    result, given = _run(job, base, pairs, found, file, progress)
     if job.group_size not in (AUTO, AUTO_ATTENTION):
-        return Activations(result.stats, {})
+        return Activations(result.stats, {}, given)
     progress.stage(f"choosing the group size ({job.group_size})")
     alpha = int(job.options.get("alpha", deltadq.DEFAULTS["alpha"]))
     sizes = group_size.candidates(alpha, base.architecture.hidden_size)
@@ -56,24 +59,37 @@ def collect(
         walk = _Deltas(pairs, found)
         best, scores = group_size.best_by_variance(walk, result.stats, alpha, sizes)
     shown = ", ".join(f"{size}: {score:.6g}" for size, score in scores.items())
-    return Activations(
-        result.stats, {"group_size": best}, (f"group size {best} by {job.group_size} ({shown})",)
-    )
+    notes = (f"group size {best} by {job.group_size} ({shown})",)
+    return Activations(result.stats, {"group_size": best}, given, notes)
 
 
 def _run(
     job: CompressJob,
     base: OpenedBase,
     pairs: Pairs,
-    names: list[str],
+    found: Survey,
     file: CalibrationFile,
     progress: Progress,
-) -> Calibration:
+) -> tuple[Calibration, Mapping[str, float]]:
+    """Statistics, and what share of the bytes each matrix takes; the model is gone afterwards."""
     progress.stage("loading the fine-tune for calibration")
     model = load_model(pairs.tuned.path)
+    names = [change.name for change in found.changes if change.kind == "linear"]
     sampled = frozenset(_queries(job, base))
     counted = progress.track(file.to_calibrate(), "calibrating", total=file.calibrating)
-    return calibrate(model, counted, [*names, *sampled], sampled)
+    result = calibrate(model, counted, [*names, *sampled], sampled)
+    if not _to_be_shared(job):
+        return result, {}
+    coded = {change.name: change.numel for change in found.changes if change.kind in CODED}
+    again = progress.track(file.to_calibrate(), "weighing matrices", total=file.calibrating)
+    return result, shares(noise_costs(model, again, coded, pairs.base_tensor), coded)
+
+
+def _to_be_shared(job: CompressJob) -> bool:
+    """Whether the job leaves open how many bytes a matrix takes."""
+    goals = (job.max_bytes, job.target_ratio, job.max_kl)
+    sized = any(goal is not None for goal in goals)
+    return sized and job.codec in SHARED and not {"alpha", "group_size"} & set(job.options)
 
 
 def _queries(job: CompressJob, base: OpenedBase) -> list[str]:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from tsugiki.codecs import CODECS
-from tsugiki.codecs.base import Options, Packed
+from tsugiki.codecs import CODECS, deltadq
+from tsugiki.codecs.base import Options
 from tsugiki.codecs.masks import kept_of
 from tsugiki.errors import CompressionRefused
 
@@ -40,18 +40,15 @@ class Template:
     shape: tuple[int, ...]
     options: Options
     count: int
+    share: float = 1.0  # of the bytes that options stand for, see `shared_out`
 
     def nbytes(self, changes: Options) -> int:
         """Bytes of all these modules with some options changed."""
-        parts = CODECS[self.codec].parts(self.shape, {**self.options, **_fitting(self, changes)})
+        taken = shared_out(self.codec, changes, self.share, self.shape[-1])
+        parts = CODECS[self.codec].parts(self.shape, {**self.options, **_fitting(self, taken)})
         return self.count * sum(
             math.prod(shape) * dtype.itemsize for dtype, shape in parts.values()
         )
-
-
-def templates_of(packed: Iterable[tuple[Packed, int]]) -> list[Template]:
-    """Templates from one packed example of each kind, and how many modules it stands for."""
-    return [Template(p.codec, tuple(p.shape), p.options, count) for p, count in packed]
 
 
 def choose(
@@ -135,6 +132,15 @@ def _alphas() -> list[int]:
     return values
 
 
+def shared_dropout(options: Options, share: float, width: int) -> dict[str, Any]:
+    """Options that keep about `share` times the survivors of rows of this width."""
+    alpha = int(options.get("alpha", deltadq.DEFAULTS["alpha"]))
+    group = options.get("group_size") or group_size_of(alpha)
+    wanted = math.log(group / kept_of(group, alpha) / share)
+    _, alpha, group = min(_dropouts(), key=lambda found: abs(math.log(found[0]) - wanted))
+    return {**options, "alpha": min(alpha, width), "group_size": min(group, width)}
+
+
 def lora_candidates(fixed: Options) -> Iterator[dict[str, Any]]:
     """Ranks from high to low."""
     return ({"rank": rank} for rank in range(512, 0, -1))
@@ -150,6 +156,15 @@ CANDIDATES: Mapping[str, Callable[[Options], Iterator[dict[str, Any]]]] = {
     "lora": lora_candidates,
     "bitdelta": fixed_size,
 }
+
+
+# Codecs whose matrices may take different shares of the bytes.
+SHARED: Mapping[str, Callable[[Options, float, int], dict[str, Any]]] = {"deltadq": shared_dropout}
+
+
+def shared_out(codec: str, options: Options, share: float, width: int) -> Options:
+    """The options of a matrix that takes `share` times the bytes that `options` stand for."""
+    return options if share == 1 else SHARED[codec](options, share, width)
 
 
 def _fitting(template: Template, changes: Options) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from tsugiki.codecs import CODECS
 from tsugiki.codecs.base import Codec, Layout, ModuleStats, Options, Packed
 from tsugiki.codecs.fit import LM_HEAD, ROWS
+from tsugiki.compress.budget import shared_out
 from tsugiki.compress.report import Deviation, ModuleReport
 from tsugiki.compress.survey import Change, Pair, Pairs, refuse
 from tsugiki.errors import CompressionRefused
@@ -54,18 +55,23 @@ class Packer:
         layout: Layout,
         stats: Mapping[str, ModuleStats] | None = None,
         vector_dtype: str = FLOAT16,
+        shares: Mapping[str, float] | None = None,
     ) -> None:
-        """`asked`: the codec's options; `vector_dtype`: how norms and biases are stored (dense)."""
+        """`asked`: the codec's options; `vector_dtype`: how norms and biases are stored (dense);
+        `shares`: of the bytes that the options stand for, by name, 1 where there is none."""
         self.codec = codec
         self.asked = dict(asked)
         self._layout = layout
         self._stats = stats or {}
         self._vector_dtype = vector_dtype
+        self._shares = shares or {}
 
     def with_options(self, options: Options) -> "Packer":
         """The same with some of the codec's options set."""
         merged = {**self.asked, **options}
-        return Packer(self.codec, merged, self._layout, self._stats, self._vector_dtype)
+        return Packer(
+            self.codec, merged, self._layout, self._stats, self._vector_dtype, self._shares
+        )
 
     def has_choice(self, change: Change) -> bool:
         """Whether the codec's options decide how large this change is stored."""
@@ -75,6 +81,10 @@ class Packer:
     def kind(self, change: Change) -> tuple[Any, ...]:
         """Changes of one kind are stored in equally many bytes."""
         return change.shape, self._correction(change.name) is not None
+
+    def share(self, change: Change) -> float:
+        """Of the bytes that the options stand for, what this change takes."""
+        return self._shares.get(change.name, 1.0)
 
     def pack(self, pair: Pair) -> Iterator[Stored]:
         """The modules that carry a change: one, or rows beside a delta.
@@ -91,7 +101,8 @@ class Packer:
 
     def _coded(self, pair: Pair, tuned: Tensor) -> Stored:
         name = pair.change.name
-        options = {**self.asked, "name": name}
+        width, share = pair.base.shape[-1], self.share(pair.change)
+        options = {**shared_out(self.codec.name, self.asked, share, width), "name": name}
         packed = self.codec.compress(pair.base, tuned, self._correction(name), options)
         stored = self.codec.effective(pair.base, packed).weight - pair.base
         return Stored(packed, pair.base.numel(), Deviation.between(tuned - pair.base, stored))

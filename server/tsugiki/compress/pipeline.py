@@ -35,7 +35,7 @@ from tsugiki.compress.probe import (
     tokens_wanted,
 )
 from tsugiki.compress.progress import Progress
-from tsugiki.compress.report import Deviation, Report, paper_ratio, ratio, sections_of
+from tsugiki.compress.report import Deviation, Report, file_paper_ratio, ratio, sections_of
 from tsugiki.compress.sizing import Limit, pack_within
 from tsugiki.compress.survey import survey
 from tsugiki.errors import CompressionRefused
@@ -119,7 +119,9 @@ def _full(
     limit = Limit(job.max_bytes, job.target_ratio)
     options = {**job.options, **activations.options}
     vectors = INT8 if limit.given or job.max_kl is not None else FLOAT16
-    packer = Packer(CODECS[job.codec], options, base.layout, activations.stats, vectors)
+    packer = Packer(
+        CODECS[job.codec], options, base.layout, activations.stats, vectors, activations.shares
+    )
     spec = replace(_spec(job, base, source.text), report=LONGEST_REPORT, probe=probe)
     notes = activations.notes
     if job.max_kl is not None and job.calibration is not None:
@@ -210,7 +212,7 @@ def _report(job: CompressJob, header: Header, content: Content, seconds: float) 
         model_parameters=content.model_parameters,
         honest_ratio=ratio(changed, header.file_bytes),
         whole_model_ratio=ratio(content.model_parameters, header.file_bytes),
-        paper_ratio=paper_ratio(header.codec, header.options),
+        paper_ratio=file_paper_ratio(header),
         relative_error=total.relative_error,
         gain=total.gain,
         seconds=seconds,

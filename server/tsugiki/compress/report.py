@@ -167,3 +167,13 @@ def paper_ratio(codec: str, options: Mapping[str, Any]) -> float | None:
         return None
     residual = options["bits"] - math.log2(options["parts"])
     return float(options["alpha"] * 16 / residual) if residual > 0 else None
+
+
+def file_paper_ratio(header: Header) -> float | None:
+    """`paper_ratio` of all modules that the file's own codec carries, together."""
+    own = [module for module in header.modules.values() if module.codec == header.codec]
+    ratios = [paper_ratio(module.codec, module.options) for module in own]
+    sizes = [math.prod(module.shape) for module in own]
+    if not own or None in ratios:
+        return None
+    return sum(sizes) / sum(n / r for n, r in zip(sizes, ratios, strict=True) if r is not None)

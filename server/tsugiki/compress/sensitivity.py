@@ -24,6 +24,7 @@ from tsugiki.compress.hf_model import logits_at_answers
 
 SEED = 0  # of the drawn answers
 MOST = 8.0  # times the usual share, and as little as 1 / MOST of it
+STEPS = 4  # of a doubling: shares this far apart are told apart
 
 
 class _Costs:
@@ -78,13 +79,16 @@ def noise_costs(
 
 def shares(costs: Mapping[str, float], parameters: Mapping[str, int]) -> dict[str, float]:
     """Bytes for each parameter of a matrix relative to the usual, by name: sqrt(c / n), scaled so
-    that the whole takes as much as with 1 everywhere, and bounded by MOST."""
+    that the whole takes about as much as with 1 everywhere; at most MOST, in STEPS to a doubling.
+    """
     total = sum(parameters.values())
     roots = {name: math.sqrt(max(0.0, costs[name]) / count) for name, count in parameters.items()}
-    found = dict.fromkeys(parameters, 1.0)
-    for _ in range(4):  # what the bounds give and take is shared out again
-        mean = sum(roots[name] * count for name, count in parameters.items()) / total
-        if mean <= 0:
-            return found
-        roots = {name: min(MOST, max(1 / MOST, root / mean)) for name, root in roots.items()}
-    return roots
+    mean = sum(roots[name] * count for name, count in parameters.items()) / total
+    if mean <= 0:
+        return dict.fromkeys(parameters, 1.0)
+    return {name: _stepped(root / mean) for name, root in roots.items()}
+
+
+def _stepped(share: float) -> float:
+    bounded = min(MOST, max(1 / MOST, share))
+    return float(2.0 ** (round(STEPS * math.log2(bounded)) / STEPS))

@@ -4,6 +4,7 @@ Owns: the search for options whose file is within a limit, before anything is wr
 Does not know: which options a codec trades (budget.py), where changes come from.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +20,7 @@ from tsugiki.compress.survey import Change, Pairs
 from tsugiki.errors import CompressionRefused
 
 UNUSED = 0.04  # of the bytes that are allowed, at most, where the codec has a setting for that
-ATTEMPTS = 3  # tensor sizes are exact; a gain may be written with more digits than the example's
+ATTEMPTS = 5  # tensor sizes are exact; the header is only when options are chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,18 @@ class Sized:
     changes: tuple[Change, ...]
     fixed: tuple[Stored, ...]
     examples: Mapping[str, Packed]  # one for each of the changes, names their own
+    shares: Mapping[str, float]  # of the usual bytes, for each of them
     beside: int  # bytes of rows that are stored beside the examples
+
+    def templates(self) -> list[budget.Template]:
+        """The examples by kind and share."""
+        # examples of one kind share their tensors
+        kinds = Counter((id(p.tensors), self.shares[n]) for n, p in self.examples.items())
+        known = {id(packed.tensors): packed for packed in self.examples.values()}
+        return [
+            budget.Template(known[k].codec, tuple(known[k].shape), known[k].options, count, share)
+            for (k, share), count in kinds.items()
+        ]
 
 
 def pack_within(
@@ -75,7 +87,7 @@ def pack_within(
     for _ in range(ATTEMPTS):
         options = budget.choose(
             spec.codec,
-            _templates(sized.examples),
+            sized.templates(),
             allowed - overhead,
             packer.asked,
             least=int((1 - UNUSED) * allowed) - overhead,
@@ -106,15 +118,8 @@ def _sized(packer: Packer, pairs: Pairs, changes: Iterable[Change]) -> Sized:
             kinds[kind] = first.packed
             beside += sum(item.packed.nbytes for item in rows)
         examples[change.name] = replace(kinds[kind], name=change.name)
-    return Sized(tuple(chosen), pack_all(packer, pairs, unchosen), examples, beside)
-
-
-def _templates(examples: Mapping[str, Packed]) -> list[budget.Template]:
-    counts: dict[int, tuple[Packed, int]] = {}
-    for packed in examples.values():
-        key = id(packed.tensors)  # examples of one kind share their tensors
-        counts[key] = (packed, counts.get(key, (packed, 0))[1] + 1)
-    return budget.templates_of(counts.values())
+    shares = {change.name: packer.share(change) for change in chosen}
+    return Sized(tuple(chosen), pack_all(packer, pairs, unchosen), examples, shares, beside)
 
 
 def describe(options: Options) -> str:
