@@ -72,12 +72,13 @@ def attach(model: Any, settings: LoraSettings, seed: int, *, checkpointing: bool
         init_lora_weights=True if settings.init == "default" else settings.init,
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # transformers, of peft's call
+        # names that transformers has newer ones for, called by peft and below
+        warnings.simplefilter("ignore", FutureWarning)
         torch.manual_seed(seed)
         try:
             adapter = get_peft_model(model, config, autocast_adapter_dtype=False)
         except ValueError as error:
             raise ConfigError(f"--targets {' '.join(settings.targets)}: {error}") from None
-    if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
     return LoraStudent(model.train(), adapter)
