@@ -13,6 +13,7 @@ The rules that whoever uses a device keeps (a recording fake checks them, tests/
 from collections.abc import Callable
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,6 +58,9 @@ class Device(Protocol):
     def empty(self, nbytes: int) -> Tensor:
         """uint8 [nbytes] on the device, aligned to 64. Steps may still read what was there."""
 
+    def view(self, address: int, nbytes: int, owner: object) -> Tensor:
+        """uint8 [nbytes] over memory of the device that is somebody's; it keeps `owner` alive."""
+
     def pinned(self, nbytes: int) -> Tensor:
         """uint8 [nbytes] in host memory that `copies` reads without the processor's help."""
 
@@ -86,6 +90,24 @@ class _AtOnce:
         target.copy_(source)
 
 
+class _Bytes:
+    """Memory as numpy and torch adopt it without a copy; what they make of it keeps `owner`."""
+
+    def __init__(self, address: int, nbytes: int, owner: object) -> None:
+        self.owner = owner
+        self.__array_interface__ = self.__cuda_array_interface__ = {
+            "data": (address, False),  # not read-only
+            "shape": (nbytes,),
+            "typestr": "|u1",
+            "version": 3,
+        }
+
+
+def host_view(address: int, nbytes: int, owner: object) -> Tensor:
+    """See Device.view, of a device whose memory is the host's."""
+    return torch.from_numpy(np.asarray(_Bytes(address, nbytes, owner)))
+
+
 class CpuDevice:
     """The processor: its memory is the host's, and a captured body is run again."""
 
@@ -97,6 +119,10 @@ class CpuDevice:
     def empty(self, nbytes: int) -> Tensor:
         """See Device.empty."""
         return torch.empty(nbytes, dtype=torch.uint8)
+
+    def view(self, address: int, nbytes: int, owner: object) -> Tensor:
+        """See Device.view."""
+        return host_view(address, nbytes, owner)
 
     def pinned(self, nbytes: int) -> Tensor:
         """See Device.pinned."""
@@ -144,6 +170,10 @@ class CudaDevice:
     def empty(self, nbytes: int) -> Tensor:
         """See Device.empty."""
         return torch.empty(nbytes, dtype=torch.uint8, device=self.place)
+
+    def view(self, address: int, nbytes: int, owner: object) -> Tensor:
+        """See Device.view."""
+        return torch.as_tensor(_Bytes(address, nbytes, owner), device=self.place)
 
     def pinned(self, nbytes: int) -> Tensor:
         """See Device.pinned."""

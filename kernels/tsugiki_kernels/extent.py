@@ -8,7 +8,7 @@ Where kernels load 16 bytes at a time every tensor is aligned to that, with padd
 """
 
 import ctypes
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from copy import copy
 
 import torch
@@ -42,6 +42,7 @@ class Extent:
             end = -(-end // alignment) * alignment
             self._offsets[key] = end
             end += key[1]
+        self._follow: Callable[[Tensor], Tensor] = _itself
         self.memory = _allocated(allocate, -(-(end + SLACK) // ALIGNMENT) * ALIGNMENT)
         self.address = self.memory.data_ptr()
         for source, offset, nbytes in self._runs():
@@ -62,17 +63,25 @@ class Extent:
             return tensor.to(self.memory.device)
         offset = self._offsets[_key(tensor)]
         span = self.memory[offset : offset + tensor.nbytes]
-        return span.view(tensor.dtype).view(tensor.shape)
+        return self._follow(span.view(tensor.dtype).view(tensor.shape))
 
-    def at(self, memory: Tensor) -> "Extent":
-        """The same tensors in other memory, which holds the same bytes, on whatever device."""
+    def at(self, memory: Tensor, follow: Callable[[Tensor], Tensor]) -> "Extent":
+        """The same tensors in other memory, which holds the same bytes, on whatever device.
+
+        `follow` is told each tensor that `moved` gives out there, and returns it.
+        """
         elsewhere = copy(self)
         elsewhere.memory, elsewhere.address = memory, memory.data_ptr()
+        elsewhere._follow = follow
         return elsewhere
 
     def write(self, offset: int, content: bytes) -> None:
         """Put bytes into the head."""
         ctypes.memmove(self.address + offset, content, len(content))
+
+    def words(self, nbytes: int) -> Tensor:
+        """int64: a copy of the beginning."""
+        return self.memory[:nbytes].view(torch.int64).clone()
 
     def _runs(self) -> list[tuple[int, int, int]]:
         """(source address, offset, bytes) of tensors that are neighbours before and after."""
@@ -84,6 +93,10 @@ class Extent:
             else:
                 runs.append((source, offset, nbytes))
         return runs
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _key(tensor: Tensor) -> Key:

@@ -4,6 +4,8 @@ Owns: when a slot may be written again. Does not know what is copied. For the en
 variants, which come beside the steps, have upload.py.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from tsugiki_kernels.device import Device, Event
@@ -32,5 +34,20 @@ class PinnedRing:
     def copy(self, target: Tensor, content: Tensor) -> None:
         """target = content, the last `buffer`: after the steps asked for, before the next."""
         self._device.steps.copy(target, content)
+        self._copied_all()
+
+    def scatter(self, parts: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Each (target, content in host memory) at once, from one slot."""
+        room = self.buffer(sum(content.nbytes for _, content in parts))
+        begin = 0
+        for target, content in parts:
+            piece = room[begin : begin + content.nbytes].view(content.dtype).view(content.shape)
+            piece.copy_(content)
+            self._device.steps.copy(target, piece)
+            begin += content.nbytes
+        self._copied_all()
+
+    def _copied_all(self) -> None:
+        """The slot is in use until here; the next one follows."""
         self._copied[self._slot] = self._device.steps.record()
         self._slot = (self._slot + 1) % SLOTS

@@ -80,6 +80,38 @@ class RecordingLauncher:
         self._recorded.add(partial(launch, name, grid, block, tuple(args), shared_bytes))
 
 
+class Execution:
+    """How the operations of a backend are carried out: at once, or into what is recorded."""
+
+    def __init__(self, direct: Launcher, recorded: Steps | None = None) -> None:
+        self.direct = direct  # for what is launched when its turn comes
+        self.launcher: Launcher = (
+            direct if recorded is None else RecordingLauncher(direct, recorded)
+        )
+        self._recorded = recorded
+
+    def do(self, call: Step, *, capturable: bool = True) -> None:
+        """Call it, now or when what is recorded runs."""
+        if self._recorded is None:
+            call()
+        else:
+            self._recorded.add(call, capturable=capturable)
+
+    def keep(self, value: object) -> None:
+        """What launches reach through addresses lives as long as the program that holds them."""
+        if self._recorded is not None:
+            self._recorded.keep(value)
+
+    def watch(self, version: Version) -> None:
+        """See Steps.watch."""
+        if self._recorded is not None:
+            self._recorded.watch(version)
+
+    def at_once(self) -> "Execution":
+        """Without recording."""
+        return Execution(self.direct)
+
+
 class Program:
     """See interface.Program. Not for two threads at once."""
 

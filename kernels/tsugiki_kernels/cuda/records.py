@@ -13,6 +13,18 @@ _I32, _F32, _PTR = ctypes.c_int32, ctypes.c_float, ctypes.c_void_p
 PLAIN_BITS = 32  # of a bias that is float32 values
 
 
+def pointer_words(record_type: type[ctypes.Structure]) -> list[int]:
+    """Which words of 8 bytes of a record are addresses."""
+    words: list[int] = []
+    for name, kind, *_ in record_type._fields_:
+        word = getattr(record_type, name).offset // ctypes.sizeof(_PTR)
+        if kind is _PTR:
+            words.append(word)
+        elif issubclass(kind, ctypes.Structure):
+            words += [word + inner for inner in pointer_words(kind)]
+    return words
+
+
 class Bias(ctypes.Structure):
     """src/bias.cuh: Bias. All zeros: there is none."""
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tsugiki_kernels.check import kept_columns
+from tsugiki_kernels.check import check_tensor, kept_columns
 from tsugiki_kernels.cuda import records
 from tsugiki_kernels.cuda.arguments import (
     check_apply,
@@ -151,18 +151,18 @@ def reconstruct(launcher: Launcher, base: Tensor, part: ResidentPart, out: Tenso
     )
 
 
-def draw_columns(launcher: Launcher, draw: ColumnDraw) -> Tensor:
+def draw_columns(launcher: Launcher, draw: ColumnDraw, out: Tensor) -> None:
     """The kept columns of a seeded mask on the device, bit for bit the CPU's.
 
-    See KernelBackend.draw_columns. They are there for whatever the stream is asked afterwards.
+    out: uint16 [tiles, kept], contiguous. See KernelBackend.draw_columns. They are there for
+    whatever the stream is asked afterwards.
 
     Raises:
-        BadArgument: see check.kept_columns.
+        BadArgument: see check.kept_columns, or naming the argument.
     """
-    shape = (draw.tiles, kept_columns(draw))
-    out = torch.empty(shape, dtype=torch.uint16, device=launcher.device)
+    check_tensor("out", out, (torch.uint16,), (draw.tiles, kept_columns(draw)))
     if not out.numel():
-        return out
+        return
     start(
         launcher,
         "tsugiki_sparse_draw_columns",
@@ -175,7 +175,6 @@ def draw_columns(launcher: Launcher, draw: ColumnDraw) -> Tensor:
         tiles=draw.tiles,
         groups=-(-draw.columns // draw.group_size),
     )
-    return out
 
 
 def _word(value: int) -> Int64:

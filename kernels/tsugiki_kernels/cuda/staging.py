@@ -1,19 +1,22 @@
 """Resident forms of deltas on the GPU: one extent of device memory holds everything of a variant.
 
 Owns: the layout of the extent, and the records at its start, which point into the rest of it.
-Packing is each form's own (kinds.py). A delta without a form stays as it is, for the formulas.
+Where it lies, and where it goes, is region.py's; packing is each form's own (kinds.py). A delta
+without a form stays as it is, for the formulas.
 """
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import accumulate, chain
 
+import torch
 from torch import Tensor
 
 from tsugiki_kernels.check import check_own, check_parts
 from tsugiki_kernels.cuda import records
 from tsugiki_kernels.cuda.kinds import Form, Packing, form_of
+from tsugiki_kernels.cuda.region import Region
 from tsugiki_kernels.cuda.upload import Uploader
 from tsugiki_kernels.cuda.work_list import ResidentPart
 from tsugiki_kernels.deltas import Bias, CodedBias, Delta, Placed, SparseDelta
@@ -22,6 +25,7 @@ from tsugiki_kernels.formulas import own_tensors, with_tensors
 from tsugiki_kernels.interface import Staged, StagedLinears
 from tsugiki_kernels.reference import StagedParts
 
+WORD = 8  # bytes of an address
 ALIGNMENT = 16  # of every tensor and record: the widest load of a thread
 
 
@@ -36,17 +40,19 @@ class PlacedBias:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CudaStaged:
-    """One linear of one variant on the device."""
+    """One linear of one variant on the device. Its tensors follow its region (region.py)."""
 
     kind: type[Delta]
-    parts: tuple[tuple[Form, ResidentPart], ...]  # what kernels compute
+    parts: tuple[tuple[Form, ResidentPart], ...]  # what kernels compute; records from 0 on
     source: StagedParts  # what the formulas compute: the other parts
     biases: tuple[PlacedBias, ...]
-    kept_alive: tuple[Tensor, ...]  # the extent, and columns that it shares with others
+    region: Region
+    columns: tuple[Tensor, ...]  # kept alive: it shares them with others
 
     def of(self, form: Form) -> list[ResidentPart]:
-        """Its parts of this form."""
-        return [part for own, part in self.parts if own is form]
+        """Its parts of this form, their records where they are now."""
+        begin = self.region.address
+        return [replace(p, record=begin + p.record) for own, p in self.parts if own is form]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,23 +91,22 @@ def stage_all(
     """
     for parts in linears:
         check_parts(parts)
-    prepared = [[_prepared(placed) for placed in parts] for parts in linears]
-    every = list(chain.from_iterable(prepared))
-    head = sum(part.record_bytes for part in every)
-    tensors = chain(chain.from_iterable(part.tensors for part in every), others)
-    with uploader:
+    with uploader:  # while parts are packed, too: the kept columns of other parts are read
+        prepared = [[_prepared(placed) for placed in parts] for parts in linears]
+        every = list(chain.from_iterable(prepared))
+        head = sum(part.record_bytes for part in every)
+        tensors = chain(chain.from_iterable(part.tensors for part in every), others)
         extent = Extent(tensors, head, uploader.buffer, ALIGNMENT)
-        there = extent.at(uploader.target(extent.nbytes))
-        place = 0
-        staged: list[CudaStaged] = []
-        for linear in prepared:
-            resident: list[tuple[Form, ResidentPart]] = []
-            for part in linear:
-                resident += _written(part, extent, there, place)
-                place += part.record_bytes
-            staged.append(_staged(linear, tuple(resident), there))
+        region = uploader.target(extent.nbytes)
+        there = extent.at(region.memory(), region.follow)
+        places = accumulate((part.record_bytes for part in every), initial=0)
+        staged = [
+            _staged(linear, _written(linear, extent, there, places), there, region)
+            for linear in prepared
+        ]
+        region.has_records(extent.words(head), _pointers(every))
         uploader.upload(extent.memory, there.memory)
-    return StagedLinears(tuple(staged), tuple(map(there.moved, others)), extent.nbytes)
+        return StagedLinears(tuple(staged), tuple(map(there.moved, others)), region.nbytes)
 
 
 def own(staged: Staged) -> CudaStaged:
@@ -119,23 +124,39 @@ def _prepared(placed: Placed) -> _Prepared:
 
 
 def _written(
-    part: _Prepared, extent: Extent, there: Extent, place: int
-) -> list[tuple[Form, ResidentPart]]:
-    """Write the record of a part at `place` of the extent, with addresses of the device."""
-    if part.form is None or part.packing is None:
-        return []
-    offset, delta = part.placed.offset, part.placed.delta
-    addresses = [there.address_of(tensor) for tensor in part.packing.tensors]
-    record = part.packing.record(offset, addresses, _bias_record(delta.bias, there))
-    extent.write(place, bytes(record))
-    return [(part.form, part.form.resident(delta, offset, there.address + place))]
+    parts: Sequence[_Prepared], extent: Extent, there: Extent, places: Iterator[int]
+) -> tuple[tuple[Form, ResidentPart], ...]:
+    """Write the record of each part at its place of the extent, with addresses of the device."""
+    resident: list[tuple[Form, ResidentPart]] = []
+    for part, place in zip(parts, places, strict=False):  # parts first: it takes no place more
+        if part.form is None or part.packing is None:
+            continue
+        offset, delta = part.placed.offset, part.placed.delta
+        addresses = [there.address_of(tensor) for tensor in part.packing.tensors]
+        record = part.packing.record(offset, addresses, _bias_record(delta.bias, there))
+        extent.write(place, bytes(record))
+        resident.append((part.form, part.form.resident(delta, offset, place)))
+    return tuple(resident)
+
+
+def _pointers(parts: Iterable[_Prepared]) -> Tensor:
+    """int64: which words of the records at the start of an extent are addresses."""
+    words: list[int] = []
+    begin = 0
+    for part in parts:
+        if part.form is not None:
+            words += [begin + word for word in records.pointer_words(part.form.record_type)]
+        begin += part.record_bytes // WORD
+    return torch.tensor(words, dtype=torch.int64)
 
 
 def _staged(
-    parts: Sequence[_Prepared], resident: tuple[tuple[Form, ResidentPart], ...], there: Extent
+    parts: Sequence[_Prepared],
+    resident: tuple[tuple[Form, ResidentPart], ...],
+    there: Extent,
+    region: Region,
 ) -> CudaStaged:
     deltas = [part.placed.delta for part in parts]
-    columns = [delta.columns for delta in deltas if isinstance(delta, SparseDelta)]
     return CudaStaged(
         kind=type(deltas[0]),
         parts=resident,
@@ -145,7 +166,8 @@ def _staged(
             for part, delta in zip(parts, deltas, strict=True)
             if delta.bias is not None
         ),
-        kept_alive=(there.memory, *columns),
+        region=region,
+        columns=tuple(delta.columns for delta in deltas if isinstance(delta, SparseDelta)),
     )
 
 

@@ -16,6 +16,7 @@ from tsugiki_kernels.check import check_own
 from tsugiki_kernels.cuda.kinds import Form
 from tsugiki_kernels.cuda.launcher import Launcher
 from tsugiki_kernels.cuda.pinned_ring import PinnedRing
+from tsugiki_kernels.cuda.region import Region
 from tsugiki_kernels.cuda.staging import CudaStaged
 from tsugiki_kernels.cuda.work_list import PART_WORDS, SEGMENT_WORDS, WorkList, write_lists
 from tsugiki_kernels.delta_table import TableShape, check_fits
@@ -30,9 +31,24 @@ class CudaDeltas:
 
     kind: type[Delta]
     linears: Shapes
-    parts: Tensor  # int64 [linears, most parts of one, PART_WORDS], zeros where there are fewer
+    # int64 [linears, most parts of one, PART_WORDS], zeros where there are fewer; records counted
+    # from the beginning of their region
+    parts: Tensor
     scratch: int  # floats per row, of the linear that needs the most
+    regions: tuple[Region, ...]  # kept alive, with what is staged there
+    owners: Tensor  # int64 [linears]: which region
     kept: tuple[CudaStaged, ...]
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """Addresses of the regions now."""
+        return tuple(region.address for region in self.regions)
+
+    def words(self) -> Tensor:
+        """`parts` with the records where they are now."""
+        words = self.parts.clone()
+        words[..., 0] += torch.tensor(self.places)[self.owners][:, None]
+        return words
 
 
 class CudaTable:
@@ -46,6 +62,7 @@ class CudaTable:
         self._rows: dict[int, int] = {}  # of each linear that was asked for: its list
         self._held: tuple[CudaDeltas, ...] = ()
         self._spans: tuple[Span, ...] = ()
+        self._places: list[tuple[int, ...]] = []  # of what it holds, as the lists have them
         self._parts = 1  # most of a variant in one linear
         self._passes = torch.zeros(0, 2, dtype=torch.bool)  # [lists, 2]: which had items so far
         self._lists = torch.empty(0, 0, SEGMENT_WORDS, dtype=torch.int64)  # on the device
@@ -53,7 +70,11 @@ class CudaTable:
         self._version = 0
 
     def version(self) -> int:
-        """Another one when launches move or are added: what was captured before is not valid."""
+        """Another one when launches move or are added: what was captured before is not valid.
+
+        Asked before each run: if a variant has moved, the lists are written anew.
+        """
+        self._refresh()
         return self._version
 
     def ask(self, place: int) -> None:
@@ -70,6 +91,7 @@ class CudaTable:
         held, spans = tuple(map(self._own, deltas)), tuple(spans)
         same = len(held) == len(self._held) and all(map(_is, held, self._held))
         if same and spans == self._spans:
+            self._refresh()
             return
         self._held, self._spans = held, spans
         self._write()
@@ -85,7 +107,12 @@ class CudaTable:
         work = WorkList(segments, (first, second), len(self._scratch), inputs, outputs)
         self._form.apply(launcher, x, out, work, segments, self._scratch)
 
+    def _refresh(self) -> None:
+        if self._places != [deltas.places for deltas in self._held]:
+            self._write()
+
     def _write(self) -> None:
+        self._places = [deltas.places for deltas in self._held]
         self._make_room()
         if not self._lists.numel():
             return
@@ -95,7 +122,7 @@ class CudaTable:
             len(self._held), len(chosen), self._parts, PART_WORDS, dtype=torch.int64
         )
         for variant, deltas in zip(parts, self._held, strict=True):
-            variant[:, : deltas.parts.shape[1]] = deltas.parts[chosen]
+            variant[:, : deltas.parts.shape[1]] = deltas.words()[chosen]
         passes = self._passes | write_lists(content, parts, self._spans)
         self._ring.copy(self._lists, content)
         if not torch.equal(passes, self._passes):
@@ -133,7 +160,10 @@ def collect(kind: type[Delta], shapes: Shapes, staged: Sequence[CudaStaged | Non
             check_fits(part, place, shape)
             words[place, i] = torch.tensor(part.words)
     scratch = int(words[..., -1].sum(1).max())
-    return CudaDeltas(kind, shapes, words, scratch, tuple(s for s in staged if s is not None))
+    kept = tuple(s for s in staged if s is not None)
+    regions = tuple(dict.fromkeys(linear.region for linear in kept))
+    owners = [0 if linear is None else regions.index(linear.region) for linear in staged]
+    return CudaDeltas(kind, shapes, words, scratch, regions, torch.tensor(owners), kept)
 
 
 def _is(one: object, other: object) -> bool:

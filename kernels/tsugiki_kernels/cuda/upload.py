@@ -3,28 +3,28 @@
 Owns: the order of copies, steps and the reuse of memory. Does not know what is copied.
 """
 
-import threading
-
 from torch import Tensor
 
+from tsugiki_kernels.cuda.arena import Arena
+from tsugiki_kernels.cuda.region import Region
 from tsugiki_kernels.device import Device
 
 
 class Uploader:
     """Copies one extent at a time; any thread may call, and waits on its own."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, arena: Arena) -> None:
         self._device = device
-        self._lock = threading.Lock()
+        self._arena = arena
         self._buffer: Tensor | None = None
 
     def __enter__(self) -> "Uploader":
-        """The pinned buffer is this thread's until it leaves."""
-        self._lock.acquire()
+        """The pinned buffer is this thread's until it leaves, and nothing on the device moves."""
+        self._arena.still.acquire()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lock.release()
+        self._arena.still.release()
 
     def buffer(self, nbytes: int) -> Tensor:
         """uint8 [nbytes], pinned; the memory of the call before it."""
@@ -32,9 +32,9 @@ class Uploader:
             self._buffer = self._device.pinned(nbytes)
         return self._buffer[:nbytes]
 
-    def target(self, nbytes: int) -> Tensor:
-        """uint8 [nbytes] on the device, for `upload`."""
-        return self._device.empty(nbytes)
+    def target(self, nbytes: int) -> Region:
+        """Memory on the device, for `upload`."""
+        return self._arena.take(nbytes)
 
     def upload(self, content: Tensor, target: Tensor) -> None:
         """target = content, done when this returns.

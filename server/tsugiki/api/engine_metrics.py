@@ -9,7 +9,14 @@ from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from tsugiki.engine.client import EngineClient, EngineStats, LoadTotals, TierInfo, VariantInfo
+from tsugiki.engine.client import (
+    EngineClient,
+    EngineStats,
+    LoadTotals,
+    RoomInfo,
+    TierInfo,
+    VariantInfo,
+)
 
 MAX_VARIANT_LABELS = 500
 _GAUGES = {
@@ -40,6 +47,16 @@ _TIER_COUNTERS = {
     "misses": "requests whose variant was not in a tier",
     "evictions": "variants dropped from a tier for others",
 }
+_ROOM_GAUGES = {
+    "bytes": ("nbytes", "bytes of the buffer that variants lie in"),
+    "free_bytes": ("free_bytes", "bytes of it that are free"),
+    "largest_free_bytes": ("largest_free_bytes", "bytes of its longest free piece"),
+    "beside_bytes": ("beside_bytes", "bytes of variants that found no room in it, yet"),
+}
+_ROOM_COUNTERS = {
+    "moves": ("moves", "extents that were moved in it"),
+    "moved_bytes": ("moved_bytes", "bytes that were moved in it"),
+}
 _LOAD_PARTS = ("read", "verify", "stage")
 
 
@@ -65,6 +82,7 @@ class EngineCollector(Collector):
             yield CounterMetricFamily(f"tsugiki_prefix_cache_{name}_tokens", help, value=value)
         yield _info(stats)
         yield from _tiers(stats.tiers)
+        yield from _room(stats.room)
         yield from _loads(stats.loads)
         yield from _variants(versions)
 
@@ -80,6 +98,15 @@ def _tiers(tiers: tuple[TierInfo, ...]) -> Iterator[Metric]:
         for tier in tiers:
             counter.add_metric([tier.name], getattr(tier, name))
         yield counter
+
+
+def _room(room: RoomInfo | None) -> Iterator[Metric]:
+    if room is None:
+        return
+    for name, (field, help) in _ROOM_GAUGES.items():
+        yield GaugeMetricFamily(f"tsugiki_variant_room_{name}", help, value=getattr(room, field))
+    for name, (field, help) in _ROOM_COUNTERS.items():
+        yield CounterMetricFamily(f"tsugiki_variant_room_{name}", help, value=getattr(room, field))
 
 
 def _loads(loads: LoadTotals) -> Iterator[Metric]:

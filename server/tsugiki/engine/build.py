@@ -52,6 +52,7 @@ from tsugiki.variants.version import BaseIdentity
 from tsugiki_kernels.errors import BackendUnavailable
 from tsugiki_kernels.interface import KernelBackend
 from tsugiki_kernels.select import Choice, choose
+from tsugiki_kernels.variant_room import ReservesRoom, VariantRoom
 
 # Of --variant-memory, for masks that no variant uses any more: another of their seed may come.
 IDLE_SHARE = 0.125
@@ -98,10 +99,11 @@ def create_engine(
     commands: Commands = SimpleQueue()
     scheduler = _scheduler(config, sizes)
     pace = Pace(lambda: bool(scheduler.running), lambda: core.counters.last_step_seconds)
+    room = _room(kernels.kernels, config.variant_memory)
     load = _load(base, registry, pace)
     loader = BackgroundLoader(load, on_finished=lambda: commands.put(wake))
     residency = _residency(config, sizes, loader, events)
-    core = EngineCore(scheduler, make_runner(base, sizes), residency)
+    core = EngineCore(scheduler, make_runner(base, sizes), residency, room=room)
     thread = EngineThread(core, commands)
     view = VariantView(base_info, text, registry, residency, OpenRequests())
     service = VariantService(
@@ -228,6 +230,11 @@ def _residency(
         idle_bytes=int(IDLE_SHARE * config.variant_memory),
         on_transition=events.transition,
     )
+
+
+def _room(kernels: KernelBackend, nbytes: int) -> VariantRoom | None:
+    """One buffer for all variants, where the backend divides its memory itself."""
+    return kernels.reserve(nbytes) if isinstance(kernels, ReservesRoom) else None
 
 
 def _admission(config: ServeConfig, sizes: Sizes) -> Admission:

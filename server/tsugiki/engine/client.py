@@ -166,6 +166,18 @@ class TierInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class RoomInfo:
+    """The one buffer in which variants lie on a GPU. Moves are counted since start."""
+
+    nbytes: int
+    free_bytes: int
+    largest_free_bytes: int  # in one piece
+    beside_bytes: int  # of variants that found no room in it, yet
+    moves: int
+    moved_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class LoadTotals:
     """All loads since start, and the seconds that their parts took."""
 
@@ -194,6 +206,7 @@ class EngineStats:
     dtype: str
     threads: int
     tiers: tuple[TierInfo, ...] = ()
+    room: RoomInfo | None = None  # None: each variant has memory of its own
     loads: LoadTotals = LoadTotals()
     prefix_cache_queries: int = 0  # prompt tokens looked up
     prefix_cache_hits: int = 0  # and found

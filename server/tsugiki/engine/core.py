@@ -22,6 +22,7 @@ from tsugiki.engine.variant_turns import VariantTurns
 from tsugiki.errors import Conflict, TsugikiError
 from tsugiki.variants.loader import LoadOutcome
 from tsugiki.variants.residency import Residency
+from tsugiki_kernels.variant_room import VariantRoom
 
 logger = logging.getLogger(__name__)
 
@@ -50,11 +51,14 @@ class EngineCore:
         runner: ModelRunner,
         variants: Residency,
         clock: Callable[[], float] = time.monotonic,
+        room: VariantRoom | None = None,
     ) -> None:
+        """`room`: the buffer in which variants lie; None: each has memory of its own."""
         self.scheduler = scheduler
         self.counters = Counters()
         self._runner = runner
         self.variants = variants
+        self.room = room
         self._clock = clock
         self._turns = VariantTurns(variants, lambda: self._clock())
         self._held: dict[str, str] = {}  # running request -> the digest it retains
@@ -161,6 +165,8 @@ class EngineCore:
             self._forget(digest)
             for request in self._requests_of(digest):
                 self._start_watch(request)
+        if self.room is not None:
+            self.room.arrange()
 
     def _forget(self, digest: str) -> None:
         """A variant is gone from the device: keep neither it nor what it computed."""

@@ -4,7 +4,9 @@ Owns: where each of them is read. Lives on the event loop; single integers are r
 thread runs. Does not know how they are shown.
 """
 
-from tsugiki.engine.client import EngineStats, Machine
+from dataclasses import asdict
+
+from tsugiki.engine.client import EngineStats, Machine, RoomInfo
 from tsugiki.engine.core import EngineCore
 from tsugiki.engine.variant_view import VariantView
 
@@ -32,6 +34,7 @@ def engine_stats(core: EngineCore, view: VariantView, machine: Machine) -> Engin
         dtype=machine.dtype,
         threads=machine.threads,
         tiers=tiers,
+        room=None if core.room is None else RoomInfo(**asdict(core.room.stats())),
         loads=view.loads(),
         prefix_cache_queries=scheduler.seats.prefix_queries,
         prefix_cache_hits=scheduler.seats.prefix_hits,

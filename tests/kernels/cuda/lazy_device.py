@@ -6,6 +6,7 @@ early arrives with its new content, memory that was reused too early is read wit
 During a capture it refuses what would end one on a GPU.
 """
 
+import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tsugiki_kernels.cuda.launcher import Argument, Launcher
-from tsugiki_kernels.device import Event, Replay
+from tsugiki_kernels.device import Event, Replay, host_view
 
 POISON = 0xFF
 
@@ -77,9 +78,13 @@ class LazyStream:
 
     def copy(self, target: Tensor, source: Tensor) -> None:
         self.device.refuse_in_capture("copying")
-        if not self.device.is_pinned(source):
+        if not (self.device.is_pinned(source) or self.device.holds(source)):
             raise BrokenRule("copying from memory that is not pinned")
-        self.ask(lambda: _copy(target, source))
+        to, come_from, nbytes = target.data_ptr(), source.data_ptr(), source.nbytes
+        assert nbytes == target.nbytes
+        if abs(to - come_from) < nbytes:
+            raise BrokenRule(f"copying {nbytes} bytes onto themselves, {to - come_from} further")
+        self.ask(lambda: _copy(to, come_from, nbytes))
 
     def run(self, position: int | None = None) -> None:
         """Do what was asked, up to a position."""
@@ -87,10 +92,16 @@ class LazyStream:
         while self.done < end:
             self.done += 1
             self.work[self.done - 1]()
+            self.work[self.done - 1] = _over
 
 
-def _copy(target: Tensor, source: Tensor) -> None:
-    target.copy_(source)
+def _over() -> None:
+    """In place of work that is done, so that it keeps nothing alive."""
+
+
+def _copy(target: int, source: int, nbytes: int) -> None:
+    """By address, as on a GPU: tensors may be pointed elsewhere meanwhile."""
+    ctypes.memmove(target, source, nbytes)
 
 
 class LazyDevice:
@@ -102,14 +113,17 @@ class LazyDevice:
         self.copies = LazyStream(self)
         self.capturing: list[Callable[[], None]] | None = None
         self.captures = 0
-        self.free: list[Tensor] = []  # memory that `empty` gives away again
         self._pinned: list[Tensor] = []
+        self._given: list[Tensor] = []  # never freed: work that is not done yet may read it
 
     def empty(self, nbytes: int) -> Tensor:
         self.refuse_in_capture("allocating")
-        if self.free and len(self.free[-1]) >= nbytes:
-            return self.free.pop()[:nbytes]
-        return torch.full((nbytes,), POISON, dtype=torch.uint8)
+        memory = torch.full((nbytes,), POISON, dtype=torch.uint8)
+        self._given.append(memory)
+        return memory
+
+    def view(self, address: int, nbytes: int, owner: object) -> Tensor:
+        return host_view(address, nbytes, owner)
 
     def pinned(self, nbytes: int) -> Tensor:
         self.refuse_in_capture("allocating")
@@ -119,8 +133,11 @@ class LazyDevice:
 
     def is_pinned(self, tensor: Tensor) -> bool:
         """Whether it lies in memory that `pinned` gave."""
-        own = {memory.untyped_storage().data_ptr() for memory in self._pinned}
-        return tensor.untyped_storage().data_ptr() in own
+        return _within(tensor, self._pinned)
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether it lies in memory that `empty` gave."""
+        return _within(tensor, self._given)
 
     def capture(self, body: Callable[[], None]) -> Replay:
         self.captures += 1
@@ -135,6 +152,13 @@ class LazyDevice:
     def refuse_in_capture(self, what: str) -> None:
         if self.capturing is not None:
             raise BrokenRule(f"{what} while a graph is captured")
+
+
+def _within(tensor: Tensor, memories: Sequence[Tensor]) -> bool:
+    begin = tensor.data_ptr()
+    return any(
+        m.data_ptr() <= begin and begin + tensor.nbytes <= m.data_ptr() + len(m) for m in memories
+    )
 
 
 class LazyLauncher:
@@ -161,4 +185,6 @@ class LazyLauncher:
             raise BrokenRule(f"{name} runs for the first time while a graph is captured")
         self._warm.add(name)
         work = self._device.steps.work if graph is None else graph
-        work.append(lambda: self._launcher.launch(name, grid, block, args, shared_bytes))
+        # the addresses of now: tensors may be pointed elsewhere before their launch runs
+        own = [a.detach() if isinstance(a, Tensor) else a for a in args]
+        work.append(lambda: self._launcher.launch(name, grid, block, own, shared_bytes))

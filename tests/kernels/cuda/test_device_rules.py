@@ -7,12 +7,15 @@ import torch
 from torch import Tensor
 
 from tests.kernels.cuda.lazy_device import POISON, BrokenRule, LazyDevice, LazyLauncher
+from tsugiki_kernels.cuda.arena import Arena
 from tsugiki_kernels.cuda.backend import CudaBackend
 from tsugiki_kernels.cuda.launcher import Argument, Launcher
 from tsugiki_kernels.cuda.pinned_ring import SLOTS, PinnedRing
 from tsugiki_kernels.cuda.program import Program, RecordingLauncher, Steps
+from tsugiki_kernels.cuda.region import Region
 from tsugiki_kernels.cuda.upload import Uploader
 from tsugiki_kernels.deltas import LowRankDelta, Placed
+from tsugiki_kernels.extent import ALIGNMENT
 from tsugiki_kernels.reference import ReferenceBackend
 
 
@@ -44,31 +47,35 @@ def asked(_: object) -> None:
     """Whatever came of it."""
 
 
-def upload(uploader: Uploader, *values: int) -> Tensor:
+def upload(uploader: Uploader, *values: int) -> Region:
     content = uploader.buffer(len(values))
     content.copy_(torch.tensor(values))
-    target = uploader.target(len(values))
-    uploader.upload(content, target)
-    return target
+    region = uploader.target(len(values))
+    uploader.upload(content, region.memory()[: len(values)])
+    return region
 
 
 def test_what_was_uploaded_is_there_and_the_buffer_may_be_filled_anew() -> None:
     device = LazyDevice()
-    uploader = Uploader(device)
-    with uploader:
+    with Uploader(device, Arena(device, PinnedRing(device))) as uploader:
         first, second = upload(uploader, 1, 2), upload(uploader, 3, 4)
-    assert (first.tolist(), second.tolist()) == ([1, 2], [3, 4])
+    assert first.memory()[:2].tolist() == [1, 2]
+    assert second.memory()[:2].tolist() == [3, 4]
 
 
 def test_memory_that_a_step_still_reads_is_not_written() -> None:
     device, reader = LazyDevice(), Reader()
-    launcher, uploader = LazyLauncher(reader, device), Uploader(device)
-    with uploader:
+    arena = Arena(device, PinnedRing(device))
+    arena.reserve(ALIGNMENT)
+    launcher = LazyLauncher(reader, device)
+    with Uploader(device, arena) as uploader:
         old = upload(uploader, 1, 2)
-        launcher.launch("kernel", (1,), (1,), (old,))
-        device.free.append(old)  # evicted between two steps, while the first is still running
+        address = old.address
+        read = device.view(address, 2, None)
+        launcher.launch("kernel", (1,), (1,), (read,))
+        del old  # evicted between two steps, while the first is still running
         new = upload(uploader, 3, 4)
-    assert new.data_ptr() == old.data_ptr()
+    assert new.address == address
     assert reader.read == [("kernel", [1, 2])]
 
 

@@ -14,7 +14,6 @@ from tests.kernels.cuda.resident import (
 )
 from tests.kernels.deltas import close, expected64, sparse
 from tsugiki.codecs.masks import Mask, drawn, drawn_by
-from tsugiki_kernels.cuda import sparse as operation
 from tsugiki_kernels.cuda.backend import CudaBackend
 from tsugiki_kernels.cuda.kinds import SPARSE
 from tsugiki_kernels.cuda.launcher import Launcher
@@ -144,4 +143,6 @@ def test_masks_are_the_formats_to_the_bit(
 @pytest.mark.compiler
 def test_a_mask_that_keeps_more_than_a_group_has_is_not_drawn(executor: Launcher) -> None:
     with pytest.raises(BadArgument, match="kept=17"):
-        operation.draw_columns(executor, ColumnDraw(0, 0, 3, 52, 16, kept=17, kept_of_rest=1))
+        CudaBackend(executor, CpuDevice()).draw_columns(
+            ColumnDraw(0, 0, 3, 52, 16, kept=17, kept_of_rest=1)
+        )
