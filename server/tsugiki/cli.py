@@ -33,6 +33,7 @@ COMMANDS = {
     "decompress": "write a variant file as an ordinary checkpoint",
     "inspect": "show what a variant file holds",
     "eval": "compare a variant with its fine-tune",
+    "tune": "train a variant in the compressed space of its base",
     "repair": "train a variant file to answer like its fine-tune",
     "distill": "train a LoRA variant on what a teacher expects",
     "prune": "write a shallower student of the same tokenizer",

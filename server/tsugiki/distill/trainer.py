@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ class TrainingPlan:
     warmup: float = 0.1  # share of the steps
     clip: float | None = 1.0  # norm of all gradients
     betas: tuple[float, float] = (0.9, 0.95)
+    decay: Literal["cosine", "linear"] = "cosine"
 
 
 @dataclass(slots=True)
@@ -86,11 +87,12 @@ def train(
 
 
 def schedule(step: int, plan: TrainingPlan) -> float:
-    """Linear warm-up, then cosine decay to zero: a factor on the peak learning rate."""
+    """Linear warm-up, then decay to zero: a factor on the peak learning rate."""
     warm = round(plan.warmup * plan.steps)
     if step < warm:
         return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, plan.steps - warm)))
+    decayed = (step - warm) / max(1, plan.steps - warm)
+    return 1 - decayed if plan.decay == "linear" else 0.5 * (1 + math.cos(math.pi * decayed))
 
 
 @torch.no_grad()
