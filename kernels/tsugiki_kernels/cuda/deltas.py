@@ -56,7 +56,7 @@ def apply(
         execution.watch(linear.region.version)
     sources = [linear.source for linear in linears]
     if any(source.parts for source in sources):
-        execution.do(lambda: FORMULAS.apply(x, out, sources, spans))
+        execution.do(lambda: FORMULAS.apply(x, out, sources, spans), capturable=False)
     for form in dict.fromkeys(form for linear in linears for form, _ in linear.parts):
         _apply_form(execution, scratch, form, x, out, linears, spans)
 
@@ -125,13 +125,15 @@ def reconstruct(execution: Execution, base: Tensor, staged: Staged, out: Tensor)
         BadArgument: naming the argument that breaks the contract.
     """
     linear = own(staged)
+    if sum(part.width - part.offset for _, part in linear.parts) < len(base):
+        # formulas take memory, which a graph cannot; the base's own rows are copied alone
+        alone = not linear.source.parts
+        execution.do(lambda: FORMULAS.reconstruct(base, linear.source, out), capturable=alone)
     execution.do(lambda: _rebuild(execution.direct, base, linear, out))
     execution.watch(linear.region.version)
 
 
 def _rebuild(launcher: Launcher, base: Tensor, linear: CudaStaged, out: Tensor) -> None:
-    if sum(part.width - part.offset for _, part in linear.parts) < len(base):
-        FORMULAS.reconstruct(base, linear.source, out)
     for form in dict.fromkeys(form for form, _ in linear.parts):
         for part in linear.of(form):
             form.rebuild(launcher, base, part, out)

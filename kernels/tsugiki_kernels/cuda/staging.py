@@ -89,9 +89,9 @@ def stage_all(
     Raises:
         BadArgument: see check.check_parts and Extent.
     """
-    for parts in linears:
-        check_parts(parts)
-    with uploader:  # while parts are packed, too: the kept columns of other parts are read
+    with uploader:  # from the first look at kept columns on: they may not move meanwhile
+        for parts in linears:
+            check_parts(parts)
         prepared = [[_prepared(placed) for placed in parts] for parts in linears]
         every = list(chain.from_iterable(prepared))
         head = sum(part.record_bytes for part in every)
