@@ -1,51 +1,136 @@
-"""What of a packed linear can be trained without changing its bytes: factors on steps, the bias.
+"""What of a packed linear can be trained without changing its bytes, and packing it again.
 
-Owns: for each codec that offers it, how many rows share a factor, and the packed module with new
-factors and a new bias. Does not know: losses, data, models (tune/).
+Owns: for each codec that offers it, a module that adds what training changes, and the packed
+linear with the trained values. Does not know: losses, data, models (tune/).
+
+Every value is trained in a unit of its own size, so that one learning rate for each kind of value
+fits every layer of every model.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Protocol
 
-from torch import Tensor
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from tsugiki.codecs import bitdelta, deltadq
 from tsugiki.codecs.base import Packed
 from tsugiki.codecs.options import LARGEST_FLOAT16
 from tsugiki.codecs.quantize import pack_bias, stored_bias
 
-
-class Retune(Protocol):
-    """One codec's way to take trained values."""
-
-    def rows_per_factor(self, packed: Packed) -> int:
-        """Rows of the linear whose stored change one factor scales."""
-
-    def bias(self, packed: Packed) -> Tensor | None:
-        """The stored bias correction, float32 [out]; None: the module stores none."""
-
-    def retuned(self, packed: Packed, factors: Tensor, bias: Tensor | None) -> Packed:
-        """The module with its change scaled by `factors` (float32 [ceil(out / rows_per_factor)])
-        and `bias` (float32 [out]) in place of the stored one; as many bytes as before."""
+LEAST_UNIT = 1e-6
 
 
-class _DeltaDQ:
-    """Steps are stored as float16, relative to the module's gain; the bias as low-bit codes."""
+class TrainableChange(nn.Module):
+    """What training adds to a packed linear: nothing at first."""
 
-    def rows_per_factor(self, packed: Packed) -> int:
-        return int(packed.options["rows_per_step"])
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out], in the dtype of x."""
+        raise NotImplementedError
 
-    def bias(self, packed: Packed) -> Tensor | None:
-        return stored_bias(packed)
+    def kinds(self) -> Mapping[str, nn.Parameter]:
+        """What is trained, float32: "factors", "biases", "low_rank_a", "low_rank_b"."""
+        return dict(self.named_parameters())
 
-    def retuned(self, packed: Packed, factors: Tensor, bias: Tensor | None) -> Packed:
-        step = (packed.tensors["step"].float() * factors).clamp(-LARGEST_FLOAT16, LARGEST_FLOAT16)
-        tensors = {**packed.tensors, "step": step.half()}
-        options = dict(packed.options)
-        if bias is not None:
-            stored = pack_bias(bias, packed.options["bias_bits"])
+    def pack(self) -> Packed:
+        """The linear with the trained values, as many bytes as before."""
+        raise NotImplementedError
+
+
+class ScaledChange(TrainableChange):
+    """rho (x D^T) + u beta, D being the stored change: a factor for each group of rows that shares
+    a step, and the bias where one is stored."""
+
+    def __init__(
+        self, packed: Packed, change: Tensor, rows_per_factor: int, step: str, dtype: torch.dtype
+    ) -> None:
+        """`change`: the stored one, [out, in]; `step`: the part that factors are multiplied into,
+        float16 [ceil(out / rows_per_factor)]."""
+        super().__init__()
+        self._packed, self._step = packed, step
+        self._rows_per_factor = rows_per_factor
+        self._change = change.to(dtype)
+        self.factors = nn.Parameter(torch.zeros(-(-packed.shape[0] // rows_per_factor)))
+        self._bias = stored_bias(packed)
+        if self._bias is not None:
+            self._unit = _unit(self._bias)
+            self.biases = nn.Parameter(torch.zeros(packed.shape[0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See `TrainableChange.forward`."""
+        factor = self.factors.repeat_interleave(self._rows_per_factor)[: self._packed.shape[0]]
+        y = F.linear(x, self._change) * factor.to(x.dtype)
+        return y if self._bias is None else y + (self._unit * self.biases).to(x.dtype)
+
+    @torch.no_grad()
+    def pack(self) -> Packed:
+        """See `TrainableChange.pack`."""
+        packed, options = self._packed, dict(self._packed.options)
+        steps = packed.tensors[self._step].float() * (1 + self.factors)
+        limited = steps.clamp(-LARGEST_FLOAT16, LARGEST_FLOAT16).half()
+        tensors = {**packed.tensors, self._step: limited}
+        if self._bias is not None:
+            stored = pack_bias(self._bias + self._unit * self.biases, options["bias_bits"])
             tensors["bias"], options["bias_scale"] = stored.codes, stored.scale
         return replace(packed, options=options, tensors=tensors)
 
 
-RETUNABLE: Mapping[str, Retune] = {"deltadq": _DeltaDQ()}
+class LowRankChange(TrainableChange):
+    """scale (x A'^T B'^T - x A^T B^T), A' = A + u a and B' = B + v b."""
+
+    def __init__(self, packed: Packed, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._packed = packed
+        self._a, self._b = (packed.tensors[part].float() for part in ("a", "b"))
+        self._units = _unit(self._a), _unit(self._b)
+        self._dtype = dtype
+        self.low_rank_a = nn.Parameter(torch.zeros_like(self._a))
+        self.low_rank_b = nn.Parameter(torch.zeros_like(self._b))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See `TrainableChange.forward`."""
+        now, before = (
+            F.linear(F.linear(x, a.to(self._dtype)), b.to(self._dtype))
+            for a, b in (self._factors(), (self._a, self._b))
+        )
+        return (now - before) * self._packed.options["scale"]
+
+    @torch.no_grad()
+    def pack(self) -> Packed:
+        """See `TrainableChange.pack`."""
+        dtype = self._packed.tensors["a"].dtype
+        largest = torch.finfo(dtype).max
+        a, b = (value.clamp(-largest, largest).to(dtype) for value in self._factors())
+        return replace(self._packed, tensors={"a": a, "b": b})
+
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        return (
+            self._a + self._units[0] * self.low_rank_a,
+            self._b + self._units[1] * self.low_rank_b,
+        )
+
+
+def _unit(values: Tensor) -> Tensor:
+    """The root mean square of what is stored."""
+    return values.square().mean().sqrt().clamp_min(LEAST_UNIT)
+
+
+def _deltadq(packed: Packed, dtype: torch.dtype) -> TrainableChange:
+    """Steps are stored relative to the module's gain; the bias as low-bit codes."""
+    change = deltadq.CODEC.effective(torch.zeros(packed.shape), packed).weight
+    return ScaledChange(packed, change, int(packed.options["rows_per_step"]), "step", dtype)
+
+
+def _bitdelta(packed: Packed, dtype: torch.dtype) -> TrainableChange:
+    """A scale for each row, relative to the module's gain."""
+    change = bitdelta.CODEC.effective(torch.zeros(packed.shape), packed).weight
+    return ScaledChange(packed, change, 1, "scale", dtype)
+
+
+# codec -> its trainable part, computed with in this dtype beside the linear as it is packed
+TRAINABLE: Mapping[str, Callable[[Packed, torch.dtype], TrainableChange]] = {
+    "deltadq": _deltadq,
+    "bitdelta": _bitdelta,
+    "lora": LowRankChange,
+}

@@ -4,6 +4,8 @@ Owns: dialogues held out, batches and their order, the beginning that all dialog
 Does not know: losses, what is trained.
 """
 
+import hashlib
+import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -51,6 +53,11 @@ class Batch:
         """The same, without gradients."""
         ids = [d.ids for d in self.dialogues]
         return answer_logits(model, ids, [d.start for d in self.dialogues], self.shared)
+
+
+def dialogues_digest(dialogues: Sequence[Dialogue]) -> str:
+    """The identity of what a run is trained on: 64 hex digits."""
+    return hashlib.sha256(json.dumps([[d.ids, d.start] for d in dialogues]).encode()).hexdigest()
 
 
 def shared_beginning(dialogues: Sequence[Dialogue]) -> int:

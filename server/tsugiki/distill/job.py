@@ -4,8 +4,6 @@ Owns: the order in which models are in memory, the checks of what was asked for,
 of itself. Does not know: the loop (trainer.py), the loss (neo.py), the branch (lora_student.py).
 """
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -28,7 +26,7 @@ from tsugiki.compress.job import OpenedBase, open_base
 from tsugiki.compress.progress import Progress
 from tsugiki.compress.reconstruct import open_variant
 from tsugiki.compress.tokenizer_check import first_difference, load_tokenizer
-from tsugiki.distill.batches import batched, shared_beginning, split, stream
+from tsugiki.distill.batches import batched, dialogues_digest, shared_beginning, split, stream
 from tsugiki.distill.divergence import Direction
 from tsugiki.distill.lora_student import LoraSettings, LoraStudent, attach
 from tsugiki.distill.neo import Mixture, NeoObjective
@@ -202,12 +200,11 @@ def _teacher(
 
 def _identity(job: DistillJob, plan: DistillPlan, opened: _Opened) -> dict[str, Any]:
     """All that the course of the run depends on."""
-    ids = json.dumps([[d.ids, d.start] for d in opened.dialogues]).encode()
     return {
         **asdict(plan),
         "student": opened.student.reference(job.cache_dir).fingerprint,
         "teacher": opened.teacher.reference(job.cache_dir).fingerprint,
-        "data": hashlib.sha256(ids).hexdigest(),
+        "data": dialogues_digest(opened.dialogues),
         "dtype": str(job.dtype),
         "teacher_cached": job.teacher_cache is not None,
     }

@@ -7,7 +7,6 @@ Each part is written whole or not at all, so that an interrupted fill goes on wh
 each answer token it holds k ids (int32) and k + 1 log probabilities (float32): 8 k + 4 bytes.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from tsugiki.compress.dialogues import Dialogue
 from tsugiki.compress.progress import Progress
-from tsugiki.distill.batches import Batch, batched
+from tsugiki.distill.batches import Batch, batched, dialogues_digest
 from tsugiki.distill.divergence import Target
 from tsugiki.distill.teacher import Teacher
 from tsugiki.errors import ConfigError
@@ -39,8 +38,7 @@ class TeacherCache:
     ) -> None:
         self._directory = directory
         self._dialogues = list(dict.fromkeys(dialogues))
-        ids = json.dumps([[d.ids, d.start] for d in self._dialogues]).encode()
-        self._identity = {**identity, "dialogues": hashlib.sha256(ids).hexdigest()}
+        self._identity = {**identity, "dialogues": dialogues_digest(self._dialogues)}
 
     def fill(self, teacher: Callable[[], Teacher], shared: int, progress: Progress) -> None:
         """Write the parts that are missing; the teacher is loaded only for them. `shared`: see

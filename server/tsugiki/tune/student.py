@@ -1,10 +1,11 @@
 """A variant as a transformers model in which only what its file stores cheaply is trained.
 
-Owns: the trainable view of a variant (a factor for each group of rows, biases, norms), and packing
-the trained values again. It starts out exactly as the file. Does not know: losses, data, schedules.
+Owns: the trainable view of a variant (what each codec offers for its linears, and norms), and
+packing the trained values again. It starts out exactly as the file. Does not know: losses, data,
+schedules, what codecs offer (codecs/retune.py).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,47 +15,28 @@ from torch import Tensor, nn
 
 from tsugiki.codecs import CODECS
 from tsugiki.codecs.base import Packed
-from tsugiki.codecs.retune import RETUNABLE
+from tsugiki.codecs.retune import TRAINABLE, TrainableChange
 from tsugiki.compress.hf_model import model_of
 from tsugiki.compress.reconstruct import Reconstruction
 from tsugiki.errors import Unsupported
 
 VECTOR_MODES = ("replace", "delta")
+NORMS = "norms"
 
 
 class RetunedLinear(nn.Module):
-    """y = x W^T + b + rho (x D^T) + u beta: W and b of the variant, D its stored change of W.
+    """The linear of the variant, and beside it what training adds."""
 
-    Trained are rho (one for each group of rows) and beta (one for each row, in units u of the
-    correction's own size, so that one learning rate fits every layer).
-    """
-
-    def __init__(self, linear: nn.Linear, packed: Packed) -> None:
+    def __init__(self, linear: nn.Linear, change: TrainableChange) -> None:
         super().__init__()
-        codec, retune = CODECS[packed.codec], RETUNABLE[packed.codec]
         self.weight = linear.weight.detach()
         self.own_bias = None if linear.bias is None else linear.bias.detach()
-        change = codec.effective(torch.zeros(packed.shape), packed).weight
-        self.change = change.to(self.weight.dtype)
-        self.rows_per_factor = retune.rows_per_factor(packed)
-        self.rho = nn.Parameter(torch.zeros(-(-packed.shape[0] // self.rows_per_factor)))
-        self.stored_bias = retune.bias(packed)
-        if self.stored_bias is not None:
-            self.unit = self.stored_bias.square().mean().sqrt().clamp_min(1e-6)
-            self.beta = nn.Parameter(torch.zeros(packed.shape[0]))
+        self.change = change
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
-        factor = self.rho.repeat_interleave(self.rows_per_factor)[: self.weight.shape[0]]
-        y = F.linear(x, self.weight, self.own_bias)
-        y = y + F.linear(x, self.change) * factor.to(x.dtype)
-        return y if self.stored_bias is None else y + (self.unit * self.beta).to(x.dtype)
-
-    @torch.no_grad()
-    def packed(self, before: Packed) -> Packed:
-        """What is stored now."""
-        bias = None if self.stored_bias is None else self.stored_bias + self.unit * self.beta
-        return RETUNABLE[before.codec].retuned(before, 1 + self.rho, bias)
+        y: Tensor = F.linear(x, self.weight, self.own_bias) + self.change(x)
+        return y
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +47,20 @@ class Student:
     linears: Mapping[str, RetunedLinear]  # by weight name
     norms: Mapping[str, nn.Parameter]
 
-    def groups(self) -> Iterator[tuple[str, list[nn.Parameter]]]:
-        """("factors" | "biases" | "norms", parameters): each kind has its own learning rate."""
-        yield "factors", [linear.rho for linear in self.linears.values()]
-        biased = [linear for linear in self.linears.values() if linear.stored_bias is not None]
-        yield "biases", [linear.beta for linear in biased]
-        yield "norms", list(self.norms.values())
+    def kinds(self) -> dict[str, dict[str, nn.Parameter]]:
+        """Parameters by kind, then by name: each kind has its own learning rate."""
+        found: dict[str, dict[str, nn.Parameter]] = {}
+        for name, linear in self.linears.items():
+            for kind, parameter in linear.change.kinds().items():
+                found.setdefault(kind, {})[f"{name}/{kind}"] = parameter
+        return {**found, NORMS: dict(self.norms)} if self.norms else found
 
     def packed(
         self, modules: Mapping[str, Packed], base: Mapping[str, Tensor]
     ) -> dict[str, Packed]:
         """All modules of the file with the trained values; `base`: norm weights by name."""
         found = dict(modules)
-        found |= {name: linear.packed(modules[name]) for name, linear in self.linears.items()}
+        found |= {name: linear.change.pack() for name, linear in self.linears.items()}
         for name, weight in self.norms.items():
             kept = {key: modules[name].options[key] for key in ("mode", "dtype")}
             options = {**kept, "name": name}
@@ -97,16 +80,15 @@ def make_student(variant: Reconstruction, dtype: torch.dtype) -> Student:
     places = dict(model.named_modules())
     linears = {}
     for name, packed in variant.modules.items():
-        if packed.codec in RETUNABLE and isinstance(
-            place := places.get(name.removesuffix(".weight")), nn.Linear
-        ):
-            linears[name] = RetunedLinear(place, packed)
+        place = places.get(name.removesuffix(".weight"))
+        if packed.codec in TRAINABLE and isinstance(place, nn.Linear):
+            linears[name] = RetunedLinear(place, TRAINABLE[packed.codec](packed, dtype))
             parent, _, leaf = name.removesuffix(".weight").rpartition(".")
             setattr(places[parent], leaf, linears[name])
     if not linears:
         raise Unsupported(
             f"no module of this file can be repaired in place; codecs that can: "
-            f"{', '.join(RETUNABLE)}"
+            f"{', '.join(TRAINABLE)}"
         )
     return Student(model, linears, _trained_norms(places, variant.modules))
 
