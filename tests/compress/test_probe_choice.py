@@ -38,9 +38,12 @@ def stored_probe(walk: Any, cache_dir: Path) -> Callable[..., tuple[Header, Any]
     return make
 
 
-@pytest.mark.parametrize("codec", ["deltadq", "bitdelta", "lora"])
+@pytest.mark.parametrize(
+    ("codec", "options"), [("deltadq", {"alpha": 4}), ("bitdelta", {}), ("lora", {})]
+)
 def test_the_probe_is_what_transformers_answers_by_a_margin_and_the_base_does_not(
     codec: str,
+    options: dict[str, int],
     walk: Any,
     stored_probe: Any,
     tiny_base: Path,
@@ -48,7 +51,7 @@ def test_the_probe_is_what_transformers_answers_by_a_margin_and_the_base_does_no
     dialogues_file: Path,
 ) -> None:
     header, report = stored_probe(
-        tiny_base, tiny_tuned, codec=codec, options={}, calibration=dialogues_file
+        tiny_base, tiny_tuned, codec=codec, options=options, calibration=dialogues_file
     )
     assert header.probe is not None
     expected = torch.tensor(header.probe["greedy_ids"])

@@ -58,10 +58,10 @@ DEFAULTS: dict[str, Any] = {
     "group_size": 64,
     "rows_per_mask": 16,
     "parts": 1,
-    "bias_bits": 6,
+    "bias_bits": 4,
 }
 LARGEST_ZERO = 2**20  # code - zero stays exact in float32
-LEAST_ROWS_PER_STEP = 16  # a float16 step every 16 rows costs 1 bit a row
+LEAST_ROWS_PER_STEP = 64  # steps of 16 rows take 3 % of a small file and fit it by 0.1 % better
 COLUMNS = "columns"  # the part that prepare_lookup adds: shared, not the variant's own
 RESIDENT_BITS = {1: 1, 2: 2, 3: 4, 4: 4, 5: 8, 6: 8, 7: 8, 8: 8}  # what SparseDelta can hold
 
