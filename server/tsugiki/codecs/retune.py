@@ -94,7 +94,7 @@ class LowRankChange(TrainableChange):
             F.linear(F.linear(x, a.to(self._dtype)), b.to(self._dtype))
             for a, b in (self._factors(), (self._a, self._b))
         )
-        return (now - before) * self._packed.options["scale"]
+        return (now - before) * float(self._packed.options["scale"])
 
     @torch.no_grad()
     def pack(self) -> Packed:
