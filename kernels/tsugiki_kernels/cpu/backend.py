@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from tsugiki_kernels.check import check_own, check_spans, kept_columns
-from tsugiki_kernels.cpu import attention, build, deltas, elementwise, sampling, staging
+from tsugiki_kernels.codebooks import CodebookWeight
+from tsugiki_kernels.cpu import attention, build, codebooks, deltas, elementwise, sampling, staging
 from tsugiki_kernels.cpu import linear as dense
 from tsugiki_kernels.cpu import weight as packed
 from tsugiki_kernels.cpu.deltas import own
@@ -228,6 +229,21 @@ class CpuBackend:
             BadArgument: naming the argument that breaks the contract.
         """
         self._do(dense.linear(x, weight, bias, out, spans))
+
+    def linear_codebooks(
+        self,
+        x: Tensor,
+        weight: CodebookWeight,
+        bias: Tensor | None,
+        out: Tensor,
+        spans: Sequence[Span] | None = None,
+    ) -> None:
+        """See ReadsCodebooks.linear_codebooks.
+
+        Raises:
+            BadArgument: naming the argument that breaks the contract.
+        """
+        self._do(codebooks.linear(x, weight, bias, out, spans))
 
     def linear_rebuilt(
         self,

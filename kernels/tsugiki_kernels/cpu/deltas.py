@@ -17,7 +17,13 @@ from tsugiki_kernels.cpu.program import Operation
 from tsugiki_kernels.cpu.records import Apply, Reconstruct
 from tsugiki_kernels.cpu.staging import DTYPES, CpuStaged
 from tsugiki_kernels.cpu.table import CpuTable
-from tsugiki_kernels.deltas import DenseDelta, LowRankDelta, SignDelta, SparseDelta
+from tsugiki_kernels.deltas import (
+    CodebookDelta,
+    DenseDelta,
+    LowRankDelta,
+    SignDelta,
+    SparseDelta,
+)
 from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.interface import Span, Staged
 
@@ -26,6 +32,7 @@ _APPLY = {
     SignDelta: "tsugiki_sign_apply",
     DenseDelta: "tsugiki_dense_apply",
     LowRankDelta: "tsugiki_low_rank_apply",
+    CodebookDelta: "tsugiki_codebook_apply",
 }
 _RECONSTRUCT = {
     SparseDelta: "tsugiki_sparse_reconstruct",
@@ -45,7 +52,7 @@ def apply(x: Tensor, out: Tensor, linears: Sequence[CpuStaged], spans: Sequence[
     count = ctypes.c_int64(len(linears))
     where = addresses.buffer_info()[0], 1, flat.buffer_info()[0], ctypes.addressof(count)
     kept = (x, out, linears, addresses, flat, count)
-    return Operation(_APPLY[linears[0].kind], Apply(*_activations(x, out), *where), kept=kept)
+    return Operation(_APPLY[linears[0].kind], Apply(*activations(x, out), *where), kept=kept)
 
 
 def apply_table(x: Tensor, out: Tensor, table: CpuTable, place: int) -> Operation:
@@ -56,7 +63,7 @@ def apply_table(x: Tensor, out: Tensor, table: CpuTable, place: int) -> Operatio
     """
     shape = table.shape
     check_spans(x, out, 0, ())
-    _check_strides(x, out)
+    check_strides(x, out)
     outputs, inputs = shape.linears[place]
     if x.shape != (shape.rows, inputs) or out.shape != (shape.rows, outputs):
         raise BadArgument(
@@ -64,10 +71,10 @@ def apply_table(x: Tensor, out: Tensor, table: CpuTable, place: int) -> Operatio
             f"{tuple(x.shape)} and {tuple(out.shape)}"
         )
     where = table.linears(place), table.stride, table.spans, table.count
-    return Operation(_APPLY[shape.kind], Apply(*_activations(x, out), *where), kept=(x, out, table))
+    return Operation(_APPLY[shape.kind], Apply(*activations(x, out), *where), kept=(x, out, table))
 
 
-def _activations(x: Tensor, out: Tensor) -> tuple[int, ...]:
+def activations(x: Tensor, out: Tensor) -> tuple[int, ...]:
     """The fields of src/step.h: Step."""
     strides = x.stride(0), out.stride(0)
     dtypes = DTYPES[x.dtype], DTYPES[out.dtype]
@@ -100,7 +107,7 @@ def own(staged: Staged) -> CpuStaged:
     return check_own("staged", staged, CpuStaged)
 
 
-def _check_strides(x: Tensor, out: Tensor) -> None:
+def check_strides(x: Tensor, out: Tensor) -> None:
     for name, tensor in (("x", x), ("out", out)):
         if tensor.stride(1) != 1 or tensor.device.type != "cpu":
             raise BadArgument(
@@ -110,7 +117,7 @@ def _check_strides(x: Tensor, out: Tensor) -> None:
 
 
 def _check_step(x: Tensor, out: Tensor, linears: Sequence[CpuStaged]) -> None:
-    _check_strides(x, out)
+    check_strides(x, out)
     inputs, outputs, kind = x.shape[1], out.shape[1], linears[0].kind
     for linear in linears:
         if linear.kind is not kind:

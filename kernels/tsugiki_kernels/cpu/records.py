@@ -88,6 +88,22 @@ class LowRankPart(Part):
     )
 
 
+class CodebookPart(Part):
+    """src/codebooks.h: CodebookPart."""
+
+    _fields_: ClassVar[Fields] = (
+        ("code_stride", _I64),
+        ("width", _I64),
+        ("bits", _I32),
+        ("groups", _I32),
+        ("kind", _I32),
+        ("gain", _F32),
+        ("codes", _PTR),
+        ("values", _PTR),
+        ("step", _PTR),
+    )
+
+
 class Apply(ctypes.Structure):
     """src/step.h: Apply. One call for all variants of a step."""
 

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from tsugiki_kernels.check import check_parts
+from tsugiki_kernels.codebooks import IndexMap
 from tsugiki_kernels.cpu import records
 from tsugiki_kernels.cpu.records import (
     PLAIN_BITS,
+    CodebookPart,
     DensePart,
     LowRankPart,
     Part,
@@ -48,6 +50,7 @@ RECORDS: dict[type[Delta], type[Part]] = {
     SignDelta: SignPart,
     DenseDelta: DensePart,
     LowRankDelta: LowRankPart,
+    CodebookDelta: CodebookPart,
 }
 
 Head = tuple[int, int, records.Bias]  # the fields of every record: offset, rows, bias
@@ -79,7 +82,7 @@ def stage_all(
     prepared = [[_rearranged(placed) for placed in parts] for parts in linears]
     own = chain.from_iterable(_tensors(placed) for parts in prepared for placed in parts)
     extent = Extent(chain(own, others), sum(map(_record_bytes, linears)), allocate)
-    kept_alive = (extent.memory, *_columns(linears))  # one for all: they come and go together
+    kept_alive = (extent.memory, *_shared(linears))  # one for all: they come and go together
     staged: list[CpuStaged] = []
     place = 0
     for parts in prepared:
@@ -137,11 +140,20 @@ def _tensors(placed: Placed) -> Iterator[Tensor]:
             yield from (delta.a, delta.b.T)
         case DenseDelta(weight=Tensor() as weight):
             yield weight
+        case CodebookDelta():
+            yield delta.values
+            if delta.step is not None:
+                yield delta.step
 
 
-def _columns(linears: Sequence[Sequence[Placed]]) -> list[Tensor]:
-    deltas = (placed.delta for parts in linears for placed in parts)
-    return [delta.columns for delta in deltas if isinstance(delta, SparseDelta)]
+def _shared(linears: Sequence[Sequence[Placed]]) -> Iterator[Tensor]:
+    """What records point to outside the extent."""
+    for placed in chain.from_iterable(linears):
+        match placed.delta:
+            case SparseDelta(columns=columns):
+                yield columns
+            case CodebookDelta(index=index):
+                yield index.codes
 
 
 def _staged(
@@ -206,8 +218,15 @@ def _record(placed: Placed, extent: Extent) -> Part:
                 a=extent.address_of(delta.a),
                 b=extent.address_of(delta.b),
             )
-        case CodebookDelta():
-            raise BadArgument("parts: the CPU kernels read no codebooks; use the reference")
+        case CodebookDelta() as delta:
+            return codebooks(
+                head,
+                delta.index,
+                gain=delta.gain,
+                kind=int(delta.step is not None),
+                values=extent.address_of(delta.values),
+                step=None if delta.step is None else extent.address_of(delta.step),
+            )
 
 
 def _bias(bias: Bias | None, extent: Extent) -> records.Bias:
@@ -216,6 +235,30 @@ def _bias(bias: Bias | None, extent: Extent) -> records.Bias:
     if isinstance(bias, CodedBias):
         return records.Bias(extent.address_of(bias.codes), bias.scale, bias.bits)
     return records.Bias(extent.address_of(bias), 1.0, PLAIN_BITS)
+
+
+def codebooks(head: Head, index: IndexMap, **values: float | None) -> CodebookPart:
+    """The record of something that has a value for each entry of each codebook.
+
+    Raises:
+        BadArgument: codebooks whose codes do not fill whole bytes, or that lie elsewhere.
+    """
+    width = index.shape[1] // index.groups
+    if width * index.bits % 8:
+        raise BadArgument(
+            f"groups: {width} codes of {index.bits} bits fill no whole bytes; use the reference"
+        )
+    if not index.codes.is_cpu:
+        raise BadArgument(f"codes: expected a tensor on the CPU, found {index.codes.device}")
+    return CodebookPart(
+        *head,
+        code_stride=index.codes.shape[1],
+        width=width,
+        bits=index.bits,
+        groups=index.groups,
+        codes=index.codes.data_ptr(),
+        **values,
+    )
 
 
 def _sparse(delta: SparseDelta, head: Head, extent: Extent) -> SparsePart:
