@@ -46,8 +46,8 @@ class Form(NamedTuple):
 FORMS = (
     Form("as it is", None),
     Form("round to nearest, 4 bits per row", None),
-    Form("sketch 4 bits, 1 group", SketchSettings(4, 1), calibrated=True),
     Form("sketch 4 bits, 4 groups", SketchSettings(4, 4), calibrated=True),
+    Form("sketch 4 bits, 1 group", SketchSettings(4, 1), calibrated=True),
     Form("round to nearest, 3 bits per row", None),
     Form("sketch 3 bits, 1 group", SketchSettings(3, 1), calibrated=True),
     Form("sketch 3 bits, 4 groups", SketchSettings(3, 4), calibrated=True),
@@ -106,7 +106,11 @@ def measure(form: Form, base: OpenedBase, windows: Tensor, arguments: Any) -> Ro
     started = time.monotonic()
     calibrated = arguments.calibration if form.calibrated else None
     bits, error = 16.0, 0.0
-    if form.settings is not None:
+    if arguments.sketched is not None:
+        ready = open_base(arguments.sketched)
+        model = model_of(base.checkpoint.config, tensors(ready, lambda w: w))
+        bits, error = as_stored(base, ready)
+    elif form.settings is not None:
         with TemporaryDirectory() as folder:
             out = Path(folder) / "base"
             job = SketchBaseJob(
@@ -126,6 +130,28 @@ def measure(form: Form, base: OpenedBase, windows: Tensor, arguments: Any) -> Ro
     tokens = arguments.sequences * 512 if calibrated else 0
     shape = windows.numel(), windows.shape[1]
     return Row(arguments.name, form.name, *shape, tokens, bits, error, found, seconds)
+
+
+def form_of(directory: Path) -> Form:
+    """The form that a calibrated sketched base is of."""
+    settings = open_base(directory).checkpoint.sketch
+    if settings is None:
+        raise SystemExit(f"--sketched {directory} is not sketched")
+    groups = f"{settings.groups} group" + "s" * (settings.groups > 1)
+    return Form(f"sketch {settings.bits} bits, {groups}", settings, calibrated=True)
+
+
+def as_stored(base: OpenedBase, ready: OpenedBase) -> tuple[float, float]:
+    """Bits per weight and relative error of the sketched linears of a directory."""
+    nbytes = weights = 0
+    error = norm = 0.0
+    for name in filter(ready.checkpoint.is_sketched, ready.checkpoint.names()):
+        found, plain = ready.checkpoint.sketched(name), base.checkpoint.tensor(name).float()
+        nbytes += found.index.codes.nbytes + found.codebooks.nbytes
+        weights += plain.numel()
+        norm += float(plain.square().sum())
+        error += float((ready.checkpoint.tensor(name).float() - plain).square().sum())
+    return 8 * nbytes / weights, (error / norm) ** 0.5
 
 
 def table(rows: list[Row]) -> str:
@@ -161,6 +187,7 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--sequences", type=int, default=32)
     parser.add_argument("--rows", type=Path, default=ROWS)
+    parser.add_argument("--sketched", type=Path, help="judge this sketched base instead")
     parser.add_argument("--table", action="store_true", help="measure nothing")
     arguments = parser.parse_args()
     rows = read_rows(arguments.rows)
@@ -169,7 +196,7 @@ def main() -> None:
         tokenizer = load_tokenizer(base.checkpoint.path)
         windows = sequences(arguments.text, tokenizer, arguments.windows, arguments.window)
         known = {row.key for row in rows}
-        for form in FORMS:
+        for form in FORMS if arguments.sketched is None else [form_of(arguments.sketched)]:
             if (arguments.name, form.name, windows.numel(), windows.shape[1]) in known:
                 continue
             row = measure(form, base, windows, arguments)
