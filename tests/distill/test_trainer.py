@@ -80,7 +80,7 @@ def test_a_checkpoint_of_another_run_is_refused_by_what_differs(tmp_path: Path) 
     path = tmp_path / "state"
     parameter = nn.Parameter(torch.ones(2))
     taken = Optimizer([ParameterGroup({"w": parameter}, 1.0)], (0.9, 0.95), None)
-    StateFile(path, {"alpha": 0.5}).save(SavedRun(3, taken.state(), {}))
+    StateFile(path, {"alpha": 0.5}).save(SavedRun(3, taken.state()))
     with pytest.raises(ConfigError, match=r"alpha 0\.5, this one has 0\.9.*remove the file"):
         StateFile(path, {"alpha": 0.9}).load()
     path.write_bytes(path.read_bytes()[:9])

@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -46,14 +46,13 @@ class TrainingPlan:
     decay: Literal["cosine", "linear"] = "cosine"
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """What is kept of a run, beside what was trained."""
 
     log: Path | None = None  # JSONL, one line a step
     state: StateFile | None = None
-    every: int = 50  # steps between two checkpoints
-    seconds: list[float] = field(default_factory=list)  # of each step of this process
+    every: int = 50  # steps between two checkpoints; 0: none
 
 
 def train(
@@ -77,9 +76,8 @@ def train(
         for step in progress.track(range(done, plan.steps), "training", plan.steps - done):
             started = time.monotonic()
             factor = schedule(step, plan)
-            line = _step(optimizer, objective, next(passes), factor)
-            record.seconds.append(time.monotonic() - started)
-            line = {"step": step + 1, **line, "factor": factor, "seconds": record.seconds[-1]}
+            line = {"step": step + 1, **_step(optimizer, objective, next(passes), factor)}
+            line |= {"factor": factor, "seconds": time.monotonic() - started}
             log.write(line)
             if _shown(step, plan.steps):
                 progress.note(_sentence(line, plan.steps))
@@ -130,7 +128,7 @@ def _resume(optimizer: Optimizer, record: Record, progress: Progress) -> int:
 
 def _checkpoint(optimizer: Optimizer, record: Record, done: int, steps: int) -> None:
     if record.state is not None and record.every and (done % record.every == 0 or done == steps):
-        record.state.save(SavedRun(done, optimizer.state(), {}))
+        record.state.save(SavedRun(done, optimizer.state()))
 
 
 def _shown(step: int, steps: int) -> bool:

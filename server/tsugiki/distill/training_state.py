@@ -24,7 +24,6 @@ class SavedRun:
 
     step: int
     tensors: Mapping[str, Tensor]
-    kept: Mapping[str, Any]  # JSON values of whoever runs
 
 
 class StateFile:
@@ -36,7 +35,7 @@ class StateFile:
 
     def save(self, run: SavedRun) -> None:
         """Replace what was saved before."""
-        content = {"identity": self._identity, "step": run.step, "kept": run.kept}
+        content = {"identity": self._identity, "step": run.step}
         scratch = self.path.with_name(f".{self.path.name}.new")
         tensors = {name: tensor.contiguous() for name, tensor in run.tensors.items()}
         save_file(tensors, scratch, metadata={"run": json.dumps(content)})
@@ -59,7 +58,7 @@ class StateFile:
                 f"{self.path} is damaged ({error}): remove it to start anew"
             ) from None
         self._check(content["identity"])
-        return SavedRun(content["step"], tensors, content["kept"])
+        return SavedRun(content["step"], tensors)
 
     def remove(self) -> None:
         """The run is over."""
