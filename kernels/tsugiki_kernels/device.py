@@ -8,6 +8,9 @@ The rules that whoever uses a device keeps (a recording fake checks them, tests/
 - what a copy wrote is read only after its event;
 - memory is written again only after the event of the last work that may read it;
 - while a graph is captured nothing is allocated, nobody waits, and no kernel runs the first time.
+
+Steps run in torch's inference mode, and what lies between them does not: memory is the same from
+both, and a copy may write what either made a view of.
 """
 
 from collections.abc import Callable
@@ -85,6 +88,7 @@ class _AtOnce:
     def wait(self, event: Event) -> None:
         """See Stream.wait."""
 
+    @torch.inference_mode()
     def copy(self, target: Tensor, source: Tensor) -> None:
         """See Stream.copy."""
         target.copy_(source)
@@ -116,6 +120,7 @@ class CpuDevice:
         self.steps: Stream = _AtOnce()
         self.copies: Stream = _AtOnce()
 
+    @torch.inference_mode(False)
     def empty(self, nbytes: int) -> Tensor:
         """See Device.empty."""
         return torch.empty(nbytes, dtype=torch.uint8)
@@ -124,6 +129,7 @@ class CpuDevice:
         """See Device.view."""
         return host_view(address, nbytes, owner)
 
+    @torch.inference_mode(False)
     def pinned(self, nbytes: int) -> Tensor:
         """See Device.pinned."""
         return torch.empty(nbytes, dtype=torch.uint8)
@@ -150,6 +156,7 @@ class _CudaStream:
             raise TypeError(f"an event of another device: {type(event).__name__}")
         self.stream.wait_event(event)
 
+    @torch.inference_mode()
     def copy(self, target: Tensor, source: Tensor) -> None:
         """See Stream.copy."""
         with torch.cuda.stream(self.stream):
@@ -167,6 +174,7 @@ class CudaDevice:
         # Graphs are replayed one after the other and keep nothing in their pool: they share one.
         self._pool = torch.cuda.graph_pool_handle()
 
+    @torch.inference_mode(False)
     def empty(self, nbytes: int) -> Tensor:
         """See Device.empty."""
         return torch.empty(nbytes, dtype=torch.uint8, device=self.place)
@@ -175,6 +183,7 @@ class CudaDevice:
         """See Device.view."""
         return torch.as_tensor(_Bytes(address, nbytes, owner), device=self.place)
 
+    @torch.inference_mode(False)
     def pinned(self, nbytes: int) -> Tensor:
         """See Device.pinned."""
         return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)

@@ -116,6 +116,7 @@ class LazyDevice:
         self._pinned: list[Tensor] = []
         self._given: list[Tensor] = []  # never freed: work that is not done yet may read it
 
+    @torch.inference_mode(False)
     def empty(self, nbytes: int) -> Tensor:
         self.refuse_in_capture("allocating")
         memory = torch.full((nbytes,), POISON, dtype=torch.uint8)
@@ -125,6 +126,7 @@ class LazyDevice:
     def view(self, address: int, nbytes: int, owner: object) -> Tensor:
         return host_view(address, nbytes, owner)
 
+    @torch.inference_mode(False)
     def pinned(self, nbytes: int) -> Tensor:
         self.refuse_in_capture("allocating")
         memory = torch.empty(nbytes, dtype=torch.uint8)

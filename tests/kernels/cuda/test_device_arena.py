@@ -1,6 +1,5 @@
 """The buffer of variants, against a plain model, on a device that does everything late."""
 
-import gc
 import threading
 from dataclasses import dataclass
 from itertools import pairwise
@@ -145,7 +144,6 @@ def fragmented() -> tuple[Loads, list[Variant], Variant]:
     variants = [loads.load(1, value) for value in range(8)]
     kept = variants[1::2]
     variants.clear()
-    gc.collect()
     return loads, kept, loads.load(3, 99)
 
 
@@ -191,7 +189,6 @@ def test_a_region_lives_as_long_as_a_tensor_over_it() -> None:
     variant = loads.load(2, 7)
     content = variant.content[5:9]
     del variant
-    gc.collect()
     loads.arena._collect()
     assert (content.tolist(), loads.arena.stats().free_bytes) == ([7] * 4, 0)
     del content

@@ -7,9 +7,6 @@ same, the prompts' always.
 """
 
 import asyncio
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +14,21 @@ import httpx
 import pytest
 
 from benchmarks.adapters import save_adapter
-from tests.api.live_server import LiveServer
-from tsugiki.api.app import create_app
+from tests.kernels.cuda.served import PROMPTS, TOKENS, answers, serving
 from tsugiki.compress.job import CompressJob
 from tsugiki.compress.pipeline import compress
 from tsugiki.compress.progress import Progress
-from tsugiki.config import ServeConfig
-from tsugiki.engine.build import create_engine
 from tsugiki_kernels.cuda.backend import CudaBackend
 from tsugiki_kernels.cuda.launcher import Launcher
 from tsugiki_kernels.device import CpuDevice
 from tsugiki_kernels.reference import ReferenceBackend
 from tsugiki_kernels.select import Choice
 
-PROMPTS = [[0, *range(20, 25)], [0, *range(40, 61)]]
 MODELS = ["base", "tiles", "rows", "signs", "adapter"]
-TOKENS = 6
 # of log-probabilities; found were 0.05 in bfloat16, where logits from 4 to 8 are 0.03 apart, and
 # 0.008 in float16
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}
 QUIET = Progress(quiet=True)
-
-Chosen = Callable[[str, str, Path], Choice]
 
 
 @pytest.fixture(scope="module")
@@ -58,55 +48,6 @@ def variants(tiny_base: Path, tiny_tuned: Path, tmp_path_factory: pytest.TempPat
     return folder
 
 
-@contextmanager
-def serving(base: Path, variants: Path, cache: Path, dtype: str, chosen: Chosen) -> Iterator[str]:
-    """The URL of a server in this process with the kernels that `chosen` gives."""
-    config = ServeConfig(
-        base=str(base),
-        variants=variants,
-        served_model_name="base",
-        device="cpu",
-        dtype=dtype,
-        kernels="cuda",
-        drain_seconds=1,
-        kv_memory=2**20,
-        max_model_len=128,
-        cache_dir=cache,
-    )
-    server = LiveServer(create_app(create_engine(config, choose_kernels=chosen), config))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        server.wait_until_started()
-        yield server.url
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
-async def answers(url: str) -> list[dict[str, Any]]:
-    """All prompts of all models, at once."""
-    async with httpx.AsyncClient(base_url=url, timeout=300.0) as client:
-
-        async def ask(model: str, prompt: list[int]) -> dict[str, Any]:
-            body = {
-                "model": model,
-                "prompt": prompt,
-                "max_tokens": TOKENS,
-                "temperature": 0,
-                "ignore_eos": True,
-                "echo": True,
-                "logprobs": 1,
-                "return_token_ids": True,
-            }
-            answer = await client.post("/v1/completions", json=body)
-            answer.raise_for_status()
-            choice: dict[str, Any] = answer.json()["choices"][0]
-            return choice
-
-        return await asyncio.gather(*(ask(m, p) for m in MODELS for p in PROMPTS))
-
-
 @pytest.fixture(scope="module", params=TOLERANCE)
 def dtype(request: pytest.FixtureRequest) -> str:
     """What the server computes in."""
@@ -120,8 +61,10 @@ def expected(
 ) -> list[dict[str, Any]]:
     """What the reference answers."""
     cache = tmp_path_factory.mktemp("cache")
-    with serving(tiny_base, variants, cache, dtype, lambda *_: Choice(ReferenceBackend())) as url:
-        return asyncio.run(answers(url))
+    with serving(
+        tiny_base, variants, cache, lambda *_: Choice(ReferenceBackend()), dtype=dtype
+    ) as url:
+        return asyncio.run(answers(url, MODELS))
 
 
 def comparable(mine: list[int], theirs: list[int]) -> int:
@@ -159,6 +102,6 @@ def test_a_mixed_batch_on_cuda_kernels_is_answered_as_by_the_reference(
         assert name == "cuda"
         return Choice(CudaBackend(executor, CpuDevice()))
 
-    with serving(tiny_base, variants, tmp_path, dtype, chosen) as url:
+    with serving(tiny_base, variants, tmp_path, chosen, dtype=dtype) as url:
         assert httpx.get(f"{url}/health").json()["kernels"] == "cuda"
-        check(asyncio.run(answers(url)), expected, dtype)
+        check(asyncio.run(answers(url, MODELS)), expected, dtype)

@@ -120,6 +120,21 @@ def test_a_gpu_replays_what_its_table_holds(launcher: Launcher) -> None:
 
 
 @pytest.mark.compiler
+def test_a_table_that_a_step_filled_is_emptied_between_two_steps(executor: Launcher) -> None:
+    kernels = CudaBackend(executor, CpuDevice())
+    (deltas,) = kernels.collect(SHAPES, kernels.stage_all(linears("sign", 1)).linears)
+    table = kernels.delta_table(deltas.kind, SHAPES, ROWS, 1)
+    x, out = torch.randn(ROWS, 48), torch.zeros(ROWS, 80)
+    with torch.inference_mode():
+        table.fill([deltas], [(0, 4)])
+        kernels.apply_table(x, out, table, 0)
+    assert out[:4].any()
+    table.fill((), ())
+    kernels.apply_table(x, out.zero_(), table, 0)
+    assert not out.any()
+
+
+@pytest.mark.compiler
 def test_what_a_table_holds_already_is_not_copied_again(executor: Launcher) -> None:
     variant = linears("sign", 1)
     step = LazyStep(executor, type(variant[0][0].delta))
