@@ -8,8 +8,7 @@ import json
 import resource
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,13 @@ import torch
 
 from benchmarks.distill.operations import training_operations
 from benchmarks.distill.runs import Run
+from benchmarks.distill.score import score
 from tsugiki.compress.dialogues import Dialogue, read_dialogues
-from tsugiki.compress.evaluate import Sums, batch_sums, summary
 from tsugiki.compress.hf_model import load_model
+from tsugiki.compress.job import open_base
 from tsugiki.compress.progress import Progress
 from tsugiki.compress.tokenizer_check import load_tokenizer
-from tsugiki.distill.batches import Batch, batched, shared_beginning, stream
+from tsugiki.distill.batches import Batch, shared_beginning, stream
 from tsugiki.distill.lora_student import LoraSettings, attach
 from tsugiki.distill.neo import Mixture, NeoObjective
 from tsugiki.distill.optimizer import ParameterGroup
@@ -32,7 +32,6 @@ from tsugiki.distill.trainer import Record, TrainingPlan, train
 
 BATCH_TOKENS = 1000
 TOP_K = 32
-KL_LINES = 512
 DTYPE = torch.bfloat16
 
 
@@ -55,10 +54,14 @@ def teacher_of(run: Run, args: argparse.Namespace, dialogues: list[Dialogue]) ->
     """None where nothing is distilled; cached, its expectations are there already."""
     if run.method == "sft-lora":
         return None
-    view = View(load_tokenizer(args.student).vocab_size, TOP_K if run.cached else None)
-    if not run.cached:
-        return LiveTeacher(load_model(args.teacher, DTYPE), view)
-    return cache_of(args, dialogues).open()
+    if run.cached:
+        return cache_of(args, dialogues).open()
+    return LiveTeacher(load_model(args.teacher, DTYPE), View(width_of(args)))
+
+
+def width_of(args: argparse.Namespace) -> int:
+    """Tokens that both models have."""
+    return min(open_base(path).architecture.vocab_size for path in (args.student, args.teacher))
 
 
 def cache_of(args: argparse.Namespace, dialogues: list[Dialogue]) -> TeacherCache:
@@ -72,7 +75,7 @@ def trained(run: Run, args: argparse.Namespace, dialogues: list[Dialogue]) -> tu
     teacher = teacher_of(run, args, dialogues)
     model, parameters = attached(run, load_model(args.student, DTYPE))
     alpha = {"sft-lora": 0.0, "full-kd": run.alpha, "neo": run.alpha}[run.method]
-    objective = NeoObjective(model, teacher, Mixture(alpha))
+    objective = NeoObjective(model, teacher, Mixture(alpha, width=width_of(args)))
     tokens: list[int] = []
     shared = shared_beginning(dialogues)
     batches = counted(stream(dialogues, BATCH_TOKENS, run.seed, shared), tokens)
@@ -91,31 +94,6 @@ def trained(run: Run, args: argparse.Namespace, dialogues: list[Dialogue]) -> tu
     }
 
 
-@torch.inference_mode()
-def score(model: Any, teacher: Any, dialogues: Sequence[Dialogue]) -> dict[str, Any]:
-    """Exact match and perplexity on all dialogues, KL from the teacher on some of them."""
-    shared = shared_beginning(dialogues)
-    alone = _rows(dialogues, {"tuned": model, "variant": model}, shared)
-    beside = _rows(dialogues[:KL_LINES], {"tuned": teacher, "variant": model}, shared)
-    whole, kl = (summary(rows, ("tuned", "variant")) for rows in (alone, beside))
-    return {
-        "examples": whole.examples,
-        "accuracy": asdict(whole.accuracy["variant"]),
-        "perplexity": asdict(whole.perplexity["variant"]),
-        "kl": asdict(kl.kl),
-        "kl_examples": kl.examples,
-        "top1_agreement": asdict(kl.top1_agreement),
-    }
-
-
-def _rows(dialogues: Sequence[Dialogue], models: dict[str, Any], shared: int) -> list[Sums]:
-    rows: list[Sums] = []
-    for batch in batched(dialogues, 4 * BATCH_TOKENS, shared):
-        known = {id(m): batch.known_logits(m).log_softmax(-1) for m in models.values()}
-        rows += batch_sums(batch.dialogues, {name: known[id(m)] for name, m in models.items()})
-    return rows
-
-
 def parse_arguments() -> argparse.Namespace:
     """Describe and read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -132,7 +110,7 @@ def main() -> None:
     tokenizer = load_tokenizer(args.student)
     dialogues = list(read_dialogues(args.data, tokenizer))
     if args.run == "cache":
-        view = View(tokenizer.vocab_size, TOP_K)
+        view = View(width_of(args), TOP_K)
         shared = shared_beginning(dialogues)
         cache = cache_of(args, dialogues)
         cache.fill(lambda: LiveTeacher(load_model(args.teacher, DTYPE), view), shared, Progress())
