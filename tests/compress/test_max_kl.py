@@ -14,7 +14,7 @@ from tsugiki.compress.dialogues import Dialogue
 from tsugiki.compress.evaluate import Estimate, evaluate
 from tsugiki.compress.hf_model import load_model, model_of, refill
 from tsugiki.compress.job import CompressJob, open_base
-from tsugiki.compress.kl_search import Attempt, smallest
+from tsugiki.compress.kl_search import Attempt, smaller_than, smallest
 from tsugiki.compress.progress import Progress
 from tsugiki.compress.reconstruct import open_variant
 from tsugiki.compress.reference import Reference, within
@@ -58,6 +58,51 @@ def test_what_is_returned_was_measured_within_the_goal_although_noise_breaks_the
         return Attempt(ratio, ratio, Estimate(kl, kl, kl))
 
     assert smallest(attempt, 0.01, QUIET).kl.value <= 0.01
+
+
+def test_another_codec_is_searched_only_beyond_the_ratio_that_is_reached_already() -> None:
+    asked: list[float] = []
+
+    def counted(ratio: float) -> Attempt[float] | None:
+        asked.append(ratio)
+        return law(0.01 / 300)(ratio)
+
+    better = smaller_than(40.0, counted, 0.01, QUIET)
+    assert better is not None
+    assert 300 / 2 ** (1 / 16) <= better.ratio <= 300
+    assert min(asked) > 40
+    asked.clear()
+    assert smaller_than(310.0, counted, 0.01, QUIET) is None
+    assert len(asked) == 1
+
+
+def test_auto_takes_the_codec_whose_file_is_the_smallest(
+    walk: Any, tiny_base: Path, tune: Any, dialogues_file: Path, cache_dir: Path
+) -> None:
+    def add_outer_product(tensors: dict[str, torch.Tensor]) -> None:
+        generator = torch.Generator().manual_seed(0)
+        for name in (n for n in tensors if n.endswith("_proj.weight")):
+            rows, columns = (torch.randn(n, generator=generator) for n in tensors[name].shape)
+            tensors[name] += 0.004 * rows[:, None] * columns
+
+    tuned = tune(tiny_base, add_outer_product)
+    asked: dict[str, Any] = {"calibration": dialogues_file, "cache_dir": cache_dir, "options": {}}
+    assert walk.compress(tiny_base, tuned, codec="auto", max_kl=3e-3, **asked).codec == "lora"
+
+
+def test_auto_takes_what_reaches_the_goal_where_the_likeliest_codec_does_not(
+    walk: Any, tiny_base: Path, tune: Any, dialogues_file: Path, cache_dir: Path
+) -> None:
+    def move_far(tensors: dict[str, torch.Tensor]) -> None:
+        name = "model.layers.0.mlp.up_proj.weight"
+        tensors[name] += torch.ones(len(tensors[name]), 1) * torch.randn(tensors[name].shape[1])
+
+    torch.manual_seed(0)
+    tuned = tune(tiny_base, move_far)
+    asked: dict[str, Any] = {"calibration": dialogues_file, "cache_dir": cache_dir, "options": {}}
+    with pytest.raises(CompressionRefused, match="no file of at least 2x"):
+        walk.compress(tiny_base, tuned, max_kl=1e-6, **asked)
+    assert walk.compress(tiny_base, tuned, codec="auto", max_kl=1e-6, **asked).codec == "lora"
 
 
 def test_answers_are_kept_up_to_a_number_of_tokens_and_one_in_any_case() -> None:
@@ -126,6 +171,7 @@ def test_the_report_says_what_the_file_that_was_written_measures(
     [
         ({"max_kl": 0.01}, "needs --calibration"),
         ({"max_kl": -1.0}, "above 0"),
+        ({"codec": "auto"}, "give --max-kl"),
         ({"max_kl": 0.01, "target_ratio": 8.0}, "exclude each other"),
     ],
 )

@@ -29,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `tsugiki compress`."""
     parser.description = (
         "Write a variant file: what a fine-tune changes in its base, compressed. Without "
-        "--target-ratio, --max-bytes or --max-kl deltadq uses alpha 16 and 1 bit (about 200x)."
+        "--target-ratio, --max-bytes or --max-kl deltadq uses alpha 16 and 1 bit (about 200x). "
+        "auto takes the codec whose file is the smallest within --max-kl."
     )
     parser.add_argument("codec", choices=CODECS, metavar="CODEC", help=" | ".join(CODECS))
     parser.add_argument("--base", required=True, metavar="DIR", help="base model, or 'demo'")

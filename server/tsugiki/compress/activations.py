@@ -89,7 +89,11 @@ def _to_be_shared(job: CompressJob) -> bool:
     """Whether the job leaves open how many bytes a matrix takes."""
     goals = (job.max_bytes, job.target_ratio, job.max_kl)
     sized = any(goal is not None for goal in goals)
-    return sized and job.codec in SHARED and not {"alpha", "group_size"} & set(job.options)
+    return (
+        sized
+        and bool(set(SHARED) & set(job.codecs))
+        and not {"alpha", "group_size"} & set(job.options)
+    )
 
 
 def _queries(job: CompressJob, base: OpenedBase) -> list[str]:

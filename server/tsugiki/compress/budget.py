@@ -6,9 +6,10 @@ packed.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from tsugiki.codecs import CODECS, deltadq
@@ -45,10 +46,15 @@ class Template:
     def nbytes(self, changes: Options) -> int:
         """Bytes of all these modules with some options changed."""
         taken = shared_out(self.codec, changes, self.share, self.shape[-1])
-        parts = CODECS[self.codec].parts(self.shape, {**self.options, **_fitting(self, taken)})
-        return self.count * sum(
-            math.prod(shape) * dtype.itemsize for dtype, shape in parts.values()
-        )
+        options = {**self.options, **_fitting(self, taken)}
+        return self.count * _bytes(self.codec, self.shape, tuple(sorted(options.items())))
+
+
+@lru_cache(maxsize=2**15)
+def _bytes(codec: str, shape: tuple[int, ...], options: tuple[tuple[str, Any], ...]) -> int:
+    """Of one module; searches ask for the same ones again and again."""
+    parts = CODECS[codec].parts(shape, dict(options))
+    return sum(math.prod(size) * dtype.itemsize for dtype, size in parts.values())
 
 
 def choose(
@@ -136,9 +142,17 @@ def shared_dropout(options: Options, share: float, width: int) -> dict[str, Any]
     """Options that keep about `share` times the survivors of rows of this width."""
     alpha = int(options.get("alpha", deltadq.DEFAULTS["alpha"]))
     group = options.get("group_size") or group_size_of(alpha)
-    wanted = math.log(group / kept_of(group, alpha) / share)
-    _, alpha, group = min(_dropouts(), key=lambda found: abs(math.log(found[0]) - wanted))
+    alpha, group = _nearest_dropout(group / kept_of(group, alpha) / share)
     return {**options, "alpha": min(alpha, width), "group_size": min(group, width)}
+
+
+def _nearest_dropout(rate: float) -> tuple[int, int]:
+    """(alpha, group size) of the rate that is nearest, as a ratio."""
+    known = _dropouts()
+    above = bisect_left(known, (rate,))
+    near = known[max(0, above - 1) : above + 1]
+    _, alpha, group = min(near, key=lambda found: abs(math.log(found[0] / rate)))
+    return alpha, group
 
 
 def lora_candidates(fixed: Options) -> Iterator[dict[str, Any]]:
@@ -163,8 +177,9 @@ SHARED: Mapping[str, Callable[[Options, float, int], dict[str, Any]]] = {"deltad
 
 
 def shared_out(codec: str, options: Options, share: float, width: int) -> Options:
-    """The options of a matrix that takes `share` times the bytes that `options` stand for."""
-    return options if share == 1 else SHARED[codec](options, share, width)
+    """The options of a matrix that takes `share` times the bytes that `options` stand for, where
+    the codec can do that."""
+    return SHARED[codec](options, share, width) if codec in SHARED and share != 1 else options
 
 
 def _fitting(template: Template, changes: Options) -> dict[str, Any]:

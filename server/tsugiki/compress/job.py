@@ -21,6 +21,8 @@ from tsugiki.model.fingerprint import base_fingerprint
 from tsugiki.model.layout import layout_of
 
 SIZEABLE = ("deltadq", "lora")  # codecs with a size to choose
+AUTO = "auto"  # in place of a codec: the one of AUTO_CODECS whose file is the smallest
+AUTO_CODECS = ("deltadq", "bitdelta", "lora")  # the likeliest first
 ADAPTER_FILE = "adapter_config.json"  # what makes a directory a PEFT adapter
 
 
@@ -50,6 +52,8 @@ class CompressJob:
             )
         if self.max_kl is not None:
             self._check_max_kl(self.max_kl)
+        elif self.codec == AUTO:
+            raise ConfigError("codec auto compares files that are equally good: give --max-kl X")
         if self.target_ratio is not None and not self.target_ratio > 0:
             raise ConfigError(f"--target-ratio is {self.target_ratio}; it must be above 0")
         if self.group_size is not None and self.calibration is None:
@@ -62,6 +66,11 @@ class CompressJob:
         if self.out.is_dir():
             raise ConfigError(f"--out {self.out} is a directory; name a file, x.safetensors")
 
+    @property
+    def codecs(self) -> tuple[str, ...]:
+        """Those that may carry the fine-tune."""
+        return AUTO_CODECS if self.codec == AUTO else (self.codec,)
+
     def _check_max_kl(self, goal: float) -> None:
         if not goal > 0:
             raise ConfigError(f"--max-kl is {goal}; it must be above 0")
@@ -69,8 +78,8 @@ class CompressJob:
             raise ConfigError(
                 f"--max-kl {goal} needs --calibration FILE.jsonl: KL is measured on half of it"
             )
-        if self.codec not in SIZEABLE:
-            known = ", ".join(SIZEABLE)
+        if self.codec not in (*SIZEABLE, AUTO):
+            known = ", ".join((*SIZEABLE, AUTO))
             raise ConfigError(f"--max-kl chooses a size, and {self.codec} has none: use {known}")
 
 

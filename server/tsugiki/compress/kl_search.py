@@ -7,6 +7,7 @@ KL per token falls about as 1 / bytes for random masks (docs/codecs.md), so size
 octaves: outwards from a usual ratio until one is close enough and one is not, then by bisection.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -44,7 +45,24 @@ def smallest(
         CompressionRefused: the goal is missed at the largest size.
     """
     search = _Search(attempt, goal, progress)
-    good, bad = _bracket(search)
+    return _within(search, *_bracket(search))
+
+
+def smaller_than(
+    ratio: float,
+    attempt: Callable[[float], Attempt[Content] | None],
+    goal: float,
+    progress: Progress,
+) -> Attempt[Content] | None:
+    """As `smallest`, among ratios above `ratio` alone; None, after one attempt, where the next one
+    above it is missed."""
+    search = _Search(attempt, goal, progress)
+    at = math.log2(ratio) + PRECISION
+    return _within(search, *_outwards(search, at)) if search.passes(at) else None
+
+
+def _within(search: "_Search[Content]", good: float, bad: float) -> Attempt[Content]:
+    """The best between a ratio that is close enough and one that is not, in octaves."""
     while bad - good > PRECISION:
         middle = (good + bad) / 2
         good, bad = (middle, bad) if search.passes(middle) else (good, middle)
@@ -59,14 +77,19 @@ def _bracket(search: "_Search[Content]") -> tuple[float, float]:
     """
     at = START
     if search.passes(at):
-        while at < MOST and search.passes(at + STRIDE):
-            at += STRIDE
-        return at, min(MOST, at + STRIDE)
+        return _outwards(search, at)
     while at > LEAST:
         at -= STRIDE
         if search.passes(at):
             return at, at + STRIDE
     raise CompressionRefused(search.complaint())
+
+
+def _outwards(search: "_Search[Content]", at: float) -> tuple[float, float]:
+    """The same from a ratio on that is close enough."""
+    while at < MOST and search.passes(at + STRIDE):
+        at += STRIDE
+    return at, min(MOST, at + STRIDE)
 
 
 class _Search(Generic[Content]):

@@ -7,7 +7,7 @@ Memory stays that of one pair of tensors and of what is stored, whatever the siz
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
@@ -20,9 +20,16 @@ from tsugiki.codecs.artifact import ArtifactSpec
 from tsugiki.codecs.base import Packed
 from tsugiki.codecs.coverage import REPORT_KEY, coverage, declared
 from tsugiki.codecs.metadata import Header
-from tsugiki.compress.activations import collect
+from tsugiki.compress.activations import Activations, collect
 from tsugiki.compress.adapter import adapter_modules
-from tsugiki.compress.job import CompressJob, OpenedBase, is_adapter, open_base, open_full
+from tsugiki.compress.job import (
+    CompressJob,
+    FullFineTune,
+    OpenedBase,
+    is_adapter,
+    open_base,
+    open_full,
+)
 from tsugiki.compress.kl_goal import Source, pack_to_kl
 from tsugiki.compress.packer import DENSE, FLOAT16, INT8, Packer, Stored, markers, pack_all
 from tsugiki.compress.probe import (
@@ -37,7 +44,7 @@ from tsugiki.compress.probe import (
 from tsugiki.compress.progress import Progress
 from tsugiki.compress.report import Deviation, Report, file_paper_ratio, ratio, sections_of
 from tsugiki.compress.sizing import Limit, pack_within
-from tsugiki.compress.survey import survey
+from tsugiki.compress.survey import Change, survey
 from tsugiki.errors import CompressionRefused
 
 # Stands for the report of a file that is not packed yet: no report is longer than this one.
@@ -54,6 +61,7 @@ LONGEST_REPORT = {
 class Content:
     """Everything of a variant file but the name of its base."""
 
+    codec: str
     stored: tuple[Stored, ...]
     text: dict[str, Any] | None
     model_parameters: int
@@ -78,7 +86,7 @@ def compress(job: CompressJob, progress: Progress) -> Report:
     else:
         content = _full(job, base, longest_probe(prompts, tokens), progress)
     modules = {item.packed.name: item.packed for item in content.stored}
-    spec = replace(_spec(job, base, content.text), report=_kept_report(content))
+    spec = replace(_spec(job, content.codec, base, content.text), report=_kept_report(content))
     if prompts:
         probe = _probe(job, spec, modules, prompts, tokens, progress)
         spec = replace(spec, probe=None if probe is None else probe.stored())
@@ -116,25 +124,40 @@ def _full(
             "two different models"
         )
     activations = collect(job, base, source.pairs, found, progress)
-    limit = Limit(job.max_bytes, job.target_ratio)
-    options = {**job.options, **activations.options}
-    vectors = INT8 if limit.given or job.max_kl is not None else FLOAT16
-    packer = Packer(
-        CODECS[job.codec], options, base.layout, activations.stats, vectors, activations.shares
-    )
-    spec = replace(_spec(job, base, source.text), report=LONGEST_REPORT, probe=probe)
-    notes = activations.notes
+    sources = [
+        _source(job, codec, base, source, found.changes, activations, probe) for codec in job.codecs
+    ]
+    limit, first, notes = Limit(job.max_bytes, job.target_ratio), sources[0], activations.notes
+    codec, changes = first.spec.codec, found.changes
     if job.max_kl is not None and job.calibration is not None:
-        packed_from = Source(packer, source.pairs, found.changes, spec)
-        packing = pack_to_kl(job, job.calibration, base, packed_from, progress)
-        stored, notes = packing.stored, (*notes, packing.note)
+        packing = pack_to_kl(job, job.calibration, base, sources, progress)
+        codec, stored, notes = packing.codec, packing.stored, (*notes, packing.note)
     elif limit.given:
-        stored = pack_within(packer, source.pairs, found.changes, limit, spec, progress)
+        stored = pack_within(first.packer, source.pairs, changes, limit, first.spec, progress)
     else:
-        changes = progress.track(found.changes, f"packing with {job.codec}")
-        stored = pack_all(packer, source.pairs, changes)
+        counted = progress.track(changes, f"packing with {job.codec}")
+        stored = pack_all(first.packer, source.pairs, counted)
     stored += markers(source.pairs, stored)
-    return Content(stored, source.text, found.model_parameters, notes)
+    return Content(codec, stored, source.text, found.model_parameters, notes)
+
+
+def _source(
+    job: CompressJob,
+    codec: str,
+    base: OpenedBase,
+    tuned: FullFineTune,
+    changes: Sequence[Change],
+    activations: Activations,
+    probe: Mapping[str, Any] | None,
+) -> Source:
+    """The changes as one codec would carry them."""
+    options = {**job.options, **activations.options}
+    sized = job.max_kl is not None or Limit(job.max_bytes, job.target_ratio).given
+    vectors = INT8 if sized else FLOAT16
+    stats, given = activations.stats, activations.shares
+    packer = Packer(CODECS[codec], options, base.layout, stats, vectors, given)
+    spec = replace(_spec(job, codec, base, tuned.text), report=LONGEST_REPORT, probe=probe)
+    return Source(packer, tuned.pairs, changes, spec)
 
 
 def _adapter(job: CompressJob, base: OpenedBase) -> Content:
@@ -151,14 +174,16 @@ def _adapter(job: CompressJob, base: OpenedBase) -> Content:
         )
     source = adapter_modules(base, job.tuned)
     exact = [Stored(p, p.shape[0] * p.shape[1], Deviation()) for p in source.modules.values()]
-    return Content(tuple(exact), source.text, base.parameters)
+    return Content(job.codec, tuple(exact), source.text, base.parameters)
 
 
-def _spec(job: CompressJob, base: OpenedBase, text: Mapping[str, Any] | None) -> ArtifactSpec:
+def _spec(
+    job: CompressJob, codec: str, base: OpenedBase, text: Mapping[str, Any] | None
+) -> ArtifactSpec:
     return ArtifactSpec(
-        codec=job.codec,
+        codec=codec,
         base=base.reference(job.cache_dir),
-        role=CODECS[job.codec].role,
+        role=CODECS[codec].role,
         text=text,
         created_by=f"tsugiki {__version__}",
         provenance={"fine_tune": job.tuned.resolve().name},
