@@ -14,6 +14,7 @@ from tsugiki_kernels.check import ACTIVATIONS, check_strided, check_tensor
 from tsugiki_kernels.cuda.arguments import DTYPE_NAMES
 from tsugiki_kernels.cuda.kernels import start
 from tsugiki_kernels.cuda.launcher import Float32, Int32, Int64, Launcher
+from tsugiki_kernels.cuda.program import Execution
 from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.interface import AttentionBatch
 
@@ -58,7 +59,7 @@ def write_kv(
 
 
 def paged_attention(
-    launcher: Launcher,
+    execution: Execution,
     q: Tensor,
     cache: Tensor,
     where: AttentionBatch,
@@ -82,7 +83,8 @@ def paged_attention(
     _check_sequences(where)
     if not rows:
         return
-    scratch = torch.empty(_scratch_floats(q, where), dtype=torch.float32, device=q.device)
+    launcher = execution.launcher
+    scratch = execution.scratch.take(torch.float32, _scratch_floats(q, where))
     _attend(launcher, q, cache, where, scale, window, scratch)
     _finish(launcher, q, cache, where, window, out, scratch)
 

@@ -21,7 +21,6 @@ from tsugiki_kernels.cuda.kinds import form_of
 from tsugiki_kernels.cuda.launcher import Launcher
 from tsugiki_kernels.cuda.pinned_ring import PinnedRing
 from tsugiki_kernels.cuda.program import Execution, Program, Steps
-from tsugiki_kernels.cuda.scratch import Scratch
 from tsugiki_kernels.cuda.table import CudaTable
 from tsugiki_kernels.cuda.upload import Uploader
 from tsugiki_kernels.delta_table import StagedTable, TableShape
@@ -54,12 +53,10 @@ class CudaBackend:
 
     def __init__(self, launcher: Launcher, device: Device) -> None:
         """Both are of one GPU; or of the CPU, where tests execute the kernels."""
-        ring = PinnedRing(device)
         self._device = device
-        self._ring = ring
-        self._arena = Arena(device, ring)
+        self._ring = PinnedRing(device)
+        self._arena = Arena(device, self._ring)
         self._uploader = Uploader(device, self._arena)
-        self._scratch = Scratch(launcher.device)
         self._formulas = ReferenceBackend()
         self._execution = Execution(launcher)
 
@@ -71,7 +68,7 @@ class CudaBackend:
     def record(self, body: Callable[[KernelBackend], None]) -> Program:
         """See KernelBackend.record."""
         recorder, recorded = copy(self), Steps()
-        recorder._execution = Execution(self._execution.direct, recorded)
+        recorder._execution = self._execution.recording(recorded)
         body(recorder)
         return Program(recorded, self._device)
 
@@ -136,7 +133,7 @@ class CudaBackend:
         Raises:
             BadArgument: see deltas.apply.
         """
-        deltas.apply(self._execution, self._scratch, x, out, staged, spans)
+        deltas.apply(self._execution, x, out, staged, spans)
 
     def collect(self, shapes: Shapes, staged: Sequence[Staged | None]) -> tuple[Deltas, ...]:
         """See KernelBackend.collect.
@@ -161,7 +158,7 @@ class CudaBackend:
         Raises:
             BadArgument: see deltas.apply_table.
         """
-        deltas.apply_table(self._execution, self._scratch, x, out, table, place)
+        deltas.apply_table(self._execution, x, out, table, place)
 
     def reconstruct(self, base: Tensor, staged: Staged, out: Tensor) -> None:
         """See KernelBackend.reconstruct.
@@ -210,7 +207,7 @@ class CudaBackend:
         Raises:
             BadArgument: naming the argument that breaks the contract.
         """
-        rebuilt = self._scratch.take(weight.dtype, weight.numel()).view(weight.shape)
+        rebuilt = self._execution.scratch.take(weight.dtype, weight.numel()).view(weight.shape)
         self.reconstruct(weight, staged, rebuilt)
         self.linear(x, rebuilt, bias, out, spans)
 
@@ -285,11 +282,7 @@ class CudaBackend:
                 lambda: formula(q, cache, where, scale, window, out), capturable=False
             )
             return
-        # Not recorded launch by launch: each layer's scratch memory would be kept.
-        launcher = self._execution.direct
-        self._execution.do(
-            lambda: attention.paged_attention(launcher, q, cache, where, scale, window, out)
-        )
+        attention.paged_attention(self._execution, q, cache, where, scale, window, out)
 
     def sample(self, logits: Tensor, draws: Draws) -> Tensor:
         """See KernelBackend.sample.

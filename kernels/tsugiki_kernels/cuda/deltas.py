@@ -16,7 +16,6 @@ from tsugiki_kernels.check import check_own, check_spans
 from tsugiki_kernels.cuda.kinds import Form, form_of
 from tsugiki_kernels.cuda.launcher import Launcher
 from tsugiki_kernels.cuda.program import Execution
-from tsugiki_kernels.cuda.scratch import Scratch
 from tsugiki_kernels.cuda.staging import CudaStaged, own
 from tsugiki_kernels.cuda.table import CudaTable
 from tsugiki_kernels.cuda.table import collect as collect_kind
@@ -32,7 +31,6 @@ FORMULAS = ReferenceBackend()
 
 def apply(
     execution: Execution,
-    scratch: Scratch,
     x: Tensor,
     out: Tensor,
     staged: Sequence[Staged],
@@ -58,7 +56,7 @@ def apply(
     if any(source.parts for source in sources):
         execution.do(lambda: FORMULAS.apply(x, out, sources, spans), capturable=False)
     for form in dict.fromkeys(form for linear in linears for form, _ in linear.parts):
-        _apply_form(execution, scratch, form, x, out, linears, spans)
+        _apply_form(execution, form, x, out, linears, spans)
 
 
 def _check_unmoved(linears: Sequence[CudaStaged], places: Sequence[int]) -> None:
@@ -68,7 +66,6 @@ def _check_unmoved(linears: Sequence[CudaStaged], places: Sequence[int]) -> None
 
 def _apply_form(
     execution: Execution,
-    scratch: Scratch,
     form: Form,
     x: Tensor,
     out: Tensor,
@@ -80,7 +77,9 @@ def _apply_form(
         return
     launcher = execution.launcher
     segments = work.segments.to(launcher.device)
-    form.apply(launcher, x, out, work, segments, scratch.take(torch.float32, work.scratch))
+    form.apply(
+        launcher, x, out, work, segments, execution.scratch.take(torch.float32, work.scratch)
+    )
     execution.keep(linears)
 
 
@@ -100,7 +99,7 @@ def collect(shapes: Shapes, staged: Sequence[Staged | None]) -> tuple[Deltas, ..
 
 
 def apply_table(
-    execution: Execution, scratch: Scratch, x: Tensor, out: Tensor, table: DeltaTable, place: int
+    execution: Execution, x: Tensor, out: Tensor, table: DeltaTable, place: int
 ) -> None:
     """See KernelBackend.apply_table.
 
@@ -110,7 +109,7 @@ def apply_table(
     if isinstance(table, StagedTable):
         # what has no kernels: the formulas look at spans on the host, which a graph cannot
         at_once = execution.at_once()
-        execution.do(lambda: apply(at_once, scratch, x, out, *table.of(place)), capturable=False)
+        execution.do(lambda: apply(at_once, x, out, *table.of(place)), capturable=False)
         return
     held = check_own("table", table, CudaTable)
     held.ask(place)

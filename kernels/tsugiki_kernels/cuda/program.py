@@ -10,11 +10,13 @@ of another form), the next run is a first one again.
 """
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import partial
 
 import torch
 
 from tsugiki_kernels.cuda.launcher import Argument, Launcher, check_launch
+from tsugiki_kernels.cuda.scratch import Scratch
 from tsugiki_kernels.device import Device, Replay
 
 Step = Callable[[], object]
@@ -83,12 +85,18 @@ class RecordingLauncher:
 class Execution:
     """How the operations of a backend are carried out: at once, or into what is recorded."""
 
-    def __init__(self, direct: Launcher, recorded: Steps | None = None) -> None:
+    def __init__(self, direct: Launcher) -> None:
+        """At once; `recording` gives another."""
         self.direct = direct  # for what is launched when its turn comes
-        self.launcher: Launcher = (
-            direct if recorded is None else RecordingLauncher(direct, recorded)
-        )
-        self._recorded = recorded
+        self.launcher = direct  # for what is asked for
+        self.scratch = Scratch(direct.device)
+        self._recorded: Steps | None = None
+
+    def recording(self, recorded: Steps) -> "Execution":
+        """The same, but that what is asked for is recorded."""
+        other = copy(self)
+        other.launcher, other._recorded = RecordingLauncher(self.direct, recorded), recorded
+        return other
 
     def do(self, call: Step, *, capturable: bool = True) -> None:
         """Call it, now or when what is recorded runs."""
@@ -109,7 +117,9 @@ class Execution:
 
     def at_once(self) -> "Execution":
         """Without recording."""
-        return Execution(self.direct)
+        other = copy(self)
+        other.launcher, other._recorded = self.direct, None
+        return other
 
 
 class Program:

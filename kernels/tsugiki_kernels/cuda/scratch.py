@@ -1,6 +1,8 @@
 """Memory for the length of one operation.
 
-Owns: one buffer for each dtype, which only grows. Operations follow each other, so all share it.
+Owns: one buffer for each dtype, which only grows. Operations follow each other, so all share it. It
+is taken when an operation is asked for, so no graph that is captured later allocates: a recorded
+operation keeps the buffer that it was given.
 """
 
 import torch

@@ -9,6 +9,7 @@ from torch import Tensor
 from tests.kernels.attention_cases import PagedCase
 from tsugiki_kernels.cuda import attention
 from tsugiki_kernels.cuda.launcher import Launcher
+from tsugiki_kernels.cuda.program import Execution
 from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.interface import AttentionBatch
 from tsugiki_kernels.reference import ReferenceBackend
@@ -44,7 +45,7 @@ class Paged(ReferenceBackend):
         place = self.launcher.device
         there, moved = out.to(place), self._moved(where)
         attention.paged_attention(
-            self.launcher, q.to(place), cache.to(place), moved, scale, window, there
+            Execution(self.launcher), q.to(place), cache.to(place), moved, scale, window, there
         )
         out.copy_(there)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.kernels.attention_cases import PagedCase
 from tests.kernels.cuda.lazy_device import POISON, BrokenRule, LazyDevice, LazyLauncher
 from tsugiki_kernels.cuda.arena import Arena
 from tsugiki_kernels.cuda.backend import CudaBackend
@@ -15,6 +16,7 @@ from tsugiki_kernels.cuda.program import Program, RecordingLauncher, Steps
 from tsugiki_kernels.cuda.region import Region
 from tsugiki_kernels.cuda.upload import Uploader
 from tsugiki_kernels.deltas import LowRankDelta, Placed
+from tsugiki_kernels.device import CpuDevice
 from tsugiki_kernels.extent import ALIGNMENT
 from tsugiki_kernels.reference import ReferenceBackend
 
@@ -192,4 +194,25 @@ def test_a_backend_keeps_the_rules(executor: Launcher) -> None:
         torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
         x.normal_()
         out.zero_()
+    assert device.captures == 1
+
+
+@pytest.mark.compiler
+def test_attention_is_captured_without_taking_memory(executor: Launcher) -> None:
+    device = LazyDevice()
+    backend = CudaBackend(LazyLauncher(executor, device), device)
+    case = PagedCase([40, 7], heads=2, kv_heads=1, dim=16, dtype=torch.float32)
+    spans = [(38, 40), (6, 7)]
+    cache, where = case.cache(CudaBackend(executor, CpuDevice())), case.batch(spans)
+    q = torch.cat([case.q[s][start:stop] for s, (start, stop) in enumerate(spans)])
+    out = torch.empty_like(q)
+    program = backend.record(
+        lambda kernels: kernels.paged_attention(q, cache, where, case.scale, None, out)
+    )
+    expected = case.attend(CudaBackend(executor, CpuDevice()), spans, None)
+    for _ in range(3):
+        out.fill_(float("nan"))
+        program.run()
+        device.steps.run()
+        assert torch.equal(out, expected)
     assert device.captures == 1
