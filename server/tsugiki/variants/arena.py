@@ -6,8 +6,8 @@ On a CPU an extent is an anonymous private mapping: page-aligned, zeroed, unmapp
 tensor is gone, so that bytes reported free are the operating system's again at once and nothing
 fragments, in whatever order variants come and go. The page table is the slot table. A heap gives
 neither: after some churn it holds freed variants between living ones.
-On a device an arena is one buffer, with extents, a table of slots and compaction between steps; it
-comes with the CUDA kernels.
+On a GPU variants lie in one buffer, whose extents move together (tsugiki_kernels/cuda/arena.py); an
+arena here then holds packed content alone.
 """
 
 import mmap
