@@ -14,16 +14,20 @@ from tsugiki.codecs.masks import MaskCache
 from tsugiki.codecs.sketch import CODEC, pack
 from tsugiki.codecs.sketch_cells import cell_sums, cells_of
 from tsugiki.compress.decompress import decompress
+from tsugiki.compress.greedy import GreedyDecoder
 from tsugiki.compress.job import CompressJob
 from tsugiki.compress.pipeline import compress
 from tsugiki.compress.progress import Progress
 from tsugiki.compress.reconstruct import open_variant
 from tsugiki.compress_base.sensitivity import indifferent
 from tsugiki.compress_base.sketch import sketch_linear
-from tsugiki.errors import CompressionRefused, InvalidArtifact
+from tsugiki.errors import CompressionRefused, InvalidArtifact, Unsupported
+from tsugiki.model.base_form import codebook_kernels
+from tsugiki.model.loader import load_base
 from tsugiki.model.sketched import SketchSettings
 from tsugiki_kernels.check import check_delta
 from tsugiki_kernels.codebooks import CodebookWeight, looked_up
+from tsugiki_kernels.cpu.backend import CpuBackend
 from tsugiki_kernels.deltas import Placed
 from tsugiki_kernels.reference import ReferenceBackend
 
@@ -191,11 +195,43 @@ def test_other_codecs_serve_on_a_sketched_base_too(
 
 
 def test_kernels_without_codebooks_refuse_the_base(sketched_base: Path) -> None:
-    from tsugiki.errors import Unsupported
-    from tsugiki.model.base_form import codebook_kernels
-
     class Bare:
         name = "bare"
 
     with pytest.raises(Unsupported, match="the bare kernels cannot read a sketched base"):
         codebook_kernels(Bare())  # type: ignore[arg-type]
+
+
+def values_from_page(packed: Packed) -> Tensor:
+    """docs/format.md 5.5, entry by entry: float32 [out, groups, entries]."""
+    bits, rows = packed.options["value_bits"], packed.shape[0]
+    count = packed.options["groups"] << packed.options["bits"]
+    gain = torch.tensor(packed.options["gain"], dtype=torch.float32)
+    if bits == 16:
+        return (packed.tensors["values"].float() * gain).view(rows, packed.options["groups"], -1)
+    found = torch.empty(rows, count)
+    for r in range(rows):
+        number = int.from_bytes(bytes(packed.tensors["codes"][r].tolist()), "little")
+        codes = [number >> (i * bits) & ((1 << bits) - 1) for i in range(count)]
+        step = packed.tensors["step"][r].float() * gain
+        found[r] = (torch.tensor(codes) - (1 << (bits - 1))) * step
+    return found.view(rows, packed.options["groups"], -1)
+
+
+@pytest.mark.parametrize("value_bits", [4, 8, 16])
+def test_the_page_is_enough_to_decode_a_module(value_bits: int) -> None:
+    weight = sketched(3, 4)
+    base, packed = projected(weight, value_bits)
+    expected = base + looked_up(weight.index, values_from_page(packed))
+    assert torch.equal(CODEC.effective(base, packed).weight, expected)
+
+
+@pytest.mark.compiler
+def test_a_probe_is_answered_by_the_decoder_that_serves(
+    sketched_base: Path, variant_file: Path, cpu_backend: CpuBackend
+) -> None:
+    base = load_base(sketched_base, dtype=torch.float32, kernels=cpu_backend)
+    decoder = GreedyDecoder(base)
+    answer = decoder.answer(decoder.stage(variant_file), [3, 4, 5], 2, ends=())
+    assert len(answer) <= 2
+    assert all(0 <= token < 512 for token in answer)
