@@ -234,7 +234,12 @@ def _residency(
 
 def _room(kernels: KernelBackend, nbytes: int) -> VariantRoom | None:
     """One buffer for all variants, where the backend divides its memory itself."""
-    return kernels.reserve(nbytes) if isinstance(kernels, ReservesRoom) else None
+    try:
+        return kernels.reserve(nbytes) if isinstance(kernels, ReservesRoom) else None
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"--variant-memory {nbytes} does not fit on the GPU beside the base; lower it ({error})"
+        ) from error
 
 
 def _admission(config: ServeConfig, sizes: Sizes) -> Admission:

@@ -10,12 +10,15 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
+from torch import Tensor
 
 from benchmarks.adapters import save_adapter
 from tests.kernels.cuda.served import PROMPTS, answers, serving
 from tsugiki.compress.job import CompressJob
 from tsugiki.compress.pipeline import compress
 from tsugiki.compress.progress import Progress
+from tsugiki.errors import ConfigError
 from tsugiki_kernels.cuda.backend import CudaBackend
 from tsugiki_kernels.cuda.launcher import Launcher
 from tsugiki_kernels.device import CpuDevice
@@ -65,3 +68,24 @@ def test_a_variant_that_was_moved_answers_as_before(
         assert asked(url, "middle") == again
         metrics = httpx.get(f"{url}/metrics").text
         assert "tsugiki_variant_room_moves_total 2.0" in metrics
+
+
+class FullDevice(CpuDevice):
+    """Has no memory left for so much."""
+
+    def empty(self, nbytes: int) -> Tensor:
+        raise torch.OutOfMemoryError(f"tried to allocate {nbytes} bytes")
+
+
+@pytest.mark.compiler
+def test_memory_for_variants_that_the_device_does_not_have_is_refused_at_start(
+    tiny_base: Path, adapters: Path, tmp_path: Path, executor: Launcher
+) -> None:
+    def chosen(*_: object) -> Choice:
+        return Choice(CudaBackend(executor, FullDevice()))
+
+    with (
+        pytest.raises(ConfigError, match=r"--variant-memory 4096 does not fit .* lower it"),
+        serving(tiny_base, adapters, tmp_path, chosen, variant_memory=4096),
+    ):
+        pass
