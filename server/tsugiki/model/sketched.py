@@ -4,7 +4,7 @@ Owns: names, settings and checks of these tensors (docs/format.md, "Sketched bas
 files, how a map is found (compress_base/), what multiplies with it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from tsugiki_kernels.codebooks import INDEX_BITS, CodebookWeight, IndexMap
 from tsugiki_kernels.errors import BadArgument
 
 INDEX, CODEBOOKS = ".index", ".codebooks"  # after the name of the weight that they stand for
+Take = Callable[[tuple[int, ...], torch.dtype], Tensor]  # memory for a tensor
 KEY = "sketch"  # of config.json's "tsugiki" object
 
 
@@ -37,10 +38,6 @@ class SketchSettings:
     def stored(self) -> dict[str, int]:
         """As config.json has it."""
         return {"bits": self.bits, "groups": self.groups}
-
-    def bits_per_weight(self, columns: int) -> float:
-        """Indices and float16 codebooks, of rows of so many columns."""
-        return self.bits + 16 * self.groups * (1 << self.bits) / columns
 
     def index_of(self, shape: tuple[int, int], codes: Tensor) -> IndexMap:
         """The map of these stored codes."""
@@ -87,7 +84,7 @@ def checked(name: str, index: IndexMap, codebooks: Tensor) -> CodebookWeight:
     return weight
 
 
-def stacked(weights: list[CodebookWeight], take: Any) -> CodebookWeight:
+def stacked(weights: Sequence[CodebookWeight], take: Take) -> CodebookWeight:
     """Weights below each other, in memory from `take(shape, dtype)`."""
     first = weights[0].index
     rows = sum(weight.shape[0] for weight in weights)

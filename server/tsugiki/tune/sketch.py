@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from tsugiki import __version__
-from tsugiki.codecs import CODECS, artifact
+from tsugiki.codecs import artifact
 from tsugiki.codecs.artifact import ArtifactSpec
 from tsugiki.codecs.base import Packed
 from tsugiki.codecs.coverage import REPORT_KEY, coverage, declared
@@ -192,7 +192,7 @@ def _write(
     spec = ArtifactSpec(
         codec=CODEC.name,
         base=base.reference(job.cache_dir),
-        role=CODECS[CODEC.name].role,
+        role=CODEC.role,
         created_by=f"tsugiki {__version__}",
         provenance={"data": job.data.name, "tuned": asdict(plan)},
         report=report,
