@@ -125,6 +125,17 @@ def test_the_command_writes_a_variant_and_a_log(
     assert "--layers is 9; the base has 6" in capsys.readouterr().err
 
 
+def test_nobody_is_asked_where_only_answers_count(
+    deep_base: Path, student: Path, distill_data: Path, tmp_path: Path
+) -> None:
+    job = replace(
+        asked(deep_base, student, distill_data, tmp_path), teacher_cache=tmp_path / "cache"
+    )
+    plan = replace(PLAN, training=TrainingPlan(steps=1), alpha=0.0)
+    assert set(run_distill(job, plan, QUIET).after) == {"ce"}
+    assert not (tmp_path / "cache").exists()
+
+
 def test_a_teacher_of_another_tokenizer_is_refused_by_the_first_difference(
     deep_base: Path, student: Path, distill_data: Path, tmp_path: Path
 ) -> None:

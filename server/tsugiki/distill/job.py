@@ -135,7 +135,7 @@ def run_distill(job: DistillJob, plan: DistillPlan, progress: Progress) -> Disti
     opened = _open(job)
     identity = _identity(job, plan, opened)
     training, held_out = split(opened.dialogues, plan.held_out, plan.seed)
-    teacher = _teacher(job, plan, opened, identity, progress)
+    teacher = _teacher(job, plan, opened, identity, progress) if plan.alpha else None
     progress.stage("loading the student")
     model = load_model(job.student, job.dtype)
     student = attach(model, plan.lora, plan.seed, checkpointing=job.gradient_checkpointing)
