@@ -114,3 +114,17 @@ def test_a_bias_correction_is_served_as_it_is_decompressed(
     walk.compress(tiny_base, tiny_tuned, options={"alpha": 8}, calibration=dialogues_file)
     expected = logits(walk.decompress(tiny_base))
     assert (served_logits(tiny_base, walk.file) - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("case", ["everything", "untied, both"])
+def test_bytes_that_were_shared_out_are_served_as_they_are_decompressed(
+    case: str, walk: Any, tiny_base: Path, tune: Any, dialogues_file: Path, logits: Any
+) -> None:
+    change, config = CASES[case]
+    tuned = tune(tiny_base, change, config)
+    asked: dict[str, Any] = {"options": {}, "target_ratio": 6}
+    walk.compress(tiny_base, tuned, calibration=dialogues_file, **asked)
+    kept = {m.options.get("alpha") for m in artifact.read_header(walk.file).modules.values()}
+    assert len(kept - {None}) > 1 or case != "everything"
+    expected = logits(walk.decompress(tiny_base))
+    assert (served_logits(tiny_base, walk.file) - expected).abs().max() < 1e-4
