@@ -1,5 +1,7 @@
 """The solo law at the kernels: a row's bits do not depend on who else is in the step."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -49,6 +51,32 @@ def test_any_number_of_kept_columns_gives_the_same_bits_for_any_number_of_tokens
         cpu_backend.apply(x, apart, [staged], [span])
     assert torch.equal(together, apart)
     assert close(together, expected64(x, base, [parts], [(0, 15)]), 4e-3)
+
+
+@pytest.mark.parametrize("each", [1, 2, 3])
+@pytest.mark.parametrize("kept", [1, 7, 12])
+@pytest.mark.parametrize(("bits", "rows_per_step"), [(1, 16), (2, 64), (4, 1)])
+def test_variants_of_one_mask_give_the_bits_that_each_gives_alone(
+    cpu_backend: CpuBackend, bits: int, rows_per_step: int, kept: int, each: int
+) -> None:
+    count, shape = 17, (200, 50)
+    made = [
+        sparse(shape, seed, bits=bits, kept=kept, rows_per_step=rows_per_step, bias=4)
+        for seed in range(count)
+    ]
+    alike = [replace(delta, columns=made[0].columns) for delta in made]
+    alike[6] = made[6]  # one of another mask, and a row of the base, come in between
+    spans = [(i * each + (i > 11), (i + 1) * each + (i > 11)) for i in range(count)]
+    parts = [[Placed(0, delta), Placed(208, delta)] for delta in alike]
+    staged = [cpu_backend.stage(placed) for placed in parts]
+    x = torch.randn(count * each + 1, shape[1]).bfloat16()
+    base = torch.randn(len(x), 416).bfloat16()
+    together, alone = base.clone(), base.clone()
+    cpu_backend.apply(x, together, staged, spans)
+    for variant, span in zip(staged, spans, strict=True):
+        cpu_backend.apply(x, alone, [variant], [span])
+    assert torch.equal(together, alone)
+    assert close(together, expected64(x, base, parts, spans), 4e-3)
 
 
 @pytest.mark.parametrize("window", [None, 1, 70, 100])

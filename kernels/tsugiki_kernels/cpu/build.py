@@ -42,8 +42,9 @@ class Level:
 
 _AVX2 = frozenset({"avx2", "fma", "f16c", "bmi1", "bmi2", "movbe"})
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+_BF16 = _AVX512 | {"avx512_bf16", "avx512vbmi"}  # one processor has the former without the latter
 LEVELS = (  # best first
-    Level("avx512bf16", ("-march=x86-64-v4", "-mavx512bf16"), _AVX512 | {"avx512_bf16"}),
+    Level("avx512bf16", ("-march=x86-64-v4", "-mavx512bf16", "-mavx512vbmi"), _BF16),
     Level("avx512", ("-march=x86-64-v4",), _AVX512),
     Level("avx2", ("-march=x86-64-v3",), _AVX2),
     Level("generic", ("-O2",), frozenset()),  # -O3 compiles twice as long for nothing here

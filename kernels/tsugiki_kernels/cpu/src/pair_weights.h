@@ -79,6 +79,14 @@ constexpr NeighbourPlaces neighbour_places(int bits) {
   return places;
 }
 
+// Where in the 64 bits of two columns of codes of 2 bits the code of each word begins.
+struct FirstBits {
+  alignas(64) uint8_t bits[64] = {};
+  constexpr FirstBits() {
+    for (int word = 0; word < 32; ++word) bits[2 * word] = uint8_t(word / 2 * 2 + word % 2 * 32);
+  }
+};
+
 // Weights looked up by their codes. Columns that lie apart: each lane rotated so that its first code
 // comes to bit 0, its second to bit 16. The table repeats, for it is asked with 5 bits.
 template <int BITS>
@@ -101,7 +109,7 @@ struct TableDecoder {
     return weights(_mm512_srlv_epi16(found, shifts));
   }
 
- private:
+ protected:
   __m512bh weights(__m512i codes) const {
     return (__m512bh)_mm512_permutexvar_epi16(codes, table);
   }
@@ -123,6 +131,15 @@ struct TableDecoder {
 template <>
 struct PairDecoder<2> : TableDecoder<2> {
   using TableDecoder<2>::TableDecoder;
+
+  // Two columns are eight bytes: each word takes those eight of their bits that begin with its code.
+  __m512bh neighbours(const uint8_t* codes) const {
+    return weights(_mm512_multishift_epi64_epi8(first_bits, all(codes)));
+  }
+
+ private:
+  static constexpr FirstBits FIRST_BITS{};
+  __m512i first_bits = _mm512_load_si512(FIRST_BITS.bits);
 };
 
 template <>

@@ -28,6 +28,18 @@ void apply_block(const Step& step, const SparsePart& part, int64_t first, int64_
   }
 }
 
+// For a block of several variants, which is of pairs.
+void apply_shared(const Step& step, const SparsePart* const* parts, int64_t first, int64_t last,
+                  const TokenBlock& block) {
+#if defined(TSUGIKI_PAIRS)
+  switch (parts[0]->bits) {
+    case 1: return shared_pairs<1>(step, parts, first, last, block);
+    case 2: return shared_pairs<2>(step, parts, first, last, block);
+    default: return shared_pairs<4>(step, parts, first, last, block);
+  }
+#endif
+}
+
 // The same for every part of a linear, and so for every token of a variant.
 inline Form form_for(const Step& step, const SparseLinear& linear, int tokens) {
   bool words = step.dtype == BFLOAT16 && HAS_PAIRS, by_row = false;
@@ -46,6 +58,31 @@ inline int64_t group_cost(const SparsePart& part, int64_t tokens) {
 
 inline const SparseLinear& linear_of(const Apply& call, int64_t variant) {
   return call.linear<SparseLinear>(variant);
+}
+
+// Whether the variants' codes differ and nothing else: what becomes of one seed and layout.
+bool alike(const SparseLinear& a, const SparseLinear& b) {
+  bool same = a.count == b.count;
+  for (int64_t p = 0; same && p < a.count; ++p) {
+    const SparsePart &one = a.parts[p], &two = b.parts[p];
+    same = one.columns == two.columns && one.offset == two.offset && one.rows == two.rows &&
+           one.rows_per_mask == LANES && two.rows_per_mask == LANES && one.bits == two.bits &&
+           one.zero == two.zero;
+  }
+  return same;
+}
+
+// How many variants from `v` on share a block: 8 tokens of theirs, or 4, one or two each.
+int64_t together(const Apply& call, int64_t v) {
+  const auto tokens = [&](int64_t i) { return call.spans[i].stop - call.spans[i].start; };
+  const int64_t each = tokens(v), most = std::min(v + 8 / each, call.variants());
+  if (each > 2 || !form_for(call, linear_of(call, v), int(each)).words) return 1;
+  int64_t last = v + 1;
+  while (last < most && tokens(last) == each && call.spans[last].start == call.spans[last - 1].stop &&
+         alike(linear_of(call, v), linear_of(call, last)))
+    ++last;
+  const int64_t found = (last - v) * each;
+  return found >= 8 ? 8 / each : found >= 4 ? 4 / each : 1;
 }
 
 SparseApply::SparseApply(const Apply& call) : call_(call), number_(++calls()) {}
@@ -115,17 +152,21 @@ void SparseApply::request(const OutputRange& outputs, Requests& requests) const 
 
 void SparseApply::apply(const OutputRange& outputs) const {
   Tokens& tokens = Tokens::of(
-      number_, call_, call_.spans, call_.variants(),
+      number_, call_, [&](int64_t v) { return together(call_, v); },
       [&](int64_t v, int count) { return form_for(call_, linear_of(call_, v), count); });
-  for (int64_t v = 0; v < call_.variants(); ++v)
-    tokens.for_blocks(call_, v, [&](const TokenBlock& block) {
-      for (int64_t p = 0; p < linear_of(call_, v).count; ++p) {
-        const SparsePart& part = linear_of(call_, v).parts[p];
-        const GroupRange groups(part, outputs);
-        if (groups.first < groups.last)
-          apply_block(call_, part, groups.first, groups.last, block);
-      }
-    });
+  tokens.for_blocks(call_, [&](const TokenBlock& block) {
+    for (int64_t p = 0; p < linear_of(call_, block.variant).count; ++p) {
+      const SparsePart* parts[WIDEST];
+      for (int64_t v = 0; v < block.variants; ++v)
+        parts[v] = &linear_of(call_, block.variant + v).parts[p];
+      const GroupRange groups(*parts[0], outputs);
+      if (groups.first == groups.last) continue;
+      if (block.variants > 1)
+        apply_shared(call_, parts, groups.first, groups.last, block);
+      else
+        apply_block(call_, *parts[0], groups.first, groups.last, block);
+    }
+  });
 }
 
 }  // namespace tsugiki

@@ -3,6 +3,8 @@
 // of a pair before the first; the same for every number of tokens.
 #pragma once
 
+#include <utility>
+
 #include "pair_weights.h"
 
 namespace tsugiki {
@@ -25,41 +27,116 @@ struct PairedX {
   }
 };
 
-// `finish` for 16 whole rows of a bfloat16 `out` takes a third of the instructions.
-inline __attribute__((always_inline)) void finish_pairs(const Step& step, const SparsePart& part,
-                                                        int64_t group, int64_t first_row,
-                                                        int tokens, const Floats* sums) {
-  const int64_t row = group * LANES;
-  if (row + LANES > part.rows || step.out_dtype != BFLOAT16)
-    return finish(step, part, group, first_row, tokens, sums);
-  const Floats steps = steps_of(part, row, LANES), bias = bias_of(part.bias, row, LANES);
-  uint16_t* out = (uint16_t*)step.out + first_row * step.out_stride + part.offset + row;
-  for (int t = 0; t < tokens; ++t, out += step.out_stride) {
-    const Floats sum = load_bf16(out) + fma(steps, sums[t], bias);
-    const __m256bh rounded = _mm512_cvtneps_pbh(sum.v);
-    std::memcpy(out, &rounded, sizeof rounded);
+// `finish` for the groups of a part one after the other. What they have in common is fetched once, where
+// they are whole, their rows share steps, and `out` is bfloat16.
+class Finish {
+ public:
+  // `steps` is room for [last - first] floats.
+  void begin(const Step& step, const SparsePart& part, int64_t first_row, int64_t first,
+             int64_t last, float* steps) {
+    step_ = &step, part_ = &part, first_row_ = first_row, first_ = first, steps_ = steps;
+    const Bias& bias = part.bias;
+    quick_ = last * LANES <= part.rows && step.out_dtype == BFLOAT16 &&
+             part.rows_per_step % LANES == 0 &&
+             (bias.values == nullptr || bias.bits != PLAIN_BITS);
+    if (!quick_) return;
+    const int64_t groups = part.rows_per_step / LANES;  // of a step
+    for (int64_t g = first, at = first / groups; g < last; ++at) {
+      const float one = f16_to_float(part.step[at]) * part.gain;
+      for (const int64_t stop = std::min(last, (at + 1) * groups); g < stop; ++g)
+        steps[g - first] = one;
+    }
+    out_ = (uint16_t*)step.out + first_row * step.out_stride + part.offset;
+    out_stride_ = step.out_stride;
+    codes_ = (const uint8_t*)bias.values, bits_ = bias.bits;
+    scale_ = bias.scale, least_ = -bias.scale * float(1 << bits_ >> 1);
   }
-}
 
-// total += the products of a pair of bfloat16 with 16 pairs of weights. (From intrinsics the
+  inline __attribute__((always_inline)) void operator()(int64_t group, int tokens,
+                                                        const Floats* sums) const {
+    if (!quick_) return finish(*step_, *part_, group, first_row_, tokens, sums);
+    const Floats steps = splat(steps_[group - first_]), bias = bias_of_group(group);
+    uint16_t* out = out_ + group * LANES;
+    for (int t = 0; t < tokens; ++t, out += out_stride_) {
+      const Floats sum = load_bf16(out) + fma(steps, sums[t], bias);
+      const __m256bh rounded = _mm512_cvtneps_pbh(sum.v);
+      std::memcpy(out, &rounded, sizeof rounded);
+    }
+  }
+
+ private:
+  // scale * (code - half), rounded once
+  Floats bias_of_group(int64_t group) const {
+    if (codes_ == nullptr) return zeros();
+    return fma(splat(scale_), sixteen_codes(codes_ + group * 2 * bits_, bits_), splat(least_));
+  }
+
+  const Step* step_;
+  const SparsePart* part_;
+  int64_t first_row_, first_;
+  const float* steps_;  // step * gain of each group
+  uint16_t* out_;
+  int64_t out_stride_;
+  const uint8_t* codes_;
+  int bits_;
+  float scale_, least_;
+  bool quick_;
+};
+
+// total + the products of a pair of bfloat16 with 16 pairs of weights. (From intrinsics the
 // compiler makes a load of the pair into 512 bits, of which the core has one a cycle.)
-inline void add_products(__m512& total, __m512bh weights, const uint32_t* pair) {
+inline __m512 add_products(__m512 total, __m512bh weights, const uint32_t* pair) {
   asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(total) : "v"(weights), "m"(*pair));
+  return total;
 }
 
-// One block of tokens meets groups of 16 rows one after the other. While the pairs of one group
-// meet their weights, those of the next are gathered: the one is work for the vector units, the
-// other for the rest of the core.
-template <int BITS, int TOKENS, bool NEIGHBOURS>
+// f(0), ... f(COUNT - 1) with constants: what they index stays in registers, where a loop that the
+// compiler unrolls too late leaves it in memory.
+template <class F, int... I>
+inline __attribute__((always_inline)) void each_of(std::integer_sequence<int, I...>, const F& f) {
+  (f(std::integral_constant<int, I>()), ...);
+}
+template <int COUNT, class F>
+inline __attribute__((always_inline)) void unrolled(const F& f) {
+  each_of(std::make_integer_sequence<int, COUNT>(), f);
+}
+
+// One block of tokens meets groups of 16 rows one after the other; tokens of several variants, each
+// the codes of its own. While the pairs of one group meet their weights, those of the next are
+// gathered: the one is work for the vector units, the other for the rest of the core.
+template <int BITS, int VARIANTS, int EACH, bool NEIGHBOURS>
 struct PairBlock {
+  static constexpr int TOKENS = VARIANTS * EACH;
   const Step& step;
-  const SparsePart& part;
+  const SparsePart* const* parts;  // VARIANTS of them, which share the columns
   const TokenBlock& block;
+  const SparsePart& part = *parts[0];
   const PairDecoder<BITS> decode{part.zero};
   const PairedX<TOKENS> pair_up{block};
   const int64_t whole = part.kept / 2;  // pairs; an odd last column meets zeros
   // from one column's codes to the next's
   const int64_t next = NEIGHBOURS ? 2 * BITS : part.rows_per_mask * BITS / 8;
+
+  void run(int64_t first, int64_t last) const {
+    const int64_t size = (part.kept + 1) / 2 * TOKENS, steps = padded(last - first);
+    float* room = scratch(TILE, VARIANTS * steps + 2 * size);
+    Finish finish[VARIANTS];
+    for (int v = 0; v < VARIANTS; ++v, room += steps)
+      finish[v].begin(step, *parts[v], block.first_row + v * EACH, first, last, room);
+    uint32_t *now = (uint32_t*)room, *later = now + size;
+    gather(group_of(part, first).columns, now);
+    for (int64_t g = first; g < last; ++g, std::swap(now, later)) {
+      Floats sums[TOKENS];
+      meet(g, now, group_of(part, std::min(g + 1, last - 1)).columns, later, sums);
+      for (int v = 0; v < VARIANTS; ++v)
+        finish[v](g, VARIANTS == 1 ? block.tokens : EACH, sums + v * EACH);
+    }
+  }
+
+ private:
+  struct Totals {
+    __m512 of[TOKENS];
+  };
 
   void gather_last(const uint16_t* column, uint32_t* to) const {
     pair_up(*column, *column, to);
@@ -72,52 +149,47 @@ struct PairBlock {
     if (part.kept % 2) gather_last(columns, to);
   }
 
-  // The sums of `group`; the pairs of `columns`, another group's, go to `to`.
+  // The sums of a group; the pairs of `columns`, another group's, go to `to`.
   // Pairs 0, 2, 4 ... and 1, 3, 5 ... are summed apart, for the next need not wait for the last.
-  inline __attribute__((always_inline)) void meet(const Group& group, const uint32_t* pairs,
+  inline __attribute__((always_inline)) void meet(int64_t group, const uint32_t* pairs,
                                                   const uint16_t* columns, uint32_t* to,
                                                   Floats (&sums)[TOKENS]) const {
-    __m512 even[TOKENS], odd[TOKENS];
-#pragma GCC unroll 8
-    for (int t = 0; t < TOKENS; ++t) even[t] = odd[t] = _mm512_setzero_ps();
-    const uint8_t* codes = group.codes;
-    const auto add = [&](__m512bh weights, __m512(&total)[TOKENS]) __attribute__((always_inline)) {
-#pragma GCC unroll 8
-      for (int t = 0; t < TOKENS; ++t) add_products(total[t], weights, pairs + t);
-    };
-    const auto go_on = [&]() __attribute__((always_inline)) {
-      codes += 2 * next, pairs += TOKENS;
+    // of their own, for what is stored might else be these
+    const PairDecoder<BITS> decode = this->decode;
+    const PairedX<TOKENS> pair_up = this->pair_up;
+    const int64_t next = this->next, kept = part.kept;
+    Totals even = {}, odd = {};
+    const uint8_t* codes[VARIANTS];
+    unrolled<VARIANTS>([&](auto v) __attribute__((always_inline)) {
+      codes[v] = group_of(*parts[v], group).codes;
+    });
+    int64_t at = 0;  // of the pair's codes
+    const auto add = [&](Totals total) __attribute__((always_inline)) {
+      __m512bh weights;
+      unrolled<TOKENS>([&](auto t) __attribute__((always_inline)) {
+        if (t % EACH == 0) weights = decode_pair<NEIGHBOURS>(decode, codes[t / EACH] + at, next);
+        total.of[t] = add_products(total.of[t], weights, pairs + t);
+      });
+      at += 2 * next, pairs += TOKENS;
       pair_up(columns[0], columns[1], to), columns += 2, to += TOKENS;
+      return total;
     };
-    for (int64_t p = 0; p + 1 < whole; p += 2) {
-      add(decode_pair<NEIGHBOURS>(decode, codes, next), even), go_on();
-      add(decode_pair<NEIGHBOURS>(decode, codes, next), odd), go_on();
-    }
-    if (whole % 2) add(decode_pair<NEIGHBOURS>(decode, codes, next), even), go_on();
-    if (part.kept % 2) {
-      if (whole % 2)
-        add(decode(codes, codes), odd);
-      else
-        add(decode(codes, codes), even);
+    const auto add_last = [&](Totals total) __attribute__((always_inline)) {
+      __m512bh weights;
+      unrolled<TOKENS>([&](auto t) __attribute__((always_inline)) {
+        if (t % EACH == 0) weights = decode(codes[t / EACH] + at, codes[t / EACH] + at);
+        total.of[t] = add_products(total.of[t], weights, pairs + t);
+      });
       gather_last(columns, to);
-    }
-#pragma GCC unroll 8
-    for (int t = 0; t < TOKENS; ++t) sums[t] = {_mm512_add_ps(even[t], odd[t])};
-  }
-
-  void run(int64_t first, int64_t last) const {
-    const int64_t size = (part.kept + 1) / 2 * TOKENS;
-    uint32_t* now = (uint32_t*)scratch(TILE, 2 * size);
-    uint32_t* next = now + size;
-    Group group = group_of(part, first);
-    gather(group.columns, now);
-    for (int64_t g = first; g < last; ++g, std::swap(now, next)) {
-      Floats sums[TOKENS];
-      const Group following = g + 1 < last ? group_of(part, g + 1) : group;
-      meet(group, now, following.columns, next, sums);
-      group = following;
-      finish_pairs(step, part, g, block.first_row, block.tokens, sums);
-    }
+      return total;
+    };
+    for (int64_t p = 0; p < kept / 4; ++p) even = add(even), odd = add(odd);
+    if (kept % 4 >= 2) even = add(even);
+    if (kept % 4 == 1) even = add_last(even);
+    if (kept % 4 == 3) odd = add_last(odd);
+    unrolled<TOKENS>([&](auto t) __attribute__((always_inline)) {
+      sums[t] = {_mm512_add_ps(even.of[t], odd.of[t])};
+    });
   }
 };
 
@@ -142,12 +214,11 @@ struct PairRows {
   const int64_t next = NEIGHBOURS ? 2 * BITS : part.rows_per_mask * BITS / 8;
 
   // Returns where too few groups are left.
-  int64_t run(int64_t first, int64_t last) const {
+  int64_t run(int64_t first, int64_t last, const Finish& finish) const {
     for (; first + GROUPS <= last; first += GROUPS) {
       Floats sums[GROUPS][TOKENS];
       meet(first, sums);
-      for (int g = 0; g < GROUPS; ++g)
-        finish_pairs(step, part, first + g, block.first_row, TOKENS, sums[g]);
+      for (int g = 0; g < GROUPS; ++g) finish(first + g, TOKENS, sums[g]);
     }
     return first;
   }
@@ -200,18 +271,21 @@ struct PairRows {
 template <int BITS, int TOKENS, bool NEIGHBOURS>
 void pair_rows(const Step& step, const SparsePart& part, int64_t first, int64_t last,
                const TokenBlock& block) {
-  first = PairRows<BITS, TOKENS, 2, NEIGHBOURS>{step, part, block}.run(first, last);
-  PairRows<BITS, TOKENS, 1, NEIGHBOURS>{step, part, block}.run(first, last);
+  Finish finish;
+  finish.begin(step, part, block.first_row, first, last, scratch(TILE, padded(last - first)));
+  first = PairRows<BITS, TOKENS, 2, NEIGHBOURS>{step, part, block}.run(first, last, finish);
+  PairRows<BITS, TOKENS, 1, NEIGHBOURS>{step, part, block}.run(first, last, finish);
 }
 
 template <int BITS, bool NEIGHBOURS>
 void pair_block_of(const Step& step, const SparsePart& part, int64_t first, int64_t last,
                    const TokenBlock& block) {
+  const SparsePart* parts[] = {&part};
   switch (block.width) {
     case 1: return pair_rows<BITS, 1, NEIGHBOURS>(step, part, first, last, block);
     case 2: return pair_rows<BITS, 2, NEIGHBOURS>(step, part, first, last, block);
-    case 4: return PairBlock<BITS, 4, NEIGHBOURS>{step, part, block}.run(first, last);
-    default: return PairBlock<BITS, 8, NEIGHBOURS>{step, part, block}.run(first, last);
+    case 4: return PairBlock<BITS, 1, 4, NEIGHBOURS>{step, parts, block}.run(first, last);
+    default: return PairBlock<BITS, 1, 8, NEIGHBOURS>{step, parts, block}.run(first, last);
   }
 }
 
@@ -222,6 +296,19 @@ void pair_block(const Step& step, const SparsePart& part, int64_t first, int64_t
     pair_block_of<BITS, true>(step, part, first, last, block);
   else
     pair_block_of<BITS, false>(step, part, first, last, block);
+}
+
+// The same sums for one or two tokens of each of several variants whose masks are one: x is gathered
+// for all of them.
+template <int BITS>
+void shared_pairs(const Step& step, const SparsePart* const* parts, int64_t first, int64_t last,
+                  const TokenBlock& block) {
+  const int64_t each = block.tokens / block.variants;
+  if (block.width == 8 && each == 1)
+    return PairBlock<BITS, 8, 1, true>{step, parts, block}.run(first, last);
+  if (block.width == 8) return PairBlock<BITS, 4, 2, true>{step, parts, block}.run(first, last);
+  if (each == 1) return PairBlock<BITS, 4, 1, true>{step, parts, block}.run(first, last);
+  PairBlock<BITS, 2, 2, true>{step, parts, block}.run(first, last);
 }
 
 #endif

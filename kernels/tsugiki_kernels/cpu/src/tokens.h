@@ -5,10 +5,13 @@
 
 namespace tsugiki {
 
-// Up to `width` tokens of one variant, interleaved: value c of token t stands at c * width + t.
-// Tokens beyond `tokens` are zero. width is 1, 2, 4 or 8. The values are float32, or bfloat16 as
-// they came when `words` is set; one or two such tokens are read where they are.
+// Up to `width` tokens, interleaved: value c of token t stands at c * width + t. They are one variant's
+// or, in equal shares, those of `variants` that follow each other. Tokens beyond `tokens` are zero.
+// width is 1, 2, 4 or 8. The values are float32, or bfloat16 as they came when `words` is set; one or
+// two such tokens are read where they are.
 struct TokenBlock {
+  int64_t variant;  // the first
+  int64_t variants;
   int64_t first_row;
   int tokens;
   int width;
@@ -109,7 +112,7 @@ inline void interleave_words(const Step& step, const TokenBlock& block, uint16_t
 
 #endif
 
-// How the tokens of a block are laid out for the variant that they belong to.
+// How tokens are laid out for the variants that they belong to.
 struct Form {
   int width;
   bool words;
@@ -119,44 +122,43 @@ struct Form {
 // works on a call has its own: to fetch what another core wrote takes longer than to interleave.
 class Tokens {
  public:
-  // This thread's blocks of one call. form_for(variant, tokens): a width in {1, 2, 4, 8} that is
-  // >= tokens.
-  template <class FormFor>
-  static Tokens& of(uint64_t call, const Step& step, const Span* spans, int64_t variants,
-                    FormFor form_for) {
+  // This thread's blocks of one call. `together`: how many variants from one on share a block, each
+  // with as many tokens as the next in rows that follow each other. form_for(variant, tokens): a width
+  // in {1, 2, 4, 8} that is >= tokens.
+  template <class Together, class FormFor>
+  static Tokens& of(uint64_t call, const Apply& apply, Together together, FormFor form_for) {
     static thread_local Tokens own;
-    if (own.call_ != call) own.begin(call, step, spans, variants, form_for);
+    if (own.call_ != call) own.begin(call, apply, together, form_for);
     return own;
   }
 
-  // meet(block) for those of a variant, in order.
+  // meet(block) for each, in the order of the variants.
   template <class Meet>
-  void for_blocks(const Step& step, int64_t variant, Meet meet) {
-    for (int64_t b = first_[variant]; b < first_[variant + 1]; ++b) {
+  void for_blocks(const Step& step, Meet meet) {
+    for (size_t b = 0; b < blocks_.size(); ++b) {
       if (!laid_out_[b]) lay_out(step, blocks_[b]), laid_out_[b] = true;
       meet(blocks_[b]);
     }
   }
 
  private:
-  template <class FormFor>
-  void begin(uint64_t call, const Step& step, const Span* spans, int64_t variants,
-             FormFor form_for) {
-    call_ = call, blocks_.clear(), first_.clear();
+  template <class Together, class FormFor>
+  void begin(uint64_t call, const Apply& apply, Together together, FormFor form_for) {
+    call_ = call, blocks_.clear();
     int64_t floats = 0;
-    for (int64_t v = 0; v < variants; ++v) {
-      first_.push_back(int64_t(blocks_.size()));
-      for (int64_t row = spans[v].start; row < spans[v].stop; row += WIDEST) {
-        const int tokens = int(std::min<int64_t>(WIDEST, spans[v].stop - row));
+    for (int64_t v = 0, count; v < apply.variants(); v += count) {
+      count = together(v);
+      const int64_t stop = apply.spans[v + count - 1].stop;
+      for (int64_t row = apply.spans[v].start; row < stop; row += WIDEST) {
+        const int tokens = int(std::min<int64_t>(WIDEST, stop - row));
         const Form form = form_for(v, tokens);
-        blocks_.push_back({row, tokens, form.width, form.words, nullptr});
-        floats += size_of(step, blocks_.back());
+        blocks_.push_back({v, count, row, tokens, form.width, form.words, nullptr});
+        floats += size_of(apply, blocks_.back());
       }
     }
-    first_.push_back(int64_t(blocks_.size()));
     laid_out_.assign(blocks_.size(), false);
     const float* data = scratch(TOKENS, floats);
-    for (TokenBlock& block : blocks_) block.data = data, data += size_of(step, block);
+    for (TokenBlock& block : blocks_) block.data = data, data += size_of(apply, block);
   }
 
   static int64_t size_of(const Step& step, const TokenBlock& block) {
@@ -177,7 +179,6 @@ class Tokens {
 
   uint64_t call_ = 0;  // calls count from 1
   std::vector<TokenBlock> blocks_;
-  std::vector<int64_t> first_;  // block of variant v
   std::vector<char> laid_out_;
 };
 
