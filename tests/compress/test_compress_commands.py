@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tsugiki.codecs import CODECS
+from tsugiki.codecs import CODECS, artifact
+from tsugiki.codecs.artifact import ArtifactSpec
 from tsugiki.commands import compress as compress_command
 from tsugiki.compress.dialogues import Dialogue
 from tsugiki.compress.evaluate import batches, wilson
@@ -89,6 +90,20 @@ def test_inspect_sums_to_the_file_and_verifies_the_base(
     assert found["base"]["verified"] is None
     with pytest.raises(WrongBase):
         run("inspect", out, "--base", tiny_tuned)
+
+
+def test_inspect_leaves_out_what_a_file_without_a_report_does_not_tell(
+    tiny_base: Path, tiny_tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, bare = tmp_path / "whole.safetensors", tmp_path / "bare.safetensors"
+    run("compress", "bitdelta", "--base", tiny_base, "--tuned", tiny_tuned, "--out", whole)
+    found = artifact.read(whole)
+    artifact.write(bare, ArtifactSpec("bitdelta", base=found.header.base), found.modules)
+    capsys.readouterr()
+    assert run("inspect", bare) == 0
+    shown = capsys.readouterr().out
+    assert "honest ratio" in shown
+    assert "whole-model ratio" not in shown
 
 
 def test_decompress_writes_what_it_says(

@@ -138,16 +138,18 @@ def render(report: Report, *, layers: int = 10) -> str:
     return "\n".join(lines)
 
 
-def ratio_lines(honest: float, whole: float, paper: float | None) -> list[str]:
-    """The three ratios, each with what it counts."""
-    lines = [
-        f"  honest ratio       {honest:8.1f}x  bf16 bytes of changed tensors / bytes of the file",
-        f"  whole-model ratio  {whole:8.1f}x  bf16 bytes of the model / bytes of the file",
+def ratio_lines(honest: float, whole: float | None, paper: float | None) -> list[str]:
+    """The ratios, each with what it counts; without those that the file does not tell."""
+    explained = (
+        ("honest ratio", honest, "bf16 bytes of changed tensors / bytes of the file"),
+        ("whole-model ratio", whole, "bf16 bytes of the model / bytes of the file"),
+        ("paper-style ratio", paper, "value bits only, as the paper counts; not a size on disk"),
+    )
+    return [
+        f"  {name:<17}  {value:8.1f}x  {text}"
+        for name, value, text in explained
+        if value is not None
     ]
-    if paper is not None:
-        text = "value bits only, as the paper counts; not a size on disk"
-        lines.append(f"  paper-style ratio  {paper:8.1f}x  {text}")
-    return lines
 
 
 def _table(modules: Sequence[ModuleReport]) -> list[str]:
