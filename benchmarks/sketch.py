@@ -26,6 +26,8 @@ from tsugiki.compress.job import OpenedBase, open_base
 from tsugiki.compress.progress import Progress
 from tsugiki.compress.tokenizer_check import load_tokenizer
 from tsugiki.compress_base.job import SketchBaseJob, sketch_base
+from tsugiki.compress_base.sensitivity import DAMPING
+from tsugiki.compress_base.sketch import POWER
 from tsugiki.compress_base.text import sequences
 from tsugiki.config import default_cache_dir
 from tsugiki.model.demo_base import resolve_base
@@ -65,15 +67,30 @@ class Row:
     tokens: int  # judged on
     window: int
     calibration_tokens: int
+    power: float  # of sensitivity in k-means; 0 without calibration
+    damping: float  # of the Gram matrix; 0 without calibration
     bits_per_weight: float  # of the linears, codebooks or scales included
     relative_error: float  # of their weights
     perplexity: float
     seconds: float  # of making the form
 
     @property
-    def key(self) -> tuple[str, str, int, int]:
-        """What makes two rows the same measurement."""
-        return self.base, self.form, self.tokens, self.window
+    def key(self) -> "Key":
+        """See `Key`."""
+        how = self.calibration_tokens, self.power, self.damping
+        return Key(self.base, self.form, self.tokens, self.window, *how)
+
+
+class Key(NamedTuple):
+    """What makes two rows the same measurement."""
+
+    base: str
+    form: str
+    tokens: int
+    window: int
+    calibration_tokens: int
+    power: float
+    damping: float
 
 
 def rounded_to_nearest(weight: Tensor, bits: int) -> Tensor:
@@ -93,12 +110,27 @@ def perplexity(model: Any, windows: Tensor) -> float:
     return float(torch.tensor(total / (windows.numel() - len(windows))).exp())
 
 
+def linears(base: OpenedBase) -> set[str]:
+    """The weights that are sketched."""
+    return {f"{m}.weight" for line in all_linears(base.architecture) for m, _ in line.parts}
+
+
+def relative_error(base: OpenedBase, change: Callable[[Tensor], Tensor]) -> float:
+    """|W' - W| / |W| over all linears."""
+    error = norm = 0.0
+    for name in linears(base):
+        weight = base.checkpoint.tensor(name).float()
+        error += float((change(weight) - weight).square().sum())
+        norm += float(weight.square().sum())
+    return float((error / norm) ** 0.5)
+
+
 def tensors(base: OpenedBase, change: Callable[[Tensor], Tensor]) -> Iterator[tuple[str, Tensor]]:
     """All parameters in float32, the layers' linears changed."""
-    linears = {f"{m}.weight" for line in all_linears(base.architecture) for m, _ in line.parts}
+    changed = linears(base)
     for name in base.checkpoint.names():
         weight = base.checkpoint.tensor(name).float()
-        yield name, change(weight) if name in linears else weight
+        yield name, change(weight) if name in changed else weight
 
 
 def measure(form: Form, base: OpenedBase, windows: Tensor, arguments: Any) -> Row:
@@ -114,7 +146,13 @@ def measure(form: Form, base: OpenedBase, windows: Tensor, arguments: Any) -> Ro
         with TemporaryDirectory() as folder:
             out = Path(folder) / "base"
             job = SketchBaseJob(
-                base.checkpoint.path, out, form.settings, calibrated, arguments.sequences
+                base.checkpoint.path,
+                out,
+                form.settings,
+                calibrated,
+                arguments.sequences,
+                damping=arguments.damping,
+                power=arguments.power,
             )
             report = sketch_base(job, Progress())
             sketched = open_base(out)
@@ -125,11 +163,19 @@ def measure(form: Form, base: OpenedBase, windows: Tensor, arguments: Any) -> Ro
         change = (lambda w: w) if width is None else (lambda w: rounded_to_nearest(w, width))
         model = model_of(base.checkpoint.config, tensors(base, change))
         bits = 16.0 if width is None else width + 32 / base.architecture.hidden_size
+        error = relative_error(base, change)
     seconds = time.monotonic() - started
     found = perplexity(model, windows)
-    tokens = arguments.sequences * 512 if calibrated else 0
     shape = windows.numel(), windows.shape[1]
-    return Row(arguments.name, form.name, *shape, tokens, bits, error, found, seconds)
+    how = calibration_of(form, arguments)
+    return Row(arguments.name, form.name, *shape, *how, bits, error, found, seconds)
+
+
+def calibration_of(form: Form, arguments: Any) -> tuple[int, float, float]:
+    """Tokens, power and damping."""
+    if not form.calibrated:
+        return 0, 0.0, 0.0
+    return arguments.sequences * 512, arguments.power, arguments.damping
 
 
 def form_of(directory: Path) -> Form:
@@ -158,14 +204,17 @@ def table(rows: list[Row]) -> str:
     """Markdown; perplexity beside that of the same base as it is."""
     plain = {(r.base, r.tokens): r.perplexity for r in rows if r.form == FORMS[0].name}
     lines = [
-        "| base | form | bits per weight | relative error | perplexity | beside the base |",
-        "|---|---|---|---|---|---|",
+        "| base | form | calibration | bits per weight | relative error | perplexity "
+        "| beside the base |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         own = plain.get((row.base, row.tokens))
         beside = "" if own is None else f"{100 * (row.perplexity / own - 1):+.1f} %"
         numbers = f"{row.bits_per_weight:.2f} | {row.relative_error:.4f} | {row.perplexity:.3f}"
-        lines.append(f"| {row.base} | {row.form} | {numbers} | {beside} |")
+        how = f"{row.calibration_tokens} tokens, p {row.power:g}, damping {row.damping:g}"
+        shown = how if row.calibration_tokens else "none"
+        lines.append(f"| {row.base} | {row.form} | {shown} | {numbers} | {beside} |")
     return "\n".join(lines)
 
 
@@ -186,6 +235,8 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=40)
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--sequences", type=int, default=32)
+    parser.add_argument("--power", type=float, default=POWER)
+    parser.add_argument("--damping", type=float, default=DAMPING)
     parser.add_argument("--rows", type=Path, default=ROWS)
     parser.add_argument("--sketched", type=Path, help="judge this sketched base instead")
     parser.add_argument("--table", action="store_true", help="measure nothing")
@@ -197,7 +248,8 @@ def main() -> None:
         windows = sequences(arguments.text, tokenizer, arguments.windows, arguments.window)
         known = {row.key for row in rows}
         for form in FORMS if arguments.sketched is None else [form_of(arguments.sketched)]:
-            if (arguments.name, form.name, windows.numel(), windows.shape[1]) in known:
+            how = calibration_of(form, arguments)
+            if Key(arguments.name, form.name, windows.numel(), windows.shape[1], *how) in known:
                 continue
             row = measure(form, base, windows, arguments)
             with arguments.rows.open("a", encoding="utf-8") as file:

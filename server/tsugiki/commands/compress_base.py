@@ -28,9 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--sequences", type=int, default=64, metavar="N", help="of text (64)")
     group.add_argument("--sequence-tokens", type=int, default=512, metavar="N", help="(512)")
-    group.add_argument("--damping", type=float, default=0.01, metavar="F", help="(0.01)")
+    group.add_argument("--damping", type=float, default=0.1, metavar="F", help="(0.1)")
     group.add_argument(
-        "--power", type=float, default=4.0, metavar="P", help="of sensitivity in k-means (4)"
+        "--power", type=float, default=2.0, metavar="P", help="of sensitivity in k-means (2)"
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-DAMPING = 0.01  # of the mean diagonal, added to it
+DAMPING = 0.1  # of the mean diagonal, added to it; 0.01 left 1 to 8 % more error of outputs
 
 
 class Gram:
