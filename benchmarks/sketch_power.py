@@ -1,4 +1,4 @@
-"""How strongly should sensitivity draw codebook entries, and how much should Gram matrices be damped?
+"""How strongly should sensitivity draw codebook entries, and how much damping do Gram matrices need?
 
 One layer of a base, its inputs from the layers before it as they are: the error of each linear's
 outputs, relative to the outputs, on text that was not calibrated with.
@@ -9,7 +9,6 @@ outputs, relative to the outputs, on text that was not calibrated with.
 import argparse
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from tsugiki.compress.hf_model import load_model
