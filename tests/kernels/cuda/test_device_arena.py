@@ -89,6 +89,16 @@ class ArenaMachine(RuleBasedStateMachine):
         for other in self.living:
             other.named = None if other.named in gone else other.named
 
+    @rule(which=st.sets(st.integers(0, 9), min_size=1, max_size=5), value=st.integers(0, 255))
+    def put_one_in_place_of_several(self, which: set[int], value: int) -> None:
+        """It takes all that is free, wherever that is."""
+        self.evict(which)
+        self.arena._collect()
+        free = self.arena.stats().free_bytes // ALIGNMENT
+        if free:
+            self.load(free, value)
+        self.arrange()
+
     @precondition(lambda self: self.living)
     @rule(which=st.integers(0, 9))
     def step(self, which: int) -> None:
