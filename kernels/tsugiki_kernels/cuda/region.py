@@ -3,8 +3,8 @@
 Owns: the tensors over it and the addresses in the records at its start. Does not know who else has
 memory (arena.py), nor when anything moves.
 
-Whoever has a tensor over a region keeps the region; nobody else does. So a variant's memory is free
-when its last tensor is gone, whether it was evicted, cancelled or failed.
+Whoever has a tensor over a region keeps the region; the arena does not. So a variant's memory is
+free when its last tensor is gone, whether it was evicted, cancelled or failed.
 """
 
 import weakref
