@@ -1,4 +1,4 @@
-"""How strongly should sensitivity draw codebook entries, and how much damping do Gram matrices need?
+"""How strongly should sensitivity draw codebook entries, how much damping do Gram matrices need?
 
 One layer of a base, its inputs from the layers before it as they are: the error of each linear's
 outputs, relative to the outputs, on text that was not calibrated with.
