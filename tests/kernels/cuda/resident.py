@@ -13,12 +13,19 @@ from tsugiki_kernels.cuda.kinds import Form
 from tsugiki_kernels.cuda.launcher import Launcher
 from tsugiki_kernels.cuda.work_list import ResidentPart, work_list
 from tsugiki_kernels.deltas import Bias, CodedBias, Delta, Placed, SparseDelta
+from tsugiki_kernels.device import CpuDevice, CudaDevice, Device
 from tsugiki_kernels.interface import Span
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}  # of one rounding
 DTYPES = pytest.mark.parametrize(
     "dtype", TOLERANCE, ids=lambda dtype: str(dtype).removeprefix("torch.")
 )
+
+
+def device_of(launcher: Launcher) -> Device:
+    """Whose memory its kernels read: a GPU's, or the CPU's that plays one."""
+    place = launcher.device
+    return CpuDevice() if place.type == "cpu" else CudaDevice(place)
 
 
 @dataclass

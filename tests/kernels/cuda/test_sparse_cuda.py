@@ -10,6 +10,7 @@ from tests.kernels.cuda.resident import (
     TOLERANCE,
     apply,
     assert_slices_need_no_alignment,
+    device_of,
     rebuilt,
 )
 from tests.kernels.deltas import close, expected64, sparse
@@ -135,7 +136,7 @@ def test_masks_are_the_formats_to_the_bit(
 ) -> None:
     name = "model.layers.0.self_attn.q_proj.weight"
     mask = Mask(0xF123456789ABCDEF, name, 40, columns, alpha, group_size, 16)
-    kernels = CudaBackend(launcher, CpuDevice())
+    kernels = CudaBackend(launcher, device_of(launcher))
     found = drawn_by(kernels, launcher.device)(mask)
     assert torch.equal(found.cpu().int(), drawn(mask).int())
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.kernels.cuda.lazy_device import LazyDevice, LazyLauncher
+from tests.kernels.cuda.resident import device_of
 from tests.kernels.deltas import KINDS, sparse
 from tsugiki_kernels.cuda.backend import CudaBackend
 from tsugiki_kernels.cuda.kinds import form_of
@@ -14,7 +15,7 @@ from tsugiki_kernels.cuda.launcher import Launcher
 from tsugiki_kernels.cuda.pinned_ring import SLOTS
 from tsugiki_kernels.cuda.work_list import CHUNK_ROWS, PART_WORDS, SEGMENT_WORDS, write_lists
 from tsugiki_kernels.deltas import Delta, Placed
-from tsugiki_kernels.device import CpuDevice, CudaDevice, Device
+from tsugiki_kernels.device import CpuDevice, Device
 from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.interface import Program, Shapes, Span, Staged
 
@@ -56,7 +57,10 @@ class Step:
         self, launcher: Launcher, runs: Sequence[tuple[Sequence[Linears], Sequence[Span]]]
     ) -> list[Tensor]:
         """What some runs add to zeros, one after the other."""
-        kernels, outs = CudaBackend(launcher, CpuDevice()), list(map(torch.zeros_like, self.out))
+        kernels, outs = (
+            CudaBackend(launcher, device_of(launcher)),
+            list(map(torch.zeros_like, self.out)),
+        )
         for variants, spans in runs:
             for place, (x, out) in enumerate(zip(self.x, outs, strict=True)):
                 staged: list[Staged] = [kernels.stage(variant[place]) for variant in variants]
@@ -111,7 +115,7 @@ def test_steps_that_are_asked_for_ahead_find_the_rows_of_their_own_run(executor:
 @pytest.mark.parametrize("launcher", [pytest.param("gpu", marks=pytest.mark.gpu)], indirect=True)
 def test_a_gpu_replays_what_its_table_holds(launcher: Launcher) -> None:
     variants = [linears("low rank", 10 * seed) for seed in range(VARIANTS)]
-    step = Step(launcher, type(variants[0][0][0].delta), CudaDevice(launcher.device))
+    step = Step(launcher, type(variants[0][0][0].delta), device_of(launcher))
     runs = [(variants[: len(spans)], spans) for spans in FILLINGS * SLOTS]
     for present, spans in runs:
         step.fill(present, spans)
