@@ -27,6 +27,17 @@ struct PairedX {
   }
 };
 
+// f(0), ... f(COUNT - 1) with constants: what they index stays in registers, where a loop that the
+// compiler unrolls too late leaves it in memory.
+template <class F, int... I>
+inline __attribute__((always_inline)) void each_of(std::integer_sequence<int, I...>, const F& f) {
+  (f(std::integral_constant<int, I>()), ...);
+}
+template <int COUNT, class F>
+inline __attribute__((always_inline)) void unrolled(const F& f) {
+  each_of(std::make_integer_sequence<int, COUNT>(), f);
+}
+
 // `finish` for the groups of a part one after the other. What they have in common is fetched once, where
 // they are whole, their rows share steps, and `out` is bfloat16.
 class Finish {
@@ -52,19 +63,31 @@ class Finish {
     scale_ = bias.scale, least_ = -bias.scale * float(1 << bits_ >> 1);
   }
 
+  // The sums of the first `tokens` of COUNT.
+  template <int COUNT>
   inline __attribute__((always_inline)) void operator()(int64_t group, int tokens,
-                                                        const Floats* sums) const {
-    if (!quick_) return finish(*step_, *part_, group, first_row_, tokens, sums);
+                                                        const Floats (&sums)[COUNT]) const {
+    if (!quick_ || tokens < COUNT) return some(group, tokens, sums);
     const Floats steps = splat(steps_[group - first_]), bias = bias_of_group(group);
     uint16_t* out = out_ + group * LANES;
-    for (int t = 0; t < tokens; ++t, out += out_stride_) {
+    unrolled<COUNT>([&](auto t) __attribute__((always_inline)) {
       const Floats sum = load_bf16(out) + fma(steps, sums[t], bias);
       const __m256bh rounded = _mm512_cvtneps_pbh(sum.v);
       std::memcpy(out, &rounded, sizeof rounded);
-    }
+      out += out_stride_;
+    });
   }
 
  private:
+  // Sums whose address is taken do not stay in registers: it is taken of copies.
+  template <int COUNT>
+  inline __attribute__((always_inline)) void some(int64_t group, int tokens,
+                                                  const Floats (&sums)[COUNT]) const {
+    Floats copy[COUNT];
+    unrolled<COUNT>([&](auto t) __attribute__((always_inline)) { copy[t] = sums[t]; });
+    finish(*step_, *part_, group, first_row_, tokens, copy);
+  }
+
   // scale * (code - half), rounded once
   Floats bias_of_group(int64_t group) const {
     if (codes_ == nullptr) return zeros();
@@ -88,17 +111,6 @@ class Finish {
 inline __m512 add_products(__m512 total, __m512bh weights, const uint32_t* pair) {
   asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(total) : "v"(weights), "m"(*pair));
   return total;
-}
-
-// f(0), ... f(COUNT - 1) with constants: what they index stays in registers, where a loop that the
-// compiler unrolls too late leaves it in memory.
-template <class F, int... I>
-inline __attribute__((always_inline)) void each_of(std::integer_sequence<int, I...>, const F& f) {
-  (f(std::integral_constant<int, I>()), ...);
-}
-template <int COUNT, class F>
-inline __attribute__((always_inline)) void unrolled(const F& f) {
-  each_of(std::make_integer_sequence<int, COUNT>(), f);
 }
 
 // One block of tokens meets groups of 16 rows one after the other; tokens of several variants, each
@@ -128,8 +140,11 @@ struct PairBlock {
     for (int64_t g = first; g < last; ++g, std::swap(now, later)) {
       Floats sums[TOKENS];
       meet(g, now, group_of(part, std::min(g + 1, last - 1)).columns, later, sums);
-      for (int v = 0; v < VARIANTS; ++v)
-        finish[v](g, VARIANTS == 1 ? block.tokens : EACH, sums + v * EACH);
+      unrolled<VARIANTS>([&](auto v) __attribute__((always_inline)) {
+        Floats own[EACH];
+        unrolled<EACH>([&](auto t) __attribute__((always_inline)) { own[t] = sums[v * EACH + t]; });
+        finish[v](g, VARIANTS == 1 ? block.tokens : EACH, own);
+      });
     }
   }
 
