@@ -1,4 +1,5 @@
-"""Distinct variants for speed runs: fine-tunes compressed again and again with other mask seeds.
+"""Distinct variants for speed runs: fine-tunes compressed again and again with other mask seeds, or
+many fine-tunes with one.
 
 Given checkpoints the files are what `tsugiki compress deltadq --probe 0` makes of them, with their
 calibration where FINE_TUNE.calibration.jsonl lies beside the directory, and have scores of their
@@ -80,12 +81,26 @@ class Compressor:
 
 
 def distinct_variants(
-    base: Path, fine_tunes: Sequence[Path], folder: Path, count: int, layouts: Mapping[str, Options]
+    base: Path,
+    fine_tunes: Sequence[Path],
+    folder: Path,
+    count: int,
+    layouts: Mapping[str, Options],
+    *,
+    seed: int | None = None,
 ) -> dict[str, list[str]]:
     """`count` names of each layout, by its prefix; writes the files that `folder` lacks.
 
-    The fine-tunes take turns; the i-th file has mask seed i, so that no two share masks.
+    The fine-tunes take turns; the i-th file has mask seed i, so that no two share masks. Of one
+    `seed` they share them, as what `tsugiki compress` makes does.
+
+    Raises:
+        ValueError: one seed, and too few fine-tunes for so many distinct files.
     """
+    if seed is not None and len(fine_tunes) < count:
+        raise ValueError(
+            f"{count} files of one seed need as many fine-tunes, not {len(fine_tunes)}"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     compressor: Callable[[Path], Compressor] = cache(lambda tuned: Compressor(base, tuned))
     made: dict[str, list[str]] = {}
@@ -95,7 +110,7 @@ def distinct_variants(
             made.setdefault(prefix, []).append(f"{prefix}-{number}-{tuned.name}")
             out = folder / f"{made[prefix][-1]}.safetensors"
             if not out.exists():
-                compressor(tuned).write(out, options, seed=number)
+                compressor(tuned).write(out, options, seed=number if seed is None else seed)
     return made
 
 
