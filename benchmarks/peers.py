@@ -7,7 +7,7 @@ bootstrap interval. About 60 minutes with vLLM, 25 without, and 15 GB of memory;
 machine. Interrupted, or run in pieces (--only PATTERN: rows whose title matches), it goes on where
 it was: a journal for each commit lies in --work, and the result holds all that it has whole.
 
-    python -m benchmarks.peers --fine-tunes ft/banking77 ft/pirate --one-mask FT1 ... FT8 \
+    python -m benchmarks.peers --fine-tunes ft/banking77 ft/pirate --one-mask FT1 ... FT8 \\
         --vllm VENV
 
 Files of one mask, which is what `tsugiki compress` makes unless told another --seed, need eight
