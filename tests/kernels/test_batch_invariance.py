@@ -53,7 +53,7 @@ def test_any_number_of_kept_columns_gives_the_same_bits_for_any_number_of_tokens
     assert close(together, expected64(x, base, [parts], [(0, 15)]), 4e-3)
 
 
-@pytest.mark.parametrize("each", [1, 2, 3])
+@pytest.mark.parametrize("each", [0, 1, 2, 3])
 @pytest.mark.parametrize("kept", [1, 7, 12])
 @pytest.mark.parametrize(("bits", "rows_per_step"), [(1, 16), (2, 64), (4, 1)])
 def test_variants_of_one_mask_give_the_bits_that_each_gives_alone(

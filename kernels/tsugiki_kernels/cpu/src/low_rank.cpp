@@ -27,13 +27,6 @@ inline const LowRankLinear& linear_of(const Apply& call, int64_t variant) {
   return call.linear<LowRankLinear>(variant);
 }
 
-// meet(variant, place of the part, part) for all of them.
-template <class Meet>
-inline void for_parts(const Apply& call, Meet meet) {
-  for (int64_t v = 0; v < call.variants(); ++v)
-    for (int64_t p = 0; p < linear_of(call, v).count; ++p) meet(v, p, linear_of(call, v).parts[p]);
-}
-
 Middle::Middle(const Apply& call) : call_(call) {
   int64_t floats = 0;
   for (int64_t v = 0; v < call.variants(); ++v) {
@@ -197,7 +190,7 @@ inline void fetch_a(const LowRankPart& part, const Task& task, int64_t inputs) {
 // them are met.
 void shrink_all(const Apply& call, const Rows* rows, const Middle& middle) {
   TaskList list;
-  for_parts(call, [&](int64_t v, int64_t p, const LowRankPart& part) {
+  for_parts<LowRankLinear>(call, [&](int64_t v, int64_t p, const LowRankPart& part) {
     const int64_t tokens = call.spans[v].stop - call.spans[v].start;
     list.add(v, p, (part.rank + RANKS_AT_ONCE - 1) / RANKS_AT_ONCE,
              RANKS_AT_ONCE * (call.inputs / LANES + 4) * tokens);
@@ -215,7 +208,7 @@ void shrink_all(const Apply& call, const Rows* rows, const Middle& middle) {
 
 bool all_have_pairs(const Apply& call) {
   bool all = true;
-  for_parts(call, [&](int64_t, int64_t, const LowRankPart& part) {
+  for_parts<LowRankLinear>(call, [&](int64_t, int64_t, const LowRankPart& part) {
     all = all && has_pairs(call, part);
   });
   return all;
@@ -232,28 +225,16 @@ LowRankApply::LowRankApply(const Apply& call) : call_(call), middle_(call) {
 
 int64_t LowRankApply::cost() const {
   int64_t total = 0;
-  for_parts(call_, [&](int64_t v, int64_t, const LowRankPart& part) {
+  for_parts<LowRankLinear>(call_, [&](int64_t v, int64_t, const LowRankPart& part) {
     const int64_t tokens = call_.spans[v].stop - call_.spans[v].start;
     total += (part.rows + LANES - 1) / LANES * (part.rank + 4) * tokens;
   });
   return total;
 }
 
-int64_t LowRankApply::outputs() const {
-  int64_t most = 0;
-  for_parts(call_, [&](int64_t, int64_t, const LowRankPart& part) {
-    most = std::max(most, part.offset + part.rows);
-  });
-  return most;
-}
+int64_t LowRankApply::outputs() const { return outputs_of<LowRankLinear>(call_); }
 
-bool LowRankApply::cuts_at_sixteens() const {
-  bool all = true;
-  for_parts(call_, [&](int64_t, int64_t, const LowRankPart& part) {
-    all = all && part.offset % LANES == 0;
-  });
-  return all;
-}
+bool LowRankApply::cuts_at_sixteens() const { return all_cut_at_sixteens<LowRankLinear>(call_); }
 
 // All of A is met before the linear that it belongs to: it comes from memory during the one before.
 // Of the variants one after the other, the share that these outputs are of the linear: so much of the
@@ -275,7 +256,7 @@ void request_following(const Apply& call, const OutputRange& outputs, int64_t wi
 
 void LowRankApply::request(const OutputRange& outputs, Requests& requests) const {
   if (call_.in_table()) request_following(call_, outputs, this->outputs(), requests);
-  for_parts(call_, [&](int64_t, int64_t, const LowRankPart& part) {
+  for_parts<LowRankLinear>(call_, [&](int64_t, int64_t, const LowRankPart& part) {
     const GroupRange groups(part, outputs);
     const int64_t size = dtype_size(Dtype(part.dtype)), row = groups.first * LANES;
     const int64_t count = std::min(groups.last * LANES, part.rows) - row;
@@ -285,7 +266,7 @@ void LowRankApply::request(const OutputRange& outputs, Requests& requests) const
 }
 
 void LowRankApply::apply(const OutputRange& outputs) const {
-  for_parts(call_, [&](int64_t v, int64_t p, const LowRankPart& part) {
+  for_parts<LowRankLinear>(call_, [&](int64_t v, int64_t p, const LowRankPart& part) {
     const GroupRange groups(part, outputs);
     if (groups.first < groups.last)
       expand(call_, part, groups, call_.spans[v], middle_.of(v, p));

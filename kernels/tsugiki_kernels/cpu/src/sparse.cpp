@@ -75,8 +75,9 @@ bool alike(const SparseLinear& a, const SparseLinear& b) {
 // How many variants from `v` on share a block: 8 tokens of theirs, or 4, one or two each.
 int64_t together(const Apply& call, int64_t v) {
   const auto tokens = [&](int64_t i) { return call.spans[i].stop - call.spans[i].start; };
-  const int64_t each = tokens(v), most = std::min(v + 8 / each, call.variants());
-  if (each > 2 || !form_for(call, linear_of(call, v), int(each)).words) return 1;
+  const int64_t each = tokens(v);
+  if (each < 1 || each > 2 || !form_for(call, linear_of(call, v), int(each)).words) return 1;
+  const int64_t most = std::min(v + 8 / each, call.variants());
   int64_t last = v + 1;
   while (last < most && tokens(last) == each && call.spans[last].start == call.spans[last - 1].stop &&
          alike(linear_of(call, v), linear_of(call, last)))
@@ -89,28 +90,15 @@ SparseApply::SparseApply(const Apply& call) : call_(call), number_(++calls()) {}
 
 int64_t SparseApply::cost() const {
   int64_t total = 0;
-  for (int64_t v = 0; v < call_.variants(); ++v)
-    for (int64_t p = 0; p < linear_of(call_, v).count; ++p) {
-      const SparsePart& part = linear_of(call_, v).parts[p];
-      total += groups_of(part) * group_cost(part, call_.spans[v].stop - call_.spans[v].start);
-    }
+  for_parts<SparseLinear>(call_, [&](int64_t v, int64_t, const SparsePart& part) {
+    total += groups_of(part) * group_cost(part, call_.spans[v].stop - call_.spans[v].start);
+  });
   return total;
 }
 
-int64_t SparseApply::outputs() const {
-  int64_t most = 0;
-  for (int64_t v = 0; v < call_.variants(); ++v)
-    for (int64_t p = 0; p < linear_of(call_, v).count; ++p)
-      most = std::max(most, linear_of(call_, v).parts[p].offset + linear_of(call_, v).parts[p].rows);
-  return most;
-}
+int64_t SparseApply::outputs() const { return outputs_of<SparseLinear>(call_); }
 
-bool SparseApply::cuts_at_sixteens() const {
-  for (int64_t v = 0; v < call_.variants(); ++v)
-    for (int64_t p = 0; p < linear_of(call_, v).count; ++p)
-      if (linear_of(call_, v).parts[p].offset % LANES != 0) return false;
-  return true;
-}
+bool SparseApply::cuts_at_sixteens() const { return all_cut_at_sixteens<SparseLinear>(call_); }
 
 // Columns that the variant before has too are on their way.
 void request_groups(const SparsePart& part, const GroupRange& groups, bool columns,

@@ -67,6 +67,35 @@ struct Apply : Step {
   }
 };
 
+// meet(variant, place of the part, part) for all of them.
+template <class Linear, class Meet>
+inline void for_parts(const Apply& call, Meet meet) {
+  for (int64_t v = 0; v < call.variants(); ++v) {
+    const Linear& linear = call.linear<Linear>(v);
+    for (int64_t p = 0; p < linear.count; ++p) meet(v, p, linear.parts[p]);
+  }
+}
+
+// Outputs up to the end of the last part.
+template <class Linear>
+inline int64_t outputs_of(const Apply& call) {
+  int64_t most = 0;
+  for_parts<Linear>(call, [&](int64_t, int64_t, const Part& part) {
+    most = std::max(most, part.offset + part.rows);
+  });
+  return most;
+}
+
+// Whether ranges that begin at multiples of 16 cut through no group of 16 rows.
+template <class Linear>
+inline bool all_cut_at_sixteens(const Apply& call) {
+  bool all = true;
+  for_parts<Linear>(call, [&](int64_t, int64_t, const Part& part) {
+    all = all && part.offset % LANES == 0;
+  });
+  return all;
+}
+
 // Work below this many 16-lane multiply-adds (about 25 us) is not worth waking other threads: that
 // took 6 us on two idle cores and 10 to 20 us beside other processes.
 constexpr int64_t FORK_FROM = 48000;
