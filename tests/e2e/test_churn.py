@@ -22,7 +22,14 @@ from tests.conftest import TinyFactory, save_tokenizer, tiny_llama_config
 from tsugiki.compress.job import open_base
 
 NAMES, SPARES = 6, 3
-QUESTIONS = (("What is the capital of France?", ""), ("How many apples?", "Sam"), ("A server", "."))
+QUESTIONS = (
+    ("What is the capital of France?", ""),
+    ("How many apples?", "Sam"),
+    ("A server", "."),
+    ("Once upon a time", ""),
+    ("The weather", "rain"),
+    ("Two and three", "five"),
+)
 FITS_TWO = 8_500  # bytes
 SECONDS, RATE = 3.0, 30.0
 

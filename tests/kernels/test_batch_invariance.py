@@ -76,7 +76,6 @@ def test_variants_of_one_mask_give_the_bits_that_each_gives_alone(
     for variant, span in zip(staged, spans, strict=True):
         cpu_backend.apply(x, alone, [variant], [span])
     assert torch.equal(together, alone)
-    assert close(together, expected64(x, base, parts, spans), 4e-3)
 
 
 @pytest.mark.parametrize("window", [None, 1, 70, 100])
