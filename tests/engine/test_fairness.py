@@ -10,7 +10,7 @@ from tsugiki.engine.preemption import MAX_PREEMPTIONS
 from tsugiki.engine.request import Request, RequestStatus
 from tsugiki.engine.schedule import SchedulerOutput
 from tsugiki.engine.scheduler import Scheduler
-from tsugiki.engine.tenants import AGING_SECONDS
+from tsugiki.engine.tenants import AGING_SECONDS, PATIENCE
 
 RequestFactory = Callable[..., Request]
 
@@ -67,6 +67,38 @@ def test_a_newcomers_short_prompt_is_computed_whole_however_little_time_a_step_h
     calm = make_request(prompt=range(7000, 7050), tenant="calm")
     it.add(calm)
     assert tokens_of(step(it), calm) == 50
+
+
+def test_prompts_of_tenants_that_want_equally_much_end_one_after_the_other(
+    make_request: RequestFactory,
+) -> None:
+    it = scheduler(seqs=8, tokens=16, blocks=500)
+    asked = [
+        make_request(prompt=range(100 * i, 100 * i + 40), tenant=f"t{i % 4}", max_tokens=1)
+        for i in range(8)
+    ]
+    for request in asked:
+        it.add(request)
+    ended = []
+    for _ in range(20):
+        step(it)
+        ended.append(sum(request.status is RequestStatus.FINISHED for request in asked))
+    assert ended == [(number + 1) * 16 // 40 for number in range(20)]
+
+
+def test_a_long_prompt_that_has_begun_is_put_off_for_a_tenant_far_behind(
+    make_request: RequestFactory,
+) -> None:
+    it = scheduler(seqs=8, tokens=16, blocks=2000)
+    long = make_request(prompt=range(2000), tenant="long", max_tokens=1)
+    it.add(long)
+    step(it)
+    other = make_request(prompt=range(5000, 5100), tenant="other", max_tokens=1)
+    it.add(other)
+    waited = 0
+    while not tokens_of(step(it), other):
+        waited += 1
+    assert waited == PATIENCE / 16
 
 
 def test_a_newcomer_takes_some_seats_at_once_and_its_share_in_time(

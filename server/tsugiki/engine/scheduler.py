@@ -200,7 +200,8 @@ class Scheduler:
         """The budget, to whoever was served least: begun prompts, and new ones that get a seat."""
         budget = self.budget.prompt_tokens(decode_rows)
         queues = self._queues(begun, {request.tenant for request in output.preempted})
-        turns = [self._turn(queue, now) for queue in queues.values()]
+        fair = self.tenants.fair_requests()
+        turns = [self._turn(queue, now, fair) for queue in queues.values()]
         heapq.heapify(turns)
         computing: set[bytes] = set()
         closed = False  # somebody lacks blocks
@@ -220,7 +221,7 @@ class Scheduler:
                 closed = closed or verdict is Verdict.NO_BLOCKS
                 queue.clear()  # those behind it wait too
             if queue:
-                heapq.heappush(turns, self._turn(queue, now))
+                heapq.heappush(turns, self._turn(queue, now, fair))
 
     def _queues(self, begun: list[Request], barred: set[str]) -> dict[str, deque[Request]]:
         """By tenant: begun prompts, then waiting ones where there may be a seat. What a tenant just
@@ -234,9 +235,9 @@ class Scheduler:
                 queues.setdefault(tenant.name, deque()).extend(tenant.waiting)
         return queues
 
-    def _turn(self, queue: deque[Request], now: float) -> tuple[Turn, str]:
+    def _turn(self, queue: deque[Request], now: float, fair: float) -> tuple[Turn, str]:
         tenant = self.tenants.of(queue[0])
-        return turn(tenant, queue[0], now), tenant.name
+        return turn(tenant, queue[0], now, fair), tenant.name
 
     def _admit(
         self, request: Request, ready: Ready, computing: set[bytes], output: SchedulerOutput

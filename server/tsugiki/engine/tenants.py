@@ -5,6 +5,9 @@ Owns: the virtual token counters (Sheng et al., "Fairness in Serving Large Langu
 chunks or variants.
 
 The tenant served least goes first; among equals the one that holds fewer seats for its weight.
+A prompt that has begun is finished before others begin, unless their tenants are far behind or its
+own wants more than a fair share of what runs: prompts computed a piece each in turn would all end
+as late as the last one.
 Being away earns no credit: who has nothing waiting and comes back starts no lower than the least
 served of those who run. What is computed again after a preemption is not charged.
 
@@ -16,10 +19,12 @@ it from waiting for ever.
 
 from bisect import insort_left, insort_right
 from dataclasses import dataclass, field
+from math import ceil
 
-from tsugiki.engine.request import Request
+from tsugiki.engine.request import Request, RequestStatus
 
 AGING_SECONDS = 10.0
+PATIENCE = 512.0  # tokens per unit of weight: those who are no further behind let a prompt end
 
 Turn = tuple[int, float, float]
 
@@ -38,6 +43,11 @@ class Tenant:
     def active(self) -> bool:
         """It wants something."""
         return bool(self.running or self.waiting)
+
+    @property
+    def requests(self) -> int:
+        """That run or wait."""
+        return self.running + len(self.waiting)
 
 
 def rank(request: Request) -> float:
@@ -66,6 +76,12 @@ class Tenants:
     def waiting(self) -> list[Tenant]:
         """Those who have requests waiting."""
         return list(self._waiting.values())
+
+    def fair_requests(self) -> float:
+        """How many requests each would have for a weight of 1, had all equally many."""
+        active = [tenant for tenant in self._tenants.values() if tenant.active]
+        weights = sum(tenant.weight for tenant in active)
+        return sum(tenant.requests for tenant in active) / weights if active else 0.0
 
     def add(self, request: Request) -> None:
         """Queue a new request."""
@@ -133,9 +149,13 @@ class Tenants:
         }
 
 
-def turn(tenant: Tenant, request: Request, now: float) -> Turn:
-    """When a tenant's next request is considered, lowest first. `now`: the clock of arrivals."""
+def turn(tenant: Tenant, request: Request, now: float, fair_requests: float) -> Turn:
+    """When a tenant's next request is considered, lowest first. `now`: the clock of arrivals;
+    `fair_requests`: see Tenants."""
     yielding = 0
     if request.priority > 0:
         yielding = max(0, request.priority - int((now - request.arrival) / AGING_SECONDS))
-    return yielding, tenant.service, tenant.running / tenant.weight
+    begun = request.status is RequestStatus.RUNNING
+    modest = tenant.requests <= ceil(fair_requests * tenant.weight)
+    service = tenant.service - PATIENCE if begun and modest else tenant.service
+    return yielding, service, tenant.running / tenant.weight
