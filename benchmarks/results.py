@@ -52,6 +52,15 @@ def open_cpus() -> set[int]:
     return os.sched_getaffinity(0)
 
 
+def json_lines(path: Path) -> list[Any]:
+    """The rows of a file of JSON lines, none where there is no file; a line that a kill left
+    unfinished at the end is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
 def save(name: str, data: Any) -> Path:
     """Write benchmarks/results/NAME.json: the data, the command, the machine."""
     FOLDER.mkdir(exist_ok=True)

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks.results import json_lines
 from tsugiki.compress.hf_model import model_of
 from tsugiki.compress.job import OpenedBase, open_base
 from tsugiki.compress.progress import Progress
@@ -220,9 +221,7 @@ def table(rows: list[Row]) -> str:
 
 def read_rows(path: Path) -> list[Row]:
     """What was measured."""
-    if not path.exists():
-        return []
-    return [Row(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [Row(**row) for row in json_lines(path)]
 
 
 def main() -> None:

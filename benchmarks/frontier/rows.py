@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.results import json_lines
+
 
 class Key(NamedTuple):
     """What makes two rows the same measurement."""
@@ -52,11 +54,8 @@ class Row:
 def read(path: Path) -> Iterator[Row]:
     """The rows of a file; none where there is no file. A line that a kill left unfinished at the
     end is left out."""
-    if not path.exists():
-        return
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            yield Row(**json.loads(line))
+    for found in json_lines(path):
+        yield Row(**found)
 
 
 def append(path: Path, row: Row) -> None:

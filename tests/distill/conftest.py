@@ -1,25 +1,12 @@
 """Dialogues and models that all tests of distillation share."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.conftest import SENTENCES, TinyFactory, tiny_llama_config
+from tests.conftest import TinyFactory, tiny_llama_config
 from tsugiki.compress.dialogues import Dialogue
-
-
-@pytest.fixture(scope="session")
-def distill_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty short dialogues as a file."""
-    lines = [
-        {"prompt": SENTENCES[i % 5][: 8 + i], "answer": SENTENCES[(i + 1) % 5][: 10 + 2 * i]}
-        for i in range(20)
-    ]
-    path = tmp_path_factory.mktemp("data") / "train.jsonl"
-    path.write_text("\n".join(map(json.dumps, lines)) + "\n")
-    return path
 
 
 @pytest.fixture(scope="session")

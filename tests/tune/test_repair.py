@@ -1,6 +1,5 @@
 """A repaired variant is closer to its fine-tune, takes as many bytes, and is what was trained."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from tests.conftest import SENTENCES
 from tsugiki.codecs import artifact
 from tsugiki.commands import repair as command
 from tsugiki.compress.decompress import decompress
@@ -34,15 +32,9 @@ PLAN = RepairPlan(steps=40, batch_tokens=256, seed=3)
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data(distill_data: Path) -> Path:
     """Twenty short dialogues."""
-    lines = [
-        {"prompt": SENTENCES[i % 5][: 8 + i], "answer": SENTENCES[(i + 1) % 5][: 10 + 2 * i]}
-        for i in range(20)
-    ]
-    path = tmp_path_factory.mktemp("data") / "train.jsonl"
-    path.write_text("\n".join(map(json.dumps, lines)) + "\n")
-    return path
+    return distill_data
 
 
 @pytest.fixture(scope="module")

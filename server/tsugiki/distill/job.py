@@ -33,7 +33,7 @@ from tsugiki.distill.neo import Mixture, NeoObjective
 from tsugiki.distill.teacher import LiveTeacher, Teacher, View
 from tsugiki.distill.teacher_cache import TeacherCache
 from tsugiki.distill.trainer import Record, TrainingPlan, mean_losses, train
-from tsugiki.distill.training_state import StateFile
+from tsugiki.distill.training_state import StateFile, state_path
 from tsugiki.errors import ConfigError, InvalidRequest
 
 CACHED_TOP_K = 32
@@ -96,7 +96,7 @@ class DistillJob:
     @property
     def state(self) -> Path:
         """Where an interrupted run is kept."""
-        return self.out.with_name(f"{self.out.name}.training")
+        return state_path(self.out)
 
 
 @dataclass(frozen=True, slots=True)

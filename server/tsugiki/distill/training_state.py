@@ -26,6 +26,11 @@ class SavedRun:
     tensors: Mapping[str, Tensor]
 
 
+def state_path(out: Path) -> Path:
+    """Where an interrupted run that is to write `out` is kept."""
+    return out.with_name(f"{out.name}.training")
+
+
 class StateFile:
     """The state of one run. `identity`: JSON values on which its course depends."""
 

@@ -21,7 +21,7 @@ from tsugiki.compress.reconstruct import open_variant
 from tsugiki.compress.tokenizer_check import has_tokenizer, load_tokenizer
 from tsugiki.distill.batches import dialogues_digest
 from tsugiki.distill.trainer import Record
-from tsugiki.distill.training_state import StateFile
+from tsugiki.distill.training_state import StateFile, state_path
 from tsugiki.tune.repair import Repaired, RepairPlan, repair
 from tsugiki.tune.student import make_student
 
@@ -47,7 +47,7 @@ class RepairJob:
     @property
     def state(self) -> Path:
         """Where an interrupted run is kept."""
-        return self.out.with_name(f"{self.out.name}.training")
+        return state_path(self.out)
 
 
 def run_repair(job: RepairJob, plan: RepairPlan, progress: Progress) -> tuple[Repaired, Header]:

@@ -30,7 +30,7 @@ from tsugiki.compress.tokenizer_check import load_tokenizer
 from tsugiki.distill.batches import Batch, batched, split, stream
 from tsugiki.distill.optimizer import ParameterGroup
 from tsugiki.distill.trainer import Losses, Record, TrainingPlan, mean_losses, train
-from tsugiki.distill.training_state import StateFile
+from tsugiki.distill.training_state import StateFile, state_path
 from tsugiki.errors import ConfigError
 from tsugiki.tune.sketched_linear import SketchedLinear
 
@@ -68,7 +68,7 @@ class SketchTuneJob:
     @property
     def state(self) -> Path:
         """Where an interrupted run is kept."""
-        return self.out.with_name(f"{self.out.name}.training")
+        return state_path(self.out)
 
 
 @dataclass(frozen=True, slots=True)
