@@ -71,8 +71,8 @@ LAYOUTS: dict[str, tuple[str, float | None, Options]] = {
     "deltadq 4 bits, 1 of 9, row masks": ("r32", None, {"alpha": 9, "bits": 4, "rows_per_mask": 1}),
 }
 BEST = next(iter(LAYOUTS))
-ONE_MASK = f"{BEST}, one mask"
-ONE_MASK_PREFIX = "m2"
+# the same layouts in files of one seed, by the prefix of these files' names
+ONE_MASK = {BEST: "m2", "deltadq 4 bits, 1 of 9, tiles": "m32"}
 
 
 def main() -> int:
@@ -124,9 +124,9 @@ def make_models(base: Path, args: argparse.Namespace) -> dict[str, list[str]]:
     by_prefix = distinct_variants(base, fine_tunes, folder, VARIANTS, layouts)
     made = {title: by_prefix[prefix] for title, (prefix, _, _) in LAYOUTS.items()}
     if args.one_mask:
-        one = {ONE_MASK_PREFIX: LAYOUTS[BEST][2]}
+        one = {prefix: LAYOUTS[kind][2] for kind, prefix in ONE_MASK.items()}
         shared = distinct_variants(base, args.one_mask, folder, VARIANTS, one, seed=0)
-        made[ONE_MASK] = shared[ONE_MASK_PREFIX]
+        made |= {f"{kind}, one mask": shared[prefix] for kind, prefix in ONE_MASK.items()}
     adapters = [args.work / "adapters" / f"lora-{number}" for number in range(VARIANTS)]
     for number, path in enumerate(adapters):
         if not path.exists():
@@ -168,8 +168,8 @@ def comparisons(
 def targets(models: Mapping[str, list[str]]) -> dict[str, float | None]:
     """The kinds of eight variants and what part of the base's speed is wanted of them."""
     found = {kind: target for kind, (_, target, _) in LAYOUTS.items()}
-    if ONE_MASK in models:
-        found[ONE_MASK] = found[BEST]
+    one_mask = {f"{kind}, one mask": found[kind] for kind in ONE_MASK}
+    found |= {kind: target for kind, target in one_mask.items() if kind in models}
     return {**found, "LoRA r=16": 0.85}
 
 
