@@ -23,7 +23,8 @@ from tsugiki_kernels.deltas import (
     SparseDelta,
 )
 from tsugiki_kernels.errors import BadArgument
-from tsugiki_kernels.interface import ColumnDraw, Span
+from tsugiki_kernels.interface import Span
+from tsugiki_kernels.operands import ColumnDraw
 
 ACTIVATIONS = (torch.float32, torch.bfloat16, torch.float16)
 Own = TypeVar("Own")

@@ -12,7 +12,16 @@ from tsugiki_kernels.deltas import Delta
 from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.interface import Deltas, Shapes, Span, Staged
 
-Linear = TypeVar("Linear")  # a staged linear of some backend
+
+class OfOneKind(Protocol):
+    """A staged linear of some backend."""
+
+    @property
+    def kind(self) -> type[Delta]:
+        """Of all its parts."""
+
+
+Linear = TypeVar("Linear", bound=OfOneKind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +120,13 @@ class StagedTable:
 
 
 def by_kind(
-    linears: Sequence[Linear | None], kind_of: Callable[[Linear], type[Delta]]
+    staged: Sequence[Staged | None], own: Callable[[Staged], Linear]
 ) -> Iterator[tuple[type[Delta], list[Linear | None]]]:
-    """Each kind that occurs, in order of its name, and the linears of that kind in their places."""
-    kinds = [None if linear is None else kind_of(linear) for linear in linears]
+    """Each kind that occurs, in order of its name, and the linears of that kind in their places.
+
+    `own` tells a backend's own linears from others'.
+    """
+    linears = [None if linear is None else own(linear) for linear in staged]
+    kinds = [None if linear is None else linear.kind for linear in linears]
     for kind in sorted({kind for kind in kinds if kind is not None}, key=lambda k: k.__name__):
         yield kind, [s if of is kind else None for s, of in zip(linears, kinds, strict=True)]

@@ -30,19 +30,16 @@ from tsugiki_kernels.formulas import bias_values, dense_weight, own_tensors, pro
 from tsugiki_kernels.interface import (
     Activation,
     Allocate,
-    AttentionBatch,
-    ColumnDraw,
     Deltas,
     DeltaTable,
-    Draws,
     KernelBackend,
-    Logprobs,
     Shapes,
     Span,
     Staged,
     StagedLinears,
     empty_extent,
 )
+from tsugiki_kernels.operands import AttentionBatch, ColumnDraw, Draws, Logprobs
 
 ACTIVATION_FUNCTIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -57,6 +54,11 @@ class StagedParts:
 
     parts: tuple[Placed, ...]
 
+    @property
+    def kind(self) -> type[Delta]:
+        """Of all the parts."""
+        return type(self.parts[0].delta)
+
 
 @dataclass(frozen=True, slots=True)
 class Repeated:
@@ -65,7 +67,7 @@ class Repeated:
     run: Callable[[], None]
 
 
-class ReferenceBackend:
+class ReferenceBackend(KernelBackend):
     """All operations in plain torch."""
 
     name = "reference"
@@ -76,14 +78,6 @@ class ReferenceBackend:
     def lookup(self, weight: Tensor, index: Tensor, out: Tensor) -> None:
         """See KernelBackend.lookup."""
         torch.index_select(weight, 0, index, out=out)
-
-    def stage(self, parts: Sequence[Placed]) -> Staged:
-        """See KernelBackend.stage.
-
-        Raises:
-            BadArgument: see check_parts.
-        """
-        return self.stage_all([parts]).linears[0]
 
     def stage_all(
         self,
@@ -119,9 +113,7 @@ class ReferenceBackend:
 
     def collect(self, shapes: Shapes, staged: Sequence[Staged | None]) -> tuple[Deltas, ...]:
         """See KernelBackend.collect."""
-        linears = [None if linear is None else own(linear) for linear in staged]
-        kinds = by_kind(linears, lambda linear: type(linear.parts[0].delta))
-        return tuple(StagedDeltas(kind, tuple(of_kind)) for kind, of_kind in kinds)
+        return tuple(StagedDeltas(kind, tuple(linears)) for kind, linears in by_kind(staged, own))
 
     def delta_table(
         self, kind: type[Delta], shapes: Shapes, rows: int, capacity: int

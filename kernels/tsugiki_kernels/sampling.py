@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tsugiki_kernels.check import ACTIVATIONS, check_column
 from tsugiki_kernels.errors import BadArgument
-from tsugiki_kernels.interface import Draws, Logprobs
+from tsugiki_kernels.operands import Draws, Logprobs
 
 
 def check_draws(logits: Tensor, draws: Draws) -> None:

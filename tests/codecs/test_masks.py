@@ -22,7 +22,7 @@ from tsugiki.codecs.masks import (
     words,
 )
 from tsugiki_kernels.errors import BadArgument
-from tsugiki_kernels.interface import ColumnDraw
+from tsugiki_kernels.operands import ColumnDraw
 from tsugiki_kernels.reference import ReferenceBackend
 
 FULL = 0xFFFFFFFF

@@ -14,7 +14,7 @@ from tsugiki.codecs.staging import Destination, stage_variant
 from tsugiki.model.batch import Batch, Segment
 from tsugiki.model.kv_cache import allocate_kv_cache
 from tsugiki.model.loader import load_base
-from tsugiki_kernels.interface import AttentionBatch
+from tsugiki_kernels.operands import AttentionBatch
 from tsugiki_kernels.reference import ReferenceBackend
 
 EMBEDDING, LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"

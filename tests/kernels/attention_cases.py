@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from tsugiki_kernels.interface import AttentionBatch, KernelBackend, Span
+from tsugiki_kernels.interface import KernelBackend, Span
+from tsugiki_kernels.operands import AttentionBatch
 
 
 @dataclass

@@ -11,7 +11,7 @@ from tests.kernels.weights import packed_for, unpacked
 from tsugiki_kernels.cpu.backend import CpuBackend
 from tsugiki_kernels.cpu.build import LEVELS, cpu_flags, supported_levels
 from tsugiki_kernels.deltas import DenseDelta, Placed
-from tsugiki_kernels.interface import ColumnDraw
+from tsugiki_kernels.operands import ColumnDraw
 from tsugiki_kernels.reference import ReferenceBackend
 
 pytestmark = pytest.mark.compiler

@@ -14,7 +14,8 @@ from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from tsugiki_kernels.cpu.backend import CpuBackend
 from tsugiki_kernels.errors import BadArgument
-from tsugiki_kernels.interface import Draws, KernelBackend
+from tsugiki_kernels.interface import KernelBackend
+from tsugiki_kernels.operands import Draws
 from tsugiki_kernels.sampling import cutoffs
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

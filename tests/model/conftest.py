@@ -11,7 +11,7 @@ from tsugiki.codecs.base import ResidentVariant
 from tsugiki.model.batch import Batch, Segment
 from tsugiki.model.kv_cache import KVCache, allocate_kv_cache
 from tsugiki.model.loader import BaseModel
-from tsugiki_kernels.interface import AttentionBatch
+from tsugiki_kernels.operands import AttentionBatch
 
 BLOCK_SIZE = 4
 Variants = Sequence[ResidentVariant | None]

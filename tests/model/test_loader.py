@@ -13,7 +13,7 @@ from tsugiki.errors import ConfigError, UnsupportedModel
 from tsugiki.model.batch import Batch, Segment
 from tsugiki.model.kv_cache import allocate_kv_cache, bytes_per_block
 from tsugiki.model.loader import load_base
-from tsugiki_kernels.interface import AttentionBatch
+from tsugiki_kernels.operands import AttentionBatch
 
 
 @pytest.fixture

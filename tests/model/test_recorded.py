@@ -13,7 +13,7 @@ from tsugiki.model.recorded import KEPT, RecordedStep, RecordedSteps, step_shape
 from tsugiki.model.step_plan import StepPlan, select_rows
 from tsugiki.model.variant_deltas import StepTables, VariantDeltas
 from tsugiki.model.workspace import Workspace
-from tsugiki_kernels.interface import AttentionBatch
+from tsugiki_kernels.operands import AttentionBatch
 from tsugiki_kernels.reference import ReferenceBackend
 
 CACHE = KVCache((torch.zeros(2, 4, 1, 4, 2),))

@@ -19,7 +19,7 @@ from tsugiki.model.checkpoint import open_checkpoint
 from tsugiki.model.kv_cache import allocate_kv_cache
 from tsugiki.model.loader import load_base
 from tsugiki.model.sketched import SketchSettings
-from tsugiki_kernels.interface import AttentionBatch
+from tsugiki_kernels.operands import AttentionBatch
 from tsugiki_kernels.reference import ReferenceBackend
 
 QUIET = Progress(quiet=True)

@@ -18,7 +18,7 @@ from tsugiki.model.batch import Batch, Segment
 from tsugiki.model.kv_cache import allocate_kv_cache
 from tsugiki.model.loader import BaseModel, load_base
 from tsugiki_kernels.cpu.backend import CpuBackend
-from tsugiki_kernels.interface import AttentionBatch
+from tsugiki_kernels.operands import AttentionBatch
 
 TOKENS = 16
 Variants = Sequence[ResidentVariant | None]

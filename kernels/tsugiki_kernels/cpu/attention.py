@@ -12,7 +12,7 @@ from tsugiki_kernels.check import ACTIVATIONS, check_strided
 from tsugiki_kernels.cpu.program import Operation
 from tsugiki_kernels.cpu.staging import DTYPES
 from tsugiki_kernels.errors import BadArgument
-from tsugiki_kernels.interface import AttentionBatch
+from tsugiki_kernels.operands import AttentionBatch
 
 _I64, _I32, _F32, _PTR = ctypes.c_int64, ctypes.c_int32, ctypes.c_float, ctypes.c_void_p
 

@@ -27,23 +27,20 @@ from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.interface import (
     Activation,
     Allocate,
-    AttentionBatch,
-    ColumnDraw,
     Deltas,
     DeltaTable,
-    Draws,
     KernelBackend,
-    Logprobs,
     Shapes,
     Span,
     Staged,
     StagedLinears,
     empty_extent,
 )
+from tsugiki_kernels.operands import AttentionBatch, ColumnDraw, Draws, Logprobs
 from tsugiki_kernels.reference import ReferenceBackend
 
 
-class CpuBackend:
+class CpuBackend(KernelBackend):
     """C++ kernels on the CPU; attributes `level` (instruction set) and `name` say which."""
 
     name = "cpu"
@@ -105,20 +102,8 @@ class CpuBackend:
         packed.pack(weight)
 
     def lookup(self, weight: Tensor, index: Tensor, out: Tensor) -> None:
-        """See KernelBackend.lookup.
-
-        Raises:
-            BadArgument: naming the argument that breaks the contract.
-        """
+        """See KernelBackend.lookup."""
         self._do(packed.lookup(weight, index, out))
-
-    def stage(self, parts: Sequence[Placed]) -> Staged:
-        """See KernelBackend.stage.
-
-        Raises:
-            BadArgument: see staging.stage_all.
-        """
-        return self.stage_all([parts]).linears[0]
 
     def stage_all(
         self,
@@ -148,11 +133,7 @@ class CpuBackend:
     def apply(
         self, x: Tensor, out: Tensor, staged: Sequence[Staged], spans: Sequence[Span]
     ) -> None:
-        """See KernelBackend.apply.
-
-        Raises:
-            BadArgument: naming the argument that breaks the contract.
-        """
+        """See KernelBackend.apply."""
         check_spans(x, out, len(staged), spans)
         if staged:
             self._change(deltas.apply(x, out, [own(variant) for variant in staged], spans))
@@ -163,9 +144,7 @@ class CpuBackend:
         Raises:
             BadArgument: a delta that does not fit its linear.
         """
-        linears = [None if linear is None else own(linear) for linear in staged]
-        kinds = by_kind(linears, lambda linear: linear.kind)
-        return tuple(collect(kind, shapes, of_kind) for kind, of_kind in kinds)
+        return tuple(collect(kind, shapes, of_kind) for kind, of_kind in by_kind(staged, own))
 
     def delta_table(
         self, kind: type[Delta], shapes: Shapes, rows: int, capacity: int
@@ -174,19 +153,11 @@ class CpuBackend:
         return CpuTable(TableShape(kind, shapes, rows, capacity))
 
     def apply_table(self, x: Tensor, out: Tensor, table: DeltaTable, place: int) -> None:
-        """See KernelBackend.apply_table.
-
-        Raises:
-            BadArgument: naming the argument that breaks the contract.
-        """
+        """See KernelBackend.apply_table."""
         self._change(deltas.apply_table(x, out, check_own("table", table, CpuTable), place))
 
     def reconstruct(self, base: Tensor, staged: Staged, out: Tensor) -> None:
-        """See KernelBackend.reconstruct.
-
-        Raises:
-            BadArgument: naming the argument that breaks the contract.
-        """
+        """See KernelBackend.reconstruct."""
         linear = own(staged)
         deltas.check_reconstruct(base, out, linear)
         if linear.source is not None:
@@ -223,11 +194,7 @@ class CpuBackend:
         out: Tensor,
         spans: Sequence[Span] | None = None,
     ) -> None:
-        """See KernelBackend.linear.
-
-        Raises:
-            BadArgument: naming the argument that breaks the contract.
-        """
+        """See KernelBackend.linear."""
         self._do(dense.linear(x, weight, bias, out, spans))
 
     def linear_codebooks(
@@ -238,11 +205,7 @@ class CpuBackend:
         out: Tensor,
         spans: Sequence[Span] | None = None,
     ) -> None:
-        """See ReadsCodebooks.linear_codebooks.
-
-        Raises:
-            BadArgument: naming the argument that breaks the contract.
-        """
+        """See ReadsCodebooks.linear_codebooks."""
         self._do(codebooks.linear(x, weight, bias, out, spans))
 
     def linear_rebuilt(
@@ -254,11 +217,7 @@ class CpuBackend:
         out: Tensor,
         spans: Sequence[Span],
     ) -> None:
-        """See KernelBackend.linear_rebuilt.
-
-        Raises:
-            BadArgument: naming the argument that breaks the contract.
-        """
+        """See KernelBackend.linear_rebuilt."""
         delta = own(staged)
         deltas.check_staged(weight, delta)
         if delta.source is None:
@@ -281,43 +240,23 @@ class CpuBackend:
         out: Tensor,
         add: Tensor | None = None,
     ) -> None:
-        """See KernelBackend.rms_norm.
-
-        Raises:
-            BadArgument: naming the argument that breaks the contract.
-        """
+        """See KernelBackend.rms_norm."""
         self._do(elementwise.rms_norm(x, weight, index, eps, out, add))
 
     def rotate(self, x: Tensor, cos_sin: Tensor) -> None:
-        """See KernelBackend.rotate.
-
-        Raises:
-            BadArgument: naming the argument that breaks the contract.
-        """
+        """See KernelBackend.rotate."""
         self._do(elementwise.rotate(x, cos_sin))
 
     def gate(self, gate_up: Tensor, activation: Activation, out: Tensor) -> None:
-        """See KernelBackend.gate.
-
-        Raises:
-            BadArgument: naming the argument that breaks the contract.
-        """
+        """See KernelBackend.gate."""
         self._do(elementwise.gate(gate_up, activation, out))
 
     def gather(self, x: Tensor, index: Tensor, out: Tensor) -> None:
-        """See KernelBackend.gather.
-
-        Raises:
-            BadArgument: naming the argument that breaks the contract.
-        """
+        """See KernelBackend.gather."""
         self._do(elementwise.gather(x, index, out))
 
     def write_kv(self, k: Tensor, v: Tensor, cache: Tensor, where: AttentionBatch) -> None:
-        """See KernelBackend.write_kv.
-
-        Raises:
-            BadArgument: naming the argument that breaks the contract.
-        """
+        """See KernelBackend.write_kv."""
         self._do(attention.write_kv(k, v, cache, where))
 
     def paged_attention(
@@ -329,25 +268,13 @@ class CpuBackend:
         window: int | None,
         out: Tensor,
     ) -> None:
-        """See KernelBackend.paged_attention.
-
-        Raises:
-            BadArgument: naming the argument that breaks the contract.
-        """
+        """See KernelBackend.paged_attention."""
         self._do(attention.paged_attention(q, cache, where, scale, window, out))
 
     def sample(self, logits: Tensor, draws: Draws) -> Tensor:
-        """See KernelBackend.sample.
-
-        Raises:
-            BadArgument: naming the argument that breaks the contract.
-        """
+        """See KernelBackend.sample."""
         return sampling.sample(self._library, logits, draws)
 
     def logprobs(self, logits: Tensor, rows: Tensor, token_ids: Tensor, width: int) -> Logprobs:
-        """See KernelBackend.logprobs.
-
-        Raises:
-            BadArgument: naming the argument that breaks the contract.
-        """
+        """See KernelBackend.logprobs."""
         return sampling.logprobs(self._library, logits, rows, token_ids, width)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tsugiki_kernels.cpu.records import Fields
 from tsugiki_kernels.cpu.staging import DTYPES
-from tsugiki_kernels.interface import Draws, Logprobs
+from tsugiki_kernels.operands import Draws, Logprobs
 from tsugiki_kernels.sampling import check_draws, check_rows, check_tokens
 
 _I64, _I32, _PTR = ctypes.c_int64, ctypes.c_int32, ctypes.c_void_p

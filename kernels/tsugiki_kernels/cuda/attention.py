@@ -16,7 +16,7 @@ from tsugiki_kernels.cuda.kernels import start
 from tsugiki_kernels.cuda.launcher import Float32, Int32, Int64, Launcher
 from tsugiki_kernels.cuda.program import Execution
 from tsugiki_kernels.errors import BadArgument
-from tsugiki_kernels.interface import AttentionBatch
+from tsugiki_kernels.operands import AttentionBatch
 
 MULTIPLE = 8  # of head_dim and block_size: values that a lane loads at once
 SPLIT = 512  # positions that are summed up on their own

@@ -29,24 +29,21 @@ from tsugiki_kernels.device import Device
 from tsugiki_kernels.interface import (
     Activation,
     Allocate,
-    AttentionBatch,
-    ColumnDraw,
     Deltas,
     DeltaTable,
-    Draws,
     KernelBackend,
-    Logprobs,
     Shapes,
     Span,
     Staged,
     StagedLinears,
     empty_extent,
 )
+from tsugiki_kernels.operands import AttentionBatch, ColumnDraw, Draws, Logprobs
 from tsugiki_kernels.reference import ReferenceBackend
 from tsugiki_kernels.variant_room import VariantRoom
 
 
-class CudaBackend:
+class CudaBackend(KernelBackend):
     """CUDA kernels through a launcher."""
 
     name = "cuda"
@@ -87,14 +84,6 @@ class CudaBackend:
     def lookup(self, weight: Tensor, index: Tensor, out: Tensor) -> None:
         """See KernelBackend.lookup."""
         torch.index_select(weight, 0, index, out=out)
-
-    def stage(self, parts: Sequence[Placed]) -> Staged:
-        """See KernelBackend.stage.
-
-        Raises:
-            BadArgument: see staging.stage_all.
-        """
-        return self.stage_all([parts]).linears[0]
 
     def stage_all(
         self,
@@ -184,11 +173,7 @@ class CudaBackend:
         out: Tensor,
         spans: Sequence[Span] | None = None,
     ) -> None:
-        """See KernelBackend.linear.
-
-        Raises:
-            BadArgument: naming the argument that breaks the contract.
-        """
+        """See KernelBackend.linear."""
         chosen = [(0, len(x))] if spans is None else spans
         dense.check(x, weight, bias, out, chosen)
         self._execution.do(lambda: dense.linear(x, weight, bias, out, chosen))
@@ -202,11 +187,7 @@ class CudaBackend:
         out: Tensor,
         spans: Sequence[Span],
     ) -> None:
-        """See KernelBackend.linear_rebuilt.
-
-        Raises:
-            BadArgument: naming the argument that breaks the contract.
-        """
+        """See KernelBackend.linear_rebuilt."""
         rebuilt = self._execution.scratch.take(weight.dtype, weight.numel()).view(weight.shape)
         self.reconstruct(weight, staged, rebuilt)
         self.linear(x, rebuilt, bias, out, spans)
@@ -220,43 +201,23 @@ class CudaBackend:
         out: Tensor,
         add: Tensor | None = None,
     ) -> None:
-        """See KernelBackend.rms_norm.
-
-        Raises:
-            BadArgument: naming the argument that breaks the contract.
-        """
+        """See KernelBackend.rms_norm."""
         elementwise.rms_norm(self._launcher, x, weight, index, eps, out, add)
 
     def rotate(self, x: Tensor, cos_sin: Tensor) -> None:
-        """See KernelBackend.rotate.
-
-        Raises:
-            BadArgument: naming the argument that breaks the contract.
-        """
+        """See KernelBackend.rotate."""
         elementwise.rotate(self._launcher, x, cos_sin)
 
     def gate(self, gate_up: Tensor, activation: Activation, out: Tensor) -> None:
-        """See KernelBackend.gate.
-
-        Raises:
-            BadArgument: naming the argument that breaks the contract.
-        """
+        """See KernelBackend.gate."""
         elementwise.gate(self._launcher, gate_up, activation, out)
 
     def gather(self, x: Tensor, index: Tensor, out: Tensor) -> None:
-        """See KernelBackend.gather.
-
-        Raises:
-            BadArgument: naming the argument that breaks the contract.
-        """
+        """See KernelBackend.gather."""
         elementwise.gather(self._launcher, x, index, out)
 
     def write_kv(self, k: Tensor, v: Tensor, cache: Tensor, where: AttentionBatch) -> None:
-        """See KernelBackend.write_kv.
-
-        Raises:
-            BadArgument: naming the argument that breaks the contract.
-        """
+        """See KernelBackend.write_kv."""
         if attention.fits(cache):
             attention.write_kv(self._launcher, k, v, cache, where)
         else:
@@ -271,11 +232,7 @@ class CudaBackend:
         window: int | None,
         out: Tensor,
     ) -> None:
-        """See KernelBackend.paged_attention.
-
-        Raises:
-            BadArgument: naming the argument that breaks the contract.
-        """
+        """See KernelBackend.paged_attention."""
         if not attention.fits(cache):
             formula = self._formulas.paged_attention  # it reads lengths on the host
             self._execution.do(
@@ -285,17 +242,9 @@ class CudaBackend:
         attention.paged_attention(self._execution, q, cache, where, scale, window, out)
 
     def sample(self, logits: Tensor, draws: Draws) -> Tensor:
-        """See KernelBackend.sample.
-
-        Raises:
-            BadArgument: naming the argument that breaks the contract.
-        """
+        """See KernelBackend.sample."""
         return sampling.sample(self._launcher, logits, draws)
 
     def logprobs(self, logits: Tensor, rows: Tensor, token_ids: Tensor, width: int) -> Logprobs:
-        """See KernelBackend.logprobs.
-
-        Raises:
-            BadArgument: naming the argument that breaks the contract.
-        """
+        """See KernelBackend.logprobs."""
         return sampling.logprobs(self._launcher, logits, rows, token_ids, width)

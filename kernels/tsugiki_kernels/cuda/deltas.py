@@ -89,12 +89,11 @@ def collect(shapes: Shapes, staged: Sequence[Staged | None]) -> tuple[Deltas, ..
     Raises:
         BadArgument: a delta that does not fit its linear.
     """
-    linears = [None if linear is None else own(linear) for linear in staged]
     return tuple(
         StagedDeltas(kind, tuple(of_kind))
         if form_of(kind) is None
         else collect_kind(kind, shapes, of_kind)
-        for kind, of_kind in by_kind(linears, lambda linear: linear.kind)
+        for kind, of_kind in by_kind(staged, own)
     )
 
 

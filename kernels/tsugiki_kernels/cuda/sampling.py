@@ -16,7 +16,7 @@ from tsugiki_kernels.cuda.arguments import dtype_name
 from tsugiki_kernels.cuda.kernels import start
 from tsugiki_kernels.cuda.launcher import Int32, Int64, Launcher
 from tsugiki_kernels.errors import BadArgument
-from tsugiki_kernels.interface import Draws, Logprobs
+from tsugiki_kernels.operands import Draws, Logprobs
 from tsugiki_kernels.sampling import check_draws, check_rows, check_tokens
 
 LARGEST_VOCABULARY = 2**18  # sums of weights are 64-bit integers of 2^-45

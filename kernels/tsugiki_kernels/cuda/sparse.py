@@ -31,7 +31,7 @@ from tsugiki_kernels.cuda.sparse_forms import (
 )
 from tsugiki_kernels.cuda.work_list import ResidentPart, WorkList
 from tsugiki_kernels.deltas import SparseDelta
-from tsugiki_kernels.interface import ColumnDraw
+from tsugiki_kernels.operands import ColumnDraw
 
 TILE_OUTPUTS = 256  # outputs of an item in tile form
 ROW_OUTPUTS = 128  # outputs of an item in row form

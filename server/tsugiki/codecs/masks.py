@@ -20,7 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tsugiki_kernels.interface import ColumnDraw, KernelBackend
+from tsugiki_kernels.interface import KernelBackend
+from tsugiki_kernels.operands import ColumnDraw
 
 Words = NDArray[np.uint32]
 

@@ -17,7 +17,7 @@ from tsugiki.codecs.staging import Destination, stage_variant
 from tsugiki.model.batch import Batch, Segment
 from tsugiki.model.kv_cache import KVCache, allocate_kv_cache
 from tsugiki.model.loader import BaseModel, load_base
-from tsugiki_kernels.interface import AttentionBatch
+from tsugiki_kernels.operands import AttentionBatch
 from tsugiki_kernels.select import backend
 
 BLOCK_SIZE = 16

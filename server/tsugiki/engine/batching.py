@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tsugiki.codecs.base import ResidentVariant
 from tsugiki.engine.schedule import Chunk
 from tsugiki.model.batch import Batch, Segment
-from tsugiki_kernels.interface import AttentionBatch
+from tsugiki_kernels.operands import AttentionBatch
 
 Variants = Mapping[str, ResidentVariant]
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from tsugiki.engine.logits import changes_logits, process
 from tsugiki.engine.logprobs import token_logprobs
 from tsugiki.engine.request import Request, TokenLogprobs
-from tsugiki_kernels.interface import Draws, KernelBackend
+from tsugiki_kernels.interface import KernelBackend
+from tsugiki_kernels.operands import Draws
 
 GREEDY_BELOW = 1e-5  # temperatures under it would overflow the division
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tsugiki.codecs.base import ResidentVariant
-from tsugiki_kernels.interface import AttentionBatch
+from tsugiki_kernels.operands import AttentionBatch
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tsugiki.model.architecture import Architecture
 from tsugiki.model.batch import Batch
-from tsugiki_kernels.interface import AttentionBatch
+from tsugiki_kernels.operands import AttentionBatch
 
 
 class Workspace:

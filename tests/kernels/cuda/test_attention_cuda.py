@@ -11,7 +11,7 @@ from tsugiki_kernels.cuda import attention
 from tsugiki_kernels.cuda.launcher import Launcher
 from tsugiki_kernels.cuda.program import Execution
 from tsugiki_kernels.errors import BadArgument
-from tsugiki_kernels.interface import AttentionBatch
+from tsugiki_kernels.operands import AttentionBatch
 from tsugiki_kernels.reference import ReferenceBackend
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}

@@ -14,7 +14,8 @@ from tsugiki_kernels.cuda.kinds import form_of
 from tsugiki_kernels.cuda.launcher import Launcher
 from tsugiki_kernels.deltas import Delta, Placed, SparseDelta
 from tsugiki_kernels.errors import BadArgument
-from tsugiki_kernels.interface import ColumnDraw, Program, Shapes, StagedLinears
+from tsugiki_kernels.interface import Program, Shapes, StagedLinears
+from tsugiki_kernels.operands import ColumnDraw
 
 SHAPES: Shapes = ((80, 48), (40, 40))
 ROWS = 9

@@ -13,7 +13,7 @@ from tests.kernels.test_sampling import LAST_POINT, SETTINGS, draws, is_the_draw
 from tsugiki_kernels.cuda import sampling as operation
 from tsugiki_kernels.cuda.launcher import Launcher
 from tsugiki_kernels.errors import BadArgument
-from tsugiki_kernels.interface import Draws
+from tsugiki_kernels.operands import Draws
 from tsugiki_kernels.reference import ReferenceBackend
 
 GREEDY = SETTINGS[0]

@@ -21,7 +21,7 @@ from tsugiki_kernels.cuda.launcher import Launcher
 from tsugiki_kernels.deltas import Placed
 from tsugiki_kernels.device import CpuDevice
 from tsugiki_kernels.errors import BadArgument
-from tsugiki_kernels.interface import ColumnDraw
+from tsugiki_kernels.operands import ColumnDraw
 from tsugiki_kernels.reference import ReferenceBackend
 
 ZEROS = {1: 0.25, 2: -3.0, 4: 8.0, 8: 127.3}
