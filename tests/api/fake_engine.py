@@ -8,19 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tsugiki.engine.client import (
-    Deliver,
-    EngineStats,
-    GenerationEvent,
-    GenerationSpec,
-    HistoryEntry,
-    Machine,
-    ModelInfo,
-    VariantEvent,
-    VariantInfo,
-)
+from tsugiki.engine.client import Deliver, EngineStats, GenerationEvent, GenerationSpec, Machine
 from tsugiki.engine.events import merged
 from tsugiki.engine.request import FinishReason, TokenLogprobs, VariantRef
+from tsugiki.engine.variant_info import HistoryEntry, ModelInfo, VariantEvent, VariantInfo
 from tsugiki.errors import (
     Conflict,
     CorruptArtifact,

@@ -12,7 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.api.fake_engine import FakeEngine
 from tsugiki.api import metrics
 from tsugiki.api.responses import VariantVersions
-from tsugiki.engine.client import LoadTimes, LoadTotals, TierInfo
+from tsugiki.engine.client import LoadTotals, TierInfo
+from tsugiki.engine.variant_info import LoadTimes
 
 
 def ask(client: TestClient, **fields: Any) -> Any:

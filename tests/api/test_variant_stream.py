@@ -14,7 +14,7 @@ from tests.api.fake_engine import FakeEngine
 from tests.api.live_server import LiveServer
 from tests.api.test_auth import KEYS, LIMITED, bearer
 from tsugiki.api import variant_stream
-from tsugiki.engine.client import VariantEvent
+from tsugiki.engine.variant_info import VariantEvent
 
 DIGEST = "sha256:" + "a" * 64
 HAPPENED = [

@@ -12,7 +12,7 @@ from tests.api.live_server import LiveServer
 from tsugiki.api.app import create_app
 from tsugiki.cli import main
 from tsugiki.config import ServeConfig
-from tsugiki.engine.client import VariantEvent
+from tsugiki.engine.variant_info import VariantEvent
 
 
 @pytest.fixture

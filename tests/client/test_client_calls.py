@@ -12,7 +12,7 @@ import pytest
 import tsugiki_client
 from tests.api.fake_engine import BASE, FakeEngine
 from tests.api.live_server import LiveServer
-from tsugiki.engine.client import VariantEvent
+from tsugiki.engine.variant_info import VariantEvent
 from tsugiki.errors import Overloaded, WrongBase
 from tsugiki_client import AsyncClient, Client, TsugikiClientError
 

@@ -13,7 +13,7 @@ import pytest
 from tsugiki.codecs.base import Layout, ResidentVariant
 from tsugiki.codecs.metadata import BaseRef, Header
 from tsugiki.engine.admission import Admission, FinishRate
-from tsugiki.engine.client import Machine, ModelInfo
+from tsugiki.engine.client import Machine
 from tsugiki.engine.core import EngineCore
 from tsugiki.engine.kv_blocks import BlockManager
 from tsugiki.engine.local import LocalEngine
@@ -24,6 +24,7 @@ from tsugiki.engine.schedule import Chunk, Limits
 from tsugiki.engine.scheduler import Scheduler
 from tsugiki.engine.thread import Commands, EngineThread, wake
 from tsugiki.engine.variant_events import VariantEvents
+from tsugiki.engine.variant_info import ModelInfo
 from tsugiki.engine.variant_memory import VariantMemory
 from tsugiki.engine.variant_service import VariantService
 from tsugiki.engine.variant_view import VariantView, names_of

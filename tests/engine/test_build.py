@@ -12,7 +12,7 @@ from tsugiki.compress.pipeline import compress
 from tsugiki.compress.progress import Progress
 from tsugiki.config import ServeConfig
 from tsugiki.engine.build import create_engine
-from tsugiki.engine.client import VariantInfo
+from tsugiki.engine.variant_info import VariantInfo
 from tsugiki.errors import ConfigError, UnsupportedModel
 from tsugiki.model.checkpoint import open_checkpoint
 from tsugiki.model.fingerprint import base_fingerprint, derived_from

@@ -5,8 +5,8 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from tsugiki.engine.client import VariantEvent
 from tsugiki.engine.variant_events import VariantEvents
+from tsugiki.engine.variant_info import VariantEvent
 from tsugiki.variants.residency import EVICTED
 
 START = 5_000

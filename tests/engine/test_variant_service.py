@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from tests.engine.test_local_engine import collect, runner_of, running, spec, until
-from tsugiki.engine.client import VariantEvent, VariantInfo
 from tsugiki.engine.local import LocalEngine
 from tsugiki.engine.request import FinishReason
+from tsugiki.engine.variant_info import VariantEvent, VariantInfo
 from tsugiki.engine.variant_watch import VariantWatch
 from tsugiki.errors import Conflict, ModelNotFound
 

@@ -9,14 +9,8 @@ from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from tsugiki.engine.client import (
-    EngineClient,
-    EngineStats,
-    LoadTotals,
-    RoomInfo,
-    TierInfo,
-    VariantInfo,
-)
+from tsugiki.engine.client import EngineClient, EngineStats, LoadTotals, RoomInfo, TierInfo
+from tsugiki.engine.variant_info import VariantInfo
 
 MAX_VARIANT_LABELS = 500
 _GAUGES = {

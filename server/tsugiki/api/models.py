@@ -12,8 +12,9 @@ from fastapi.responses import JSONResponse
 from tsugiki.api.auth import AccessDep, model_not_found
 from tsugiki.api.responses import ModelCard, ModelList, documented_errors
 from tsugiki.api.services import ServicesDep
-from tsugiki.engine.client import EngineClient, ModelInfo
+from tsugiki.engine.client import EngineClient
 from tsugiki.engine.request import VariantRef
+from tsugiki.engine.variant_info import ModelInfo
 
 router = APIRouter(tags=["models"])
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from tsugiki.engine.client import VariantState
+from tsugiki.engine.variant_info import VariantState
 
 
 class Answer(BaseModel):

@@ -15,7 +15,8 @@ from tsugiki.api.metrics import Metrics
 from tsugiki.api.partial_files import PartialFiles
 from tsugiki.api.resumable import ResumableUploads
 from tsugiki.config import ServeConfig
-from tsugiki.engine.client import EngineClient, VariantInfo
+from tsugiki.engine.client import EngineClient
+from tsugiki.engine.variant_info import VariantInfo
 
 OpenUpload = Callable[[Path], BinaryIO]
 Uploaded = tuple[VariantInfo, bool]  # the version and whether it is new

@@ -18,7 +18,7 @@ from tsugiki.api import sse
 from tsugiki.api.auth import Access, AccessDep
 from tsugiki.api.responses import documented_errors
 from tsugiki.api.services import ServicesDep
-from tsugiki.engine.client import VariantEvent
+from tsugiki.engine.variant_info import VariantEvent
 
 router = APIRouter(tags=["variants"])
 

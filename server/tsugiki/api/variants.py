@@ -21,7 +21,8 @@ from tsugiki.api.responses import (
 )
 from tsugiki.api.schemas import DIGEST, VARIANT_NAME, ActivateBody, CanaryBody
 from tsugiki.api.services import ServicesDep
-from tsugiki.engine.client import EngineClient, VariantInfo
+from tsugiki.engine.client import EngineClient
+from tsugiki.engine.variant_info import VariantInfo
 from tsugiki.errors import InvalidRequest
 
 ROUTES = ("events",)  # beside /v1/variants/{name}

@@ -19,7 +19,7 @@ from tsugiki.codecs.metadata import Header
 from tsugiki.codecs.staging import Destination, stage_variant
 from tsugiki.config import ServeConfig
 from tsugiki.engine.admission import Admission, FinishRate
-from tsugiki.engine.client import Machine, ModelInfo
+from tsugiki.engine.client import Machine
 from tsugiki.engine.core import EngineCore
 from tsugiki.engine.kv_blocks import BlockManager
 from tsugiki.engine.local import LocalEngine
@@ -31,6 +31,7 @@ from tsugiki.engine.scheduler import Scheduler
 from tsugiki.engine.sizing import Sizes, choose_sizes
 from tsugiki.engine.thread import Commands, EngineThread, wake
 from tsugiki.engine.variant_events import VariantEvents
+from tsugiki.engine.variant_info import ModelInfo
 from tsugiki.engine.variant_memory import VariantMemory
 from tsugiki.engine.variant_service import ConvertAdapter, VariantService
 from tsugiki.engine.variant_view import VariantView, names_of

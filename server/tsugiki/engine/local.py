@@ -13,17 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from tsugiki.engine.admission import Admission
-from tsugiki.engine.client import (
-    Deliver,
-    EngineStats,
-    GenerationEvent,
-    GenerationSpec,
-    HistoryEntry,
-    Machine,
-    ModelInfo,
-    VariantEvent,
-    VariantInfo,
-)
+from tsugiki.engine.client import Deliver, EngineStats, GenerationEvent, GenerationSpec, Machine
 from tsugiki.engine.core import EngineCore
 from tsugiki.engine.mailbox import Mailbox
 from tsugiki.engine.open_requests import OpenRequests
@@ -32,6 +22,7 @@ from tsugiki.engine.stats import engine_stats
 from tsugiki.engine.step_event import StepEvent
 from tsugiki.engine.stream import EventStream, OpenRequest
 from tsugiki.engine.thread import EngineThread
+from tsugiki.engine.variant_info import HistoryEntry, ModelInfo, VariantEvent, VariantInfo
 from tsugiki.engine.variant_service import VariantService
 from tsugiki.engine.variant_watch import VariantWatch
 from tsugiki.errors import EngineFailure, InvalidRequest, TsugikiError, Unavailable

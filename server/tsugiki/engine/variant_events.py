@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
 
-from tsugiki.engine.client import VariantEvent, VariantEventKind
+from tsugiki.engine.variant_info import VariantEvent, VariantEventKind
 from tsugiki.variants.residency import EVICTED
 
 RING = 4096

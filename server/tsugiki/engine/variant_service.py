@@ -14,10 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from tsugiki.engine.client import HistoryEntry, VariantEventKind, VariantInfo
 from tsugiki.engine.probe_gate import ProbeGate
 from tsugiki.engine.request import VariantRef
 from tsugiki.engine.variant_events import VariantEvents
+from tsugiki.engine.variant_info import HistoryEntry, VariantEventKind, VariantInfo
 from tsugiki.engine.variant_memory import VariantMemory
 from tsugiki.engine.variant_view import VariantView
 from tsugiki.errors import Conflict, ModelNotFound, Unsupported

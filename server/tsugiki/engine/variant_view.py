@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tsugiki.codecs.metadata import Header
-from tsugiki.engine.client import LoadTimes, LoadTotals, ModelInfo, TierInfo, VariantInfo
+from tsugiki.engine.client import LoadTotals, TierInfo
 from tsugiki.engine.open_requests import OpenRequests
 from tsugiki.engine.request import VariantRef
+from tsugiki.engine.variant_info import LoadTimes, ModelInfo, VariantInfo
 from tsugiki.text.huggingface import HfTextSide
 from tsugiki.text.tokenizer import TextSide
 from tsugiki.variants.registry import Registry

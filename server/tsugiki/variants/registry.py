@@ -1,8 +1,8 @@
-"""Which variants there are, and every change of them: upload, activation, canary, deletion.
+"""Which variants there are, and what comes and goes: uploads, the operator's files, deletion.
 
-Owns the public operations on one directory and their lock: changes happen one at a time (worker
-threads call in), reads (reading.py) never wait. Files are hashed and checked outside the lock.
-Every change is durable before it is visible, and visible when the call returns.
+Owns the public operations on one directory: changes happen one at a time (worker threads call in),
+also of who answers (choosing.py), reads (reading.py) never wait. Files are hashed and checked
+outside the lock. Every change is durable before it is visible, and visible when the call returns.
 
 Versions stay until somebody deletes them: by `delete_version`, by `delete` of the name, or, for
 those that came as an operator's file, by removing that file.
@@ -19,23 +19,23 @@ from pathlib import Path
 
 from tsugiki.errors import Conflict, InvalidRequest, StorageFull, TsugikiError, Unsupported
 from tsugiki.trusted_keys import TrustedKey
-from tsugiki.variants.alias import Alias, StoredVersion
+from tsugiki.variants.alias import StoredVersion
+from tsugiki.variants.choosing import Choosing
 from tsugiki.variants.directory_lock import DirectoryLock
 from tsugiki.variants.intake import Arrival, Intake
-from tsugiki.variants.reading import Reading
 from tsugiki.variants.records import Records
 from tsugiki.variants.scan import Scan
 from tsugiki.variants.signature import Signers
 from tsugiki.variants.store import CrashPoint, Store
 from tsugiki.variants.trial import Trial, TrialOf, Trials
 from tsugiki.variants.verification import Verify, verify_against
-from tsugiki.variants.version import BaseIdentity, Version, split_model
+from tsugiki.variants.version import BaseIdentity, Version
 from tsugiki.variants.watch import Change
 
 logger = logging.getLogger(__name__)
 
 
-class Registry(Reading):
+class Registry(Choosing):
     """The variants of one directory, for one base."""
 
     def __init__(
@@ -69,7 +69,6 @@ class Registry(Reading):
         check = verify or verify_against(identity)
         self._intake = Intake(self._store, check, signers, reserved)
         self._scan = Scan(self._records, self._intake, self._trials, crash_point)
-        self._lock = threading.Lock()
         self._watching = threading.Lock()
         self._scan.start()
 
@@ -117,62 +116,6 @@ class Registry(Reading):
                 return self.resolve(f"{name}@{arrival.file.digest}"), is_new
         finally:
             path.unlink(missing_ok=True)
-
-    def activate(self, name: str, digest: str) -> Version:
-        """Make a known version (a digest or 12 hex of one) the one that the bare name means.
-
-        Ends a canary, also when the version is active already.
-
-        Raises:
-            ModelNotFound, InvalidRequest, InvalidArtifact: as `resolve`.
-        """
-        with self._lock:
-            version = self.resolve(f"{name}@{digest}")
-            alias = self._records.alias(name)
-            return self._change(alias.activated(version.digest, self._records.now()), version)
-
-    def canary(self, name: str, digest: str, percent: float) -> Version:
-        """Let a known version answer `percent` of the users, beside the active one; 0 ends that.
-
-        Survives restarts. Ends by `activate` or a new activated upload, `rollback`, deletion.
-
-        Raises:
-            ModelNotFound, InvalidRequest, InvalidArtifact: as `resolve`; a percent beyond 0 to 100.
-            Conflict: the version is the active one, or there is none to compare with.
-        """
-        if not 0 <= percent <= 100:
-            raise InvalidRequest(f"percent is {percent}; it must be 0 to 100", param="percent")
-        with self._lock:
-            version = self._find(name, digest) if percent == 0 else self.resolve(f"{name}@{digest}")
-            alias = self._records.alias(name)
-            if percent == 0 and not version.canary_percent:
-                return version
-            if alias.active in (None, version.digest):
-                reason = "it is the active version" if alias.active else "no version is active"
-                raise Conflict(f"{name}@{version.digest} cannot be a canary: {reason}")
-            after = alias.with_canary(version.digest, percent, self._records.now())
-            return self._change(after, version)
-
-    def rollback(self, name: str) -> Version:
-        """Undo the last change of who answers: a canary ends, and the active version stays; without
-        one, the version that was active before is so again. Returns the active version.
-
-        Raises:
-            ModelNotFound: no such name.
-            Conflict: there was none before, or it can no longer be served.
-        """
-        with self._lock:
-            after = self._rolled_back(name)
-            return self._change(after, self._find(name, str(after.active)))
-
-    def rollback_target(self, name: str) -> Version:
-        """What `rollback` would make, or leave, the active version now.
-
-        Raises:
-            ModelNotFound, Conflict: as `rollback`.
-        """
-        with self._lock:
-            return self._find(name, str(self._rolled_back(name).active))
 
     def delete_version(self, name: str, digest: str) -> Version:
         """Forget one version, and the operator's file if it holds it; returns it as it was.
@@ -282,28 +225,3 @@ class Registry(Reading):
         self._scan.take_away(alias)
         self._store.remove_alias(name)
         self._crash_point("record removed")
-
-    def _change(self, alias: Alias, version: Version) -> Version:
-        """Make this the record; returns the version as it is then."""
-        self._records.save(alias)
-        self._records.publish()
-        known = self._records.catalog.by_name.get(alias.name, ())
-        return next((v for v in known if v.digest == version.digest), version)
-
-    def _find(self, name: str, digest: str) -> Version:
-        """A version, fit or failed, by a digest or 12 hex of one."""
-        return self._records.catalog.find(*split_model(f"{name}@{digest}"))
-
-    def _rolled_back(self, name: str) -> Alias:
-        self._records.catalog.known(name)
-        alias = self._records.alias(name)
-        if alias.canary is None:
-            self._require_earlier(alias)
-        return alias.rolled_back(self._records.now())
-
-    def _require_earlier(self, alias: Alias) -> None:
-        reason: str | None = "there was none"
-        if len(alias.activations) > 1:
-            reason = self._find(alias.name, alias.activations[-2]).error
-        if reason:
-            raise Conflict(f"variant {alias.name!r} cannot return to an earlier version: {reason}")
