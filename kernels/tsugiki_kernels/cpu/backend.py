@@ -81,7 +81,9 @@ class CpuBackend(KernelBackend):
     def _change(self, delta: Operation) -> None:
         """Deltas added to an output; in one pass with the linear that was asked for just before."""
         last = self._recorded[-1] if self._recorded else None
-        both = dense.changed(last, delta) if isinstance(last, Operation) else None
+        both = None
+        if isinstance(last, Operation):
+            both = dense.changed(last, delta) or codebooks.changed(last, delta)
         if self._recorded is None or both is None:
             self._do(delta)
         else:

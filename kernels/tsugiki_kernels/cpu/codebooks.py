@@ -1,4 +1,4 @@
-"""Calls of a sketched linear (src/codebooks.h): argument checks and the C structs of one call.
+"""Calls of a sketched linear (src/codebooks.cpp): argument checks and the C structs of one call.
 
 Owns: the record of a base's weight. Knows nothing of the arithmetic, nor of variants (staging.py).
 """
@@ -16,15 +16,24 @@ from tsugiki_kernels.codebooks import CodebookWeight
 from tsugiki_kernels.cpu import records, staging
 from tsugiki_kernels.cpu.deltas import activations, check_strides
 from tsugiki_kernels.cpu.program import Operation
-from tsugiki_kernels.cpu.records import PLAIN_BITS, Apply, CodebookPart, Fields
+from tsugiki_kernels.cpu.records import PLAIN_BITS, Activations, CodebookPart, Fields
 from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.interface import Span
 
 
-class CodebookLinear(ctypes.Structure):
-    """src/codebooks.h: BaseCodebookLinear."""
+class BaseLinear(ctypes.Structure):
+    """src/codebooks.cpp: BaseLinear."""
 
-    _fields_: ClassVar[Fields] = (("count", ctypes.c_int64), ("part", CodebookPart))
+    _fields_: ClassVar[Fields] = (
+        ("step", Activations),
+        ("base", ctypes.c_void_p),
+        ("spans", ctypes.c_void_p),
+        ("span_count", ctypes.c_int64),
+        ("deltas", ctypes.c_void_p),
+    )
+
+
+_LINEAR, _APPLY = "tsugiki_codebook_linear", "tsugiki_codebook_apply"
 
 
 def linear(
@@ -50,13 +59,25 @@ def linear(
     plain = None if bias is None else bias.float()
     if plain is not None:
         check_tensor("bias", plain, (plain.dtype,), (outputs,))
-    own = CodebookLinear(1, _record(weight, plain))
-    addresses = array("Q", [ctypes.addressof(own)] * len(spans))
+    part = _record(weight, plain)
     flat = array("q", chain.from_iterable(spans))
-    count = ctypes.c_int64(len(spans))
-    where = addresses.buffer_info()[0], 1, flat.buffer_info()[0], ctypes.addressof(count)
-    kept = (x, out, weight, plain, own, addresses, flat, count)
-    return Operation("tsugiki_codebook_linear", Apply(*activations(x, out), *where), kept=kept)
+    where = ctypes.addressof(part), flat.buffer_info()[0], len(spans), None
+    kept = (x, out, weight, plain, part, flat)
+    return Operation(_LINEAR, BaseLinear(Activations(*activations(x, out)), *where), kept=kept)
+
+
+def changed(base: Operation, delta: Operation) -> Operation | None:
+    """A sketched linear and the changes of its codebooks that come next, as one operation in which
+    a row meets its own codebooks and is rounded once; None: the second does not follow the first in
+    this way."""
+    if (base.function, delta.function) != (_LINEAR, _APPLY):
+        return None
+    linear, deltas = base.arguments, delta.arguments
+    if (linear.step.out, linear.step.out_stride) != (deltas.out, deltas.out_stride):
+        return None
+    where = linear.base, linear.spans, linear.span_count, ctypes.addressof(deltas)
+    both = BaseLinear(linear.step, *where)
+    return Operation(_LINEAR, both, kept=(base.kept, delta.kept, deltas))
 
 
 def _record(weight: CodebookWeight, bias: Tensor | None) -> CodebookPart:

@@ -104,8 +104,8 @@ class CodebookPart(Part):
     )
 
 
-class Apply(ctypes.Structure):
-    """src/step.h: Apply. One call for all variants of a step."""
+class Activations(ctypes.Structure):
+    """src/step.h: Step."""
 
     _fields_: ClassVar[Fields] = (
         ("x", _PTR),
@@ -117,6 +117,13 @@ class Apply(ctypes.Structure):
         ("out_dtype", _I32),
         ("threads", _I32),
         ("unused", _I32),
+    )
+
+
+class Apply(Activations):
+    """src/step.h: Apply. One call for all variants of a step."""
+
+    _fields_: ClassVar[Fields] = (
         ("linears", _PTR),
         ("stride", _I64),
         ("spans", _PTR),

@@ -35,7 +35,8 @@ class Sensitivity:
     """How a linear's input columns are walked."""
 
     order: Tensor  # int64 [in]: columns by falling second moment (act-order)
-    factor: Tensor  # float32 [in, in]: upper Cholesky factor of the inverse Gram matrix, in order
+    gram: Tensor  # float32 [in, in]: the Gram matrix, damped, as the weight's columns lie
+    factor: Tensor  # float32 [in, in]: upper Cholesky factor of its inverse, in order
     dead: Tensor  # bool [in], as the weight's columns lie: inputs that are always zero
 
     def weights(self, power: float) -> Tensor:
@@ -52,13 +53,13 @@ def sensitivity(gram: Tensor, damping: float = DAMPING) -> Sensitivity:
     gram = gram + torch.diag(dead.double())
     mean = gram.diagonal().mean()
     order = gram.diagonal().argsort(descending=True, stable=True)
-    walked = gram[order][:, order] + damping * mean * torch.eye(len(gram), dtype=torch.float64)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(walked))
+    damped = gram + damping * mean * torch.eye(len(gram), dtype=torch.float64)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped[order][:, order]))
     factor = torch.linalg.cholesky(inverse, upper=True)
-    return Sensitivity(order, factor.float(), dead)
+    return Sensitivity(order, damped.float(), factor.float(), dead)
 
 
 def indifferent(width: int) -> Sensitivity:
     """Without calibration: every input weighs the same, and no error can be made up for."""
-    order = torch.arange(width)
-    return Sensitivity(order, torch.eye(width), torch.zeros(width, dtype=torch.bool))
+    order, one = torch.arange(width), torch.eye(width)
+    return Sensitivity(order, one, one, torch.zeros(width, dtype=torch.bool))

@@ -1,7 +1,5 @@
-// Deltas whose rows are read along the inputs: sign bits (bitdelta), dense weights or biases, changes
-// of codebooks (sketch); and the linears of a sketched base, which are computed the same way.
+// Deltas whose rows are read along the inputs: sign bits (bitdelta), dense weights or biases.
 
-#include "codebooks.h"
 #include "dot.h"
 
 namespace tsugiki {
@@ -40,12 +38,6 @@ inline Floats scale_of(const DensePart&, int64_t, int64_t) { return splat(1.0f);
 inline int64_t cost_of(const SignPart&, int64_t inputs) { return inputs; }
 inline int64_t cost_of(const DensePart& part, int64_t inputs) { return part.weight ? inputs : 1; }
 
-template <class Part>
-inline void put(const Step& step, const Part&, int64_t row, int64_t column, int64_t count,
-                Floats change) {
-  add_to_out(step, row, column, count, change);
-}
-
 // Sixteen outputs of one part for all tokens of its variant.
 template <class Part>
 void apply_group(const Step& step, const Part& part, int64_t group, const Span& span,
@@ -57,7 +49,7 @@ void apply_group(const Step& step, const Part& part, int64_t group, const Span& 
     float sums[TOKENS_AT_ONCE * LANES] = {};
     group_sums(part, step.inputs, row, count, x + (t - span.start) * stride, stride, tokens, sums);
     for (int64_t i = 0; i < tokens; ++i)
-      put(step, part, t + i, part.offset + row, count, fma(scale, load(sums + i * LANES), bias));
+      add_to_out(step, t + i, part.offset + row, count, fma(scale, load(sums + i * LANES), bias));
   }
 }
 
@@ -110,7 +102,3 @@ extern "C" void tsugiki_bias(const AddBiases* call) {
 extern "C" void tsugiki_sign_apply(const Apply* call) { apply<SignLinear>(*call); }
 
 extern "C" void tsugiki_dense_apply(const Apply* call) { apply<DenseLinear>(*call); }
-
-extern "C" void tsugiki_codebook_apply(const Apply* call) { apply<CodebookLinear>(*call); }
-
-extern "C" void tsugiki_codebook_linear(const Apply* call) { apply<BaseCodebookLinear>(*call); }
