@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -129,12 +129,28 @@ def tiny_tuned(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return directory
 
 
+@pytest.fixture(scope="session", autouse=True)
+def tsugiki_cache(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """Where compiled kernels are kept, also by servers that tests start: pytest's cache, which
+    outlives the session, and nobody's home."""
+    folder = Path(request.config.cache.mkdir("tsugiki"))
+    (folder / "kernels").mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TSUGIKI_CACHE", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="session")
-def cpu_backend(request: pytest.FixtureRequest) -> CpuBackend:
-    """The C++ kernels, compiled into pytest's cache, which outlives the session."""
+def compiled(tsugiki_cache: Path) -> Path:
+    """The folder of the compiled CPU kernels; their names carry a digest of sources."""
     if shutil.which("g++") is None:
         pytest.skip("no g++ on the PATH: nothing was checked on the CPU kernels")
-    compiled = Path(request.config.cache.mkdir("tsugiki_kernels"))
+    return tsugiki_cache / "kernels"
+
+
+@pytest.fixture(scope="session")
+def cpu_backend(compiled: Path) -> CpuBackend:
+    """The C++ kernels."""
     return CpuBackend(compiled, prebuilt=compiled / "none")
 
 

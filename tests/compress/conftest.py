@@ -59,11 +59,11 @@ def walk(tmp_path: Path) -> Walk:
 
 
 @pytest.fixture
-def cache_dir(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+def cache_dir(tmp_path: Path, tsugiki_cache: Path) -> Path:
     """A cache of this test alone, but for the compiled kernels."""
     directory = tmp_path / "cache"
     directory.mkdir()
-    (directory / "kernels").symlink_to(request.config.cache.mkdir("tsugiki_kernels"))
+    (directory / "kernels").symlink_to(tsugiki_cache / "kernels")
     return directory
 
 

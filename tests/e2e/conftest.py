@@ -1,7 +1,6 @@
 """A real server process on the tiny base with one variant of each codec."""
 
-import subprocess
-import sys
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.adapters import save_adapter
 from benchmarks.server import running_server
+from tests.served import serving
+from tsugiki.cli import main
+from tsugiki.config import ServeConfig
 
 CODECS = ("deltadq", "deltadq-rows", "bitdelta", "lora")
 OPTIONS = {
@@ -20,12 +22,6 @@ OPTIONS = {
     "bitdelta": [],
     "lora": [],
 }
-
-
-def tsugiki(*arguments: str | Path) -> str:
-    """Standard output of the command line; raises when it fails."""
-    command = [sys.executable, "-m", "tsugiki", *map(str, arguments)]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +36,7 @@ def variant_files(
         out = folder / f"{name}.safetensors"
         codec = name.split("-")[0]
         arguments = ["compress", codec, "--base", tiny_base, "--tuned", tuned, "--out", out]
-        tsugiki(*arguments, *OPTIONS[name])
+        assert main([*map(str, arguments), *OPTIONS[name]]) == 0
     return folder
 
 
@@ -53,34 +49,52 @@ def checkpoints(
     paths = {"": tiny_base}
     for file in sorted(variant_files.glob("*.safetensors")):
         paths[file.stem] = folder / file.stem
-        tsugiki("decompress", file, "--base", tiny_base, "--out", paths[file.stem])
+        arguments = ["decompress", file, "--base", tiny_base, "--out", paths[file.stem]]
+        assert main(list(map(str, arguments))) == 0
     return {
         name: AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
         for name, path in paths.items()
     }
 
 
-Serve = Callable[..., Any]
+@pytest.fixture(scope="session")
+def directory(variant_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """A directory of variants for one server: it keeps its store there."""
+
+    def make() -> Path:
+        folder = tmp_path_factory.mktemp("server") / "variants"
+        shutil.copytree(variant_files, folder)
+        return folder
+
+    return make
 
 
 @pytest.fixture(scope="session")
-def serve(tiny_base: Path, variant_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Serve:
-    """`with serve(*flags) as url`: a float32 server of its own variants directory."""
+def serve(tiny_base: Path, directory: Callable[[], Path]) -> Callable[..., Any]:
+    """`with serve(*flags) as url`: a float32 server, a process of its own."""
 
     def start(*flags: str) -> Any:
-        folder = tmp_path_factory.mktemp("server")
-        served = folder / "variants"
-        served.mkdir()
-        for file in variant_files.glob("*.safetensors"):
-            (served / file.name).write_bytes(file.read_bytes())
+        folder = directory()
         common = ["--dtype", "float32", "--kv-memory", "16MiB"]
-        return running_server(tiny_base, served, folder / "log", [*common, *flags])
+        return running_server(tiny_base, folder, folder.parent / "log", [*common, *flags])
 
     return start
 
 
 @pytest.fixture(scope="session")
-def server(serve: Serve) -> Iterator[str]:
+def serve_here(tiny_base: Path, directory: Callable[[], Path]) -> Callable[..., Any]:
+    """`with serve_here(**settings) as url`: a float32 server in this process."""
+
+    def start(**settings: Any) -> Any:
+        common = {"dtype": "float32", "kv_memory": 2**24, "drain_seconds": 1}
+        config = ServeConfig(base=str(tiny_base), variants=directory(), **(common | settings))
+        return serving(config)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def server(serve: Callable[..., Any]) -> Iterator[str]:
     """The URL of one shared server."""
     with serve() as url:
         yield url

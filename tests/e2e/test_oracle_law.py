@@ -1,16 +1,20 @@
 """Served tokens and log-probabilities are those of plain transformers on decompressed weights."""
 
-import asyncio
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import httpx
 import pytest
 import torch
 
+from tests.served import answers
+
 PROMPTS = [[0, *range(20 + 7 * i, 60 + 9 * i)] for i in range(4)]
 TOKENS = 24
 TOLERANCE = 1e-3
+
+ServeHere = Callable[..., AbstractContextManager[str]]
 
 
 @torch.inference_mode()
@@ -30,34 +34,12 @@ def truth(model: Any, prompt: list[int]) -> tuple[list[float], list[int]]:
     return logprobs.tolist(), greedy[0, len(prompt) :].tolist()
 
 
-async def ask_all(url: str, models: list[str]) -> list[Any]:
-    """All prompts of all models at once, in one mixed batch."""
-    async with httpx.AsyncClient(base_url=url, timeout=120.0) as client:
-
-        async def one(model: str, prompt: list[int]) -> Any:
-            body = {
-                "model": model,
-                "prompt": prompt,
-                "max_tokens": TOKENS,
-                "temperature": 0,
-                "ignore_eos": True,
-                "echo": True,
-                "logprobs": 1,
-                "return_token_ids": True,
-            }
-            answer = await client.post("/v1/completions", json=body)
-            answer.raise_for_status()
-            return answer.json()["choices"][0]
-
-        return await asyncio.gather(*(one(m, p) for m in models for p in PROMPTS))
-
-
 def check(url: str, checkpoints: dict[str, Any]) -> None:
     """Compare every answer with transformers."""
     listed = httpx.get(f"{url}/v1/models").json()["data"]
     base = next(m["id"] for m in listed if m["parent"] is None)
     names = [name or base for name in checkpoints]
-    choices = iter(asyncio.run(ask_all(url, names)))
+    choices = iter(answers(url, names, PROMPTS, TOKENS))
     for model in checkpoints.values():
         for prompt in PROMPTS:
             logprobs, greedy = truth(model, prompt)
@@ -80,25 +62,25 @@ def test_a_mixed_batch_of_all_codecs_equals_transformers(
 
 
 def test_chunked_prefill_changes_nothing(
-    serve: Callable[..., Any], checkpoints: dict[str, Any]
+    serve_here: ServeHere, checkpoints: dict[str, Any]
 ) -> None:
-    with serve("--max-num-batched-tokens", "17", "--max-num-seqs", "16") as url:
+    with serve_here(max_num_batched_tokens=17, max_num_seqs=16) as url:
         check(url, checkpoints)
 
 
 def test_forced_preemption_changes_nothing(
-    serve: Callable[..., Any], checkpoints: dict[str, Any]
+    serve_here: ServeHere, checkpoints: dict[str, Any]
 ) -> None:
     # 2 layers x (K, V) x 2 heads x 16 values x 4 bytes = 512 bytes a token: room for 384 tokens,
     # while 20 requests of 60 to 90 tokens each want about 1,600
-    with serve("--kv-memory", "192KiB", "--max-model-len", "256") as url:
+    with serve_here(kv_memory=192 * 2**10, max_model_len=256) as url:
         check(url, checkpoints)
         assert preemptions(url) > 0
 
 
 @pytest.mark.compiler
 def test_reference_kernels_serve_the_same(
-    serve: Callable[..., Any], checkpoints: dict[str, Any]
+    serve_here: ServeHere, checkpoints: dict[str, Any]
 ) -> None:
-    with serve("--kernels", "reference") as url:
+    with serve_here(kernels="reference") as url:
         check(url, checkpoints)

@@ -6,7 +6,6 @@ nearly equal probability may change places: log-probabilities are compared as fa
 same, the prompts' always.
 """
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,7 @@ def expected(
     with serving(
         tiny_base, variants, cache, lambda *_: Choice(ReferenceBackend()), dtype=dtype
     ) as url:
-        return asyncio.run(answers(url, MODELS))
+        return answers(url, MODELS)
 
 
 def comparable(mine: list[int], theirs: list[int]) -> int:
@@ -104,4 +103,4 @@ def test_a_mixed_batch_on_cuda_kernels_is_answered_as_by_the_reference(
 
     with serving(tiny_base, variants, tmp_path, chosen, dtype=dtype) as url:
         assert httpx.get(f"{url}/health").json()["kernels"] == "cuda"
-        check(asyncio.run(answers(url, MODELS)), expected, dtype)
+        check(answers(url, MODELS), expected, dtype)

@@ -4,7 +4,6 @@ The kernels are CUDA's, executed on the CPU. Requests come one at a time: the ba
 torch's, whose last bits depend on the rows beside. So a variant answers as it did, bit for bit.
 """
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ def adapters(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def asked(url: str, model: str) -> list[dict[str, Any]]:
-    return asyncio.run(answers(url, [model], PROMPTS[1:]))
+    return answers(url, [model], PROMPTS[1:])
 
 
 def resident_bytes(url: str) -> dict[str, int]:
