@@ -6,7 +6,7 @@ import random
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,14 @@ def json_lines(path: Path) -> list[Any]:
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def append_json_lines(path: Path, rows: Iterable[Any]) -> None:
+    """Add rows, on lines of their own whatever a kill left unfinished at the end."""
+    kept = path.read_bytes() if path.exists() else b""
+    with path.open("ab") as file:
+        file.truncate(kept.rfind(b"\n") + 1)
+        file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def save(name: str, data: Any) -> Path:

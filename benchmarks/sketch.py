@@ -10,7 +10,6 @@ fine-tune of it in float32 as well, whose weights lie off the grid.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.results import json_lines
+from benchmarks.results import append_json_lines, json_lines
 from tsugiki.compress.hf_model import model_of
 from tsugiki.compress.job import OpenedBase, open_base
 from tsugiki.compress.progress import Progress
@@ -167,9 +166,8 @@ def measure(form: Form, base: OpenedBase, windows: Tensor, arguments: Any) -> Ro
         error = relative_error(base, change)
     seconds = time.monotonic() - started
     found = perplexity(model, windows)
-    shape = windows.numel(), windows.shape[1]
-    how = calibration_of(form, arguments)
-    return Row(arguments.name, form.name, *shape, *how, bits, error, found, seconds)
+    of_form = form.name, windows.numel(), windows.shape[1], *calibration_of(form, arguments)
+    return Row(arguments.name, *of_form, bits, error, found, seconds)
 
 
 def calibration_of(form: Form, arguments: Any) -> tuple[int, float, float]:
@@ -251,8 +249,7 @@ def main() -> None:
             if Key(arguments.name, form.name, windows.numel(), windows.shape[1], *how) in known:
                 continue
             row = measure(form, base, windows, arguments)
-            with arguments.rows.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(row)) + "\n")
+            append_json_lines(arguments.rows, [asdict(row)])
             rows.append(row)
             print(f"{row.form}: perplexity {row.perplexity:.3f}", flush=True)
     print(table(rows))

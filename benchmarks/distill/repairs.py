@@ -8,7 +8,6 @@ One JSON line for each file, gone on with where it was stopped.
 """
 
 import argparse
-import json
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.distill.score import score
-from benchmarks.results import machine
+from benchmarks.results import append_json_lines, json_lines, machine
 from tsugiki.compress.dialogues import Dialogue, read_dialogues
 from tsugiki.compress.hf_model import load_model, model_of
 from tsugiki.compress.job import CompressJob
@@ -142,15 +141,13 @@ def main() -> None:
     args = parse_arguments()
     tokenizer = load_tokenizer(args.tuned)
     tests = list(read_dialogues(args.test, tokenizer, limit=args.test_lines or None))
-    lines = args.out.read_text(encoding="utf-8").splitlines() if args.out.exists() else []
-    rows = [json.loads(line) for line in lines]
+    rows = json_lines(args.out)
     known = {(row["name"], row["steps"], row["test_lines"]) for row in rows}
     for coarse in FILES:
         if args.only in coarse.name and (coarse.name, args.steps, len(tests)) not in known:
             with tempfile.TemporaryDirectory() as folder:
                 rows.append(measure(coarse, args, tests, Path(folder)))
-            with args.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(rows[-1]) + "\n")
+            append_json_lines(args.out, rows[-1:])
     print(table(rows))
 
 

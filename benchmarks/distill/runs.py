@@ -3,13 +3,12 @@
 Owns: the grid, what makes two rows the same measurement. Does not know: how a run goes.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.results import json_lines
+from benchmarks.results import append_json_lines, json_lines
 
 Method = Literal["untouched", "sft-lora", "full-kd", "neo"]
 RANKS = (16, 64, 128)
@@ -68,7 +67,4 @@ def measured(path: Path) -> dict[Run, dict[str, Any]]:
 
 def append(path: Path, run: Run, result: dict[str, Any]) -> None:
     """Add a row."""
-    kept = path.read_text(encoding="utf-8") if path.exists() else ""
-    whole = kept[: kept.rfind("\n") + 1]
-    line = json.dumps({"run": asdict(run), "result": result})
-    path.write_text(whole + line + "\n", encoding="utf-8")
+    append_json_lines(path, [{"run": asdict(run), "result": result}])

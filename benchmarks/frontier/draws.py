@@ -10,7 +10,6 @@ seeds, a seed can be chosen by calibration.
 """
 
 import argparse
-import json
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from benchmarks.frontier.approximation import Asked
 from benchmarks.frontier.stored import packed
 from benchmarks.frontier.subject import CALIBRATION_EXAMPLES, GOLD, HELD_OUT, Subject, Texts
 from benchmarks.frontier.zero_bin import rounded
-from benchmarks.results import json_lines
+from benchmarks.results import append_json_lines, json_lines
 from tsugiki.codecs.base import Options
 from tsugiki.compress.budget import group_size_of
 from tsugiki.config import default_cache_dir
@@ -127,8 +126,7 @@ def main() -> None:
             {**asked, "seed": seed, "limit": arguments.limit, **row}
             for row in measure(subject, options, arguments.bias_bits)
         ]
-        with arguments.out.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(row) + "\n" for row in rows))
+        append_json_lines(arguments.out, rows)
         print(*rows, sep="\n", flush=True)
     print(table(json_lines(arguments.out)))
 

@@ -3,13 +3,12 @@
 Owns: the key of a row, reading and appending. Does not know: how a row comes about.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.results import json_lines
+from benchmarks.results import append_json_lines, json_lines
 
 
 class Key(NamedTuple):
@@ -59,10 +58,5 @@ def read(path: Path) -> Iterator[Row]:
 
 
 def append(path: Path, row: Row) -> None:
-    """Add a row, on a line of its own whatever a kill left behind."""
-    unfinished = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
-    if unfinished:
-        kept = path.read_bytes()
-        path.write_bytes(kept[: kept.rfind(b"\n") + 1])
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(row)) + "\n")
+    """Add a row."""
+    append_json_lines(path, [asdict(row)])

@@ -62,6 +62,16 @@ def parse_paths(value: object) -> tuple[Path, ...]:
     return tuple(parse_path(item) for item in items if str(item))
 
 
+def check_parent(flag: str, path: Path) -> None:
+    """A command is to write `path`, which its `flag` names: the directory it lies in is there.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not path.parent.is_dir():
+        raise ConfigError(f"{flag} {path}: the directory {path.parent} does not exist")
+
+
 def one_of(*allowed: str) -> Callable[[object], str]:
     """A parser of one of these words."""
 

@@ -22,6 +22,7 @@ from tsugiki.compress.text_side import GENERATION_FILE
 from tsugiki.compress.tokenizer_check import has_tokenizer, load_tokenizer
 from tsugiki.errors import ConfigError
 from tsugiki.model.checkpoint import INDEX_FILE, SINGLE_FILE
+from tsugiki.setting_values import check_parent
 
 SHARD_BYTES = 4 * 10**9
 
@@ -33,8 +34,7 @@ def new_directory(target: Path) -> Iterator[Path]:
     Raises:
         ConfigError: the target exists and is not empty, or its parent does not exist.
     """
-    if not target.parent.is_dir():
-        raise ConfigError(f"--out {target}: the directory {target.parent} does not exist")
+    check_parent("--out", target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"--out {target} exists already; give a new directory")
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))

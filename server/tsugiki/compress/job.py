@@ -19,6 +19,7 @@ from tsugiki.model.architecture import Architecture, read_architecture
 from tsugiki.model.checkpoint import Checkpoint, open_checkpoint
 from tsugiki.model.fingerprint import base_fingerprint
 from tsugiki.model.layout import layout_of
+from tsugiki.setting_values import check_parent
 
 SIZEABLE = ("deltadq", "lora")  # codecs with a size to choose
 AUTO = "auto"  # in place of a codec: the one of AUTO_CODECS whose file is the smallest
@@ -61,8 +62,7 @@ class CompressJob:
         most = PROBE_LIMITS["greedy_ids"]
         if self.probe is not None and not 0 <= self.probe <= most:
             raise ConfigError(f"--probe is {self.probe}; it must be 0 (none) to {most} tokens")
-        if not self.out.parent.is_dir():
-            raise ConfigError(f"--out {self.out}: the directory {self.out.parent} does not exist")
+        check_parent("--out", self.out)
         if self.out.is_dir():
             raise ConfigError(f"--out {self.out} is a directory; name a file, x.safetensors")
 

@@ -35,6 +35,7 @@ from tsugiki.distill.teacher_cache import TeacherCache
 from tsugiki.distill.trainer import Record, TrainingPlan, mean_losses, train
 from tsugiki.distill.training_state import StateFile, state_path
 from tsugiki.errors import ConfigError, InvalidRequest
+from tsugiki.setting_values import check_parent
 
 CACHED_TOP_K = 32
 
@@ -87,11 +88,11 @@ class DistillJob:
     checkpoint_every: int = 50  # steps; 0: never
 
     def __post_init__(self) -> None:
-        for flag, path in (("--out", self.out), ("--merge", self.merge)):
-            if path is not None and not path.parent.is_dir():
-                raise ConfigError(f"{flag} {path}: the directory {path.parent} does not exist")
-        if self.merge is not None and self.merge.exists():
-            raise ConfigError(f"--merge {self.merge} exists already; give a new directory")
+        check_parent("--out", self.out)
+        if self.merge is not None:
+            check_parent("--merge", self.merge)
+            if self.merge.exists():
+                raise ConfigError(f"--merge {self.merge} exists already; give a new directory")
 
     @property
     def state(self) -> Path:

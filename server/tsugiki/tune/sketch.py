@@ -32,6 +32,7 @@ from tsugiki.distill.optimizer import ParameterGroup
 from tsugiki.distill.trainer import Losses, Record, TrainingPlan, mean_losses, train
 from tsugiki.distill.training_state import StateFile, state_path
 from tsugiki.errors import ConfigError
+from tsugiki.setting_values import check_parent
 from tsugiki.tune.sketched_linear import SketchedLinear
 
 
@@ -62,8 +63,7 @@ class SketchTuneJob:
     checkpoint_every: int = 50  # steps; 0: never
 
     def __post_init__(self) -> None:
-        if not self.out.parent.is_dir():
-            raise ConfigError(f"--out {self.out}: the directory {self.out.parent} does not exist")
+        check_parent("--out", self.out)
 
     @property
     def state(self) -> Path:
