@@ -18,5 +18,5 @@ def save_adapter(base: Path, out: Path, *, rank: int = 4, seed: int = 3) -> Path
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.05)
-    model.save_pretrained(out)
+    model.save_pretrained(str(out))
     return out

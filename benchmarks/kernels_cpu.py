@@ -11,7 +11,8 @@ same shape and rows, rebuilding a weight against a copy of it; they are reported
 import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from copy import deepcopy
+from dataclasses import dataclass
 from itertools import cycle, islice
 from typing import Any
 
@@ -83,8 +84,7 @@ KINDS: dict[str, Callable[[tuple[int, int]], Delta]] = {
 def copies(delta: Delta) -> Iterator[Delta]:
     """The delta again and again, each time in memory of its own."""
     while True:
-        fields = {n: getattr(delta, n) for n in delta.__dataclass_fields__}
-        yield replace(delta, **{n: v.clone() for n, v in fields.items() if isinstance(v, Tensor)})
+        yield deepcopy(delta)
 
 
 def staged_copies(kernels: KernelBackend, delta: Delta) -> list[Staged]:

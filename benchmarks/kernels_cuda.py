@@ -49,7 +49,8 @@ def microseconds(calls: Sequence[Callable[[], object]], times: int) -> float:
     turns = cycle(calls)
     for call in islice(turns, max(WARM_CALLS, 2 * len(calls))):  # the second run captures a graph
         call()
-    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    event = torch.cuda.Event
+    start, stop = (event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     start.record()
     for call in islice(turns, times):
         call()
@@ -76,9 +77,11 @@ def applying(
     each = rows // variants
     spans = [(v * each, (v + 1) * each) for v in range(variants)]
     groups = [staged[i : i + variants] for i in range(0, len(staged) - variants + 1, variants)]
-    return [
-        kernels.record(lambda k, group=group: k.apply(x, y, group, spans)).run for group in groups
-    ]
+
+    def on(group: Sequence[Staged]) -> Callable[[KernelBackend], None]:
+        return lambda recorder: recorder.apply(x, y, group, spans)
+
+    return [kernels.record(on(group)).run for group in groups]
 
 
 def rebuilding(
@@ -87,9 +90,11 @@ def rebuilding(
     """Recorded calls of `reconstruct`."""
     base = torch.randn(shape, device="cuda", dtype=torch.bfloat16)
     out = torch.empty_like(base)
-    return [
-        kernels.record(lambda k, one=one: k.reconstruct(base, one, out)).run for one in staged[:8]
-    ]
+
+    def of(one: Staged) -> Callable[[KernelBackend], None]:
+        return lambda recorder: recorder.reconstruct(base, one, out)
+
+    return [kernels.record(of(one)).run for one in staged[:8]]
 
 
 def measure_kind(

@@ -5,7 +5,7 @@ that what runs between two looks at the clock is what the real step runs, and no
 """
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,7 +28,9 @@ PASS = "recorded pass"
 class TimedProgram:
     """A recorded step, operation by operation."""
 
-    def __init__(self, parts: Sequence[tuple[str, Program]], seconds: Counter[str]) -> None:
+    def __init__(
+        self, parts: Sequence[tuple[str, Program]], seconds: defaultdict[str, float]
+    ) -> None:
         self._parts = parts
         self._seconds = seconds
 
@@ -69,7 +71,7 @@ class TimedKernels:
     """Delegates to a backend; programs recorded with it add up `seconds` by category."""
 
     def __init__(self, kernels: KernelBackend, vocabulary: int) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self._kernels = kernels
         self._vocabulary = vocabulary
 
@@ -86,7 +88,7 @@ class TimedKernels:
 class TimedPasses:
     """Delegates to a backend; programs recorded with it add up `seconds` as a whole."""
 
-    def __init__(self, kernels: KernelBackend, seconds: Counter[str]) -> None:
+    def __init__(self, kernels: KernelBackend, seconds: defaultdict[str, float]) -> None:
         self._kernels = kernels
         self._seconds = seconds
 

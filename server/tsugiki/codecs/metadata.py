@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tsugiki.codecs.base import Options
+from tsugiki.codecs.base import Options, Role
 from tsugiki.codecs.container import Blob
 from tsugiki.codecs.coverage import Coverage
 from tsugiki.errors import InvalidArtifact
 
 FORMAT = "tsugiki.variant/1"
-ROLES = ("delta", "parameters")
+ROLES: tuple[Role, ...] = ("delta", "parameters")
 PROBE_LIMITS = {"prompt_ids": 512, "greedy_ids": 64}  # most ids of each list, at least one
 KEYS = (
     "format",
@@ -63,7 +63,7 @@ class Header:
     """Everything about a variant file but its tensors."""
 
     codec: str  # of the linears; single modules may differ
-    role: str
+    role: Role
     options: Options  # shared by all modules of `codec`
     base: BaseRef
     modules: Mapping[str, Module]
@@ -136,14 +136,11 @@ def from_json(value: Any, place: Place) -> Header:
             f"unknown {sorted(set(fields) - set(KEYS))}"
         )
     codec = _text(fields["codec"], "codec")
-    role = _text(fields["role"], "role")
-    if role not in ROLES:
-        raise InvalidArtifact(f"role {role!r} is not known; expected one of {ROLES}")
     options = _object(fields["options"], "options")
     modules = _object(fields["modules"], "modules")
     return Header(
         codec=codec,
-        role=role,
+        role=_role(fields["role"]),
         options=options,
         base=_base(fields["base"]),
         modules={name: _module(name, m, codec, options) for name, m in modules.items()},
@@ -158,6 +155,13 @@ def from_json(value: Any, place: Place) -> Header:
         padding=place.padding,
         tensors=place.tensors,
     )
+
+
+def _role(value: Any) -> Role:
+    for role in ROLES:
+        if value == role:
+            return role
+    raise InvalidArtifact(f"role {value!r} is not known; expected one of {ROLES}")
 
 
 def _base(value: Any) -> BaseRef:
