@@ -32,7 +32,7 @@ from tsugiki.compress_base.text import sequences
 from tsugiki.config import default_cache_dir
 from tsugiki.model.demo_base import resolve_base
 from tsugiki.model.layout import all_linears
-from tsugiki.model.sketched import SketchSettings
+from tsugiki.model.sketched import CODEBOOKS, INDEX, SketchSettings
 
 ROWS = Path(__file__).parent / "results" / "sketch.rows.jsonl"
 
@@ -179,8 +179,8 @@ def calibration_of(form: Form, arguments: Any) -> tuple[int, float, float]:
 
 def form_of(directory: Path) -> Form:
     """The form that a calibrated sketched base is of."""
-    settings = open_base(directory).checkpoint.sketch
-    if settings is None:
+    settings = open_base(directory).checkpoint.form
+    if not isinstance(settings, SketchSettings):
         raise SystemExit(f"--sketched {directory} is not sketched")
     groups = f"{settings.groups} group" + "s" * (settings.groups > 1)
     return Form(f"sketch {settings.bits} bits, {groups}", settings, calibrated=True)
@@ -190,9 +190,9 @@ def as_stored(base: OpenedBase, ready: OpenedBase) -> tuple[float, float]:
     """Bits per weight and relative error of the sketched linears of a directory."""
     nbytes = weights = 0
     error = norm = 0.0
-    for name in filter(ready.checkpoint.is_sketched, ready.checkpoint.names()):
-        found, plain = ready.checkpoint.sketched(name), base.checkpoint.tensor(name).float()
-        nbytes += found.index.codes.nbytes + found.codebooks.nbytes
+    for name in filter(ready.checkpoint.is_compressed, ready.checkpoint.names()):
+        plain, read = base.checkpoint.tensor(name).float(), ready.checkpoint.reader(name)
+        nbytes += read(INDEX).nbytes + read(CODEBOOKS).nbytes
         weights += plain.numel()
         norm += float(plain.square().sum())
         error += float((ready.checkpoint.tensor(name).float() - plain).square().sum())

@@ -17,8 +17,16 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from tsugiki.codecs import artifact
+from tsugiki.codecs.masks import MaskCache
+from tsugiki.codecs.staging import Destination, stage_variant
+from tsugiki.model.batch import Batch, Segment
 from tsugiki.model.demo_base import ensure_demo_base
+from tsugiki.model.kv_cache import allocate_kv_cache
+from tsugiki.model.loader import load_base
 from tsugiki_kernels.cpu.backend import CpuBackend
+from tsugiki_kernels.operands import AttentionBatch
+from tsugiki_kernels.reference import ReferenceBackend
 
 TinyFactory = Callable[..., Path]
 
@@ -172,3 +180,59 @@ def distill_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "train.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)) + "\n")
     return path
+
+
+@pytest.fixture(scope="session")
+def calibration_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some hundred tokens."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("The quick brown fox jumps over the lazy dog. " * 40)
+    return path
+
+
+@pytest.fixture(scope="session")
+def oracle() -> Callable[[Path], torch.Tensor]:
+    """`oracle(directory)`: float32 logits of plain transformers on ids 3 .. 18, [16, vocab]."""
+
+    def run(directory: Path) -> torch.Tensor:
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+        with torch.inference_mode():
+            logits: torch.Tensor = model(torch.arange(3, 19)[None]).logits[0]
+        return logits
+
+    return run
+
+
+Served = Callable[..., torch.Tensor]
+
+
+@pytest.fixture(scope="session")
+def served() -> Served:
+    """`served(base, file=None, kernels=reference)`: float32 logits of ids 3 .. 18, [16, vocab]."""
+
+    def run(directory: Path, file: Path | None = None, kernels: Any = None) -> torch.Tensor:
+        kernels = kernels or ReferenceBackend()
+        base = load_base(directory, dtype=torch.float32, kernels=kernels)
+        place = Destination(
+            base.layout,
+            base.vector,
+            torch.float32,
+            kernels,
+            MaskCache(),
+            index_of=base.index_of,
+            factors_of=base.factors_of,
+        )
+        variant = None if file is None else stage_variant(artifact.read(file), place)
+        rows = torch.arange(16)
+        where = AttentionBatch(
+            query_start=torch.tensor([0, 16], dtype=torch.int32),
+            context=torch.tensor([16], dtype=torch.int32),
+            block_tables=torch.zeros(1, 1, dtype=torch.int32),
+            slots=rows,
+            block_size=16,
+        )
+        batch = Batch(rows + 3, rows, (Segment(variant, 0, 16, 16),), where, rows)
+        cache = allocate_kv_cache(base.architecture, 1, 16, torch.float32)
+        return base.decoder.forward(batch, cache).clone()
+
+    return run

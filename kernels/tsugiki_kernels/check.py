@@ -24,6 +24,7 @@ from tsugiki_kernels.deltas import (
 )
 from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.interface import Span
+from tsugiki_kernels.lattice import GROUP, LATTICE_BITS, RESIDUAL_DTYPE, LatticeWeight
 from tsugiki_kernels.operands import ColumnDraw
 
 ACTIVATIONS = (torch.float32, torch.bfloat16, torch.float16)
@@ -144,6 +145,24 @@ def check_codebook_weight(weight: CodebookWeight) -> None:
     """
     check_index(weight.index)
     check_tensor("codebooks", weight.codebooks, (torch.float16,), weight.index.codebook_shape)
+
+
+def check_lattice_weight(weight: LatticeWeight) -> None:
+    """A linear of lattice codes.
+
+    Raises:
+        BadArgument: naming what does not fit.
+    """
+    rows, columns = weight.shape
+    if weight.bits not in LATTICE_BITS or columns % GROUP:
+        raise BadArgument(f"a lattice of {weight.bits} bits with {columns} columns")
+    groups = (rows, columns // GROUP)
+    check_tensor("codes", weight.codes, (torch.int16,), groups)
+    check_tensor("scales", weight.scales, (torch.bfloat16,), (rows,))
+    if (weight.residual is None) != (weight.bits == 2):
+        raise BadArgument(f"a lattice of {weight.bits} bits: residual is {weight.residual}")
+    if weight.residual is not None:
+        check_tensor("residual", weight.residual, (RESIDUAL_DTYPE[weight.bits],), groups)
 
 
 def _check_low_rank(delta: LowRankDelta) -> None:

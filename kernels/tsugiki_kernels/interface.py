@@ -28,6 +28,7 @@ from torch import Tensor
 
 from tsugiki_kernels.codebooks import CodebookWeight
 from tsugiki_kernels.deltas import Delta, Placed
+from tsugiki_kernels.lattice import LatticeWeight
 from tsugiki_kernels.operands import AttentionBatch, ColumnDraw, Draws, Logprobs
 
 Span = tuple[int, int]
@@ -42,7 +43,12 @@ def empty_extent(nbytes: int) -> Tensor:
 
 
 class Staged(Protocol):
-    """One variant's deltas of one linear, all of one kind, ready for a backend (opaque)."""
+    """One variant's deltas of one linear, all of one kind, ready for a backend (opaque but for
+    it)."""
+
+    @property
+    def kind(self) -> type[Delta]:
+        """Of all its deltas."""
 
 
 class Deltas(Protocol):
@@ -264,4 +270,24 @@ class ReadsCodebooks(Protocol):
         """`KernelBackend.linear` with a weight that is looked up; x may be of any activation dtype.
 
         bias: [out], contiguous, of the dtype of x or float32.
+        """
+
+
+@runtime_checkable
+class ReadsLattices(Protocol):
+    """What a backend offers beside KernelBackend when it can serve a base on a lattice."""
+
+    def linear_lattice(
+        self,
+        x: Tensor,
+        weight: LatticeWeight,
+        bias: Tensor | None,
+        out: Tensor,
+        spans: Sequence[Span] | None = None,
+    ) -> None:
+        """`KernelBackend.linear` with a weight of lattice codes: out = (x U) v^T * scales + bias.
+
+        The rotation of x (tsugiki_kernels/hadamard.py) is part of the operation; it is computed in
+        float32 and not rounded. x may be of any activation dtype; bias: [out], contiguous, of the
+        dtype of x or float32.
         """

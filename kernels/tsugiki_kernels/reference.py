@@ -17,6 +17,7 @@ from torch import Tensor
 from tsugiki_kernels import sampling
 from tsugiki_kernels.check import (
     check_codebook_weight,
+    check_lattice_weight,
     check_linear,
     check_own,
     check_parts,
@@ -39,6 +40,7 @@ from tsugiki_kernels.interface import (
     StagedLinears,
     empty_extent,
 )
+from tsugiki_kernels.lattice import LatticeWeight, decoded
 from tsugiki_kernels.operands import AttentionBatch, ColumnDraw, Draws, Logprobs
 
 ACTIVATION_FUNCTIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
@@ -180,6 +182,23 @@ class ReferenceBackend(KernelBackend):
         dense = looked_up(weight.index, weight.codebooks)
         for start, stop in spans:
             product = F.linear(x[start:stop].float(), dense)
+            out[start:stop] = product if bias is None else product + bias.float()
+
+    def linear_lattice(
+        self,
+        x: Tensor,
+        weight: LatticeWeight,
+        bias: Tensor | None,
+        out: Tensor,
+        spans: Sequence[Span] | None = None,
+    ) -> None:
+        """See ReadsLattices.linear_lattice."""
+        spans = [(0, len(x))] if spans is None else spans
+        check_lattice_weight(weight)
+        check_spans(x, out, len(spans), spans)
+        values = decoded(weight)
+        for start, stop in spans:
+            product = F.linear(weight.rotation.apply(x[start:stop]), values)
             out[start:stop] = product if bias is None else product + bias.float()
 
     def linear_rebuilt(

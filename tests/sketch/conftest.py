@@ -2,35 +2,17 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
-from tsugiki.codecs import artifact
-from tsugiki.codecs.masks import MaskCache
-from tsugiki.codecs.staging import Destination, stage_variant
 from tsugiki.compress.checkpoint_writer import write_text_side, write_weights
 from tsugiki.compress.progress import Progress
 from tsugiki.compress_base.job import SketchBaseJob, sketch_base
-from tsugiki.model.batch import Batch, Segment
 from tsugiki.model.checkpoint import open_checkpoint
-from tsugiki.model.kv_cache import allocate_kv_cache
-from tsugiki.model.loader import load_base
 from tsugiki.model.sketched import SketchSettings
-from tsugiki_kernels.operands import AttentionBatch
-from tsugiki_kernels.reference import ReferenceBackend
 
 QUIET = Progress(quiet=True)
-
-
-@pytest.fixture(scope="session")
-def calibration_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Some hundred tokens."""
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text("The quick brown fox jumps over the lazy dog. " * 40)
-    return path
 
 
 Sketch = Callable[..., Path]
@@ -86,45 +68,3 @@ def _written(base: Path, out: Path, noise: float) -> Path:
     write_weights(out, config, ((n, moved(n)) for n in checkpoint.names()), torch.float32)
     write_text_side(out, base, None)
     return out
-
-
-@pytest.fixture(scope="session")
-def oracle() -> Callable[[Path], torch.Tensor]:
-    """`oracle(directory)`: float32 logits of plain transformers on ids 3 .. 18, [16, vocab]."""
-
-    def run(directory: Path) -> torch.Tensor:
-        model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-        with torch.inference_mode():
-            logits: torch.Tensor = model(torch.arange(3, 19)[None]).logits[0]
-        return logits
-
-    return run
-
-
-Served = Callable[..., torch.Tensor]
-
-
-@pytest.fixture(scope="session")
-def served() -> Served:
-    """`served(base, file=None, kernels=reference)`: float32 logits of ids 3 .. 18, [16, vocab]."""
-
-    def run(directory: Path, file: Path | None = None, kernels: Any = None) -> torch.Tensor:
-        kernels = kernels or ReferenceBackend()
-        base = load_base(directory, dtype=torch.float32, kernels=kernels)
-        place = Destination(
-            base.layout, base.vector, torch.float32, kernels, MaskCache(), index_of=base.index_of
-        )
-        variant = None if file is None else stage_variant(artifact.read(file), place)
-        rows = torch.arange(16)
-        where = AttentionBatch(
-            query_start=torch.tensor([0, 16], dtype=torch.int32),
-            context=torch.tensor([16], dtype=torch.int32),
-            block_tables=torch.zeros(1, 1, dtype=torch.int32),
-            slots=rows,
-            block_size=16,
-        )
-        batch = Batch(rows + 3, rows, (Segment(variant, 0, 16, 16),), where, rows)
-        cache = allocate_kv_cache(base.architecture, 1, 16, torch.float32)
-        return base.decoder.forward(batch, cache).clone()
-
-    return run

@@ -99,7 +99,7 @@ def test_a_sketched_directory_names_its_origin_and_keeps_the_rest(
     assert (sketched_base / "tokenizer.json").is_file()
     for name in before.names():
         assert after.shape(name) == before.shape(name)
-        if not after.is_sketched(name):
+        if not after.is_compressed(name):
             assert torch.equal(after.tensor(name), before.tensor(name))
     moved = after.tensor(Q_PROJ).float() - before.tensor(Q_PROJ).float()
     assert 0 < float(moved.norm() / before.tensor(Q_PROJ).float().norm()) < 0.2

@@ -3,10 +3,17 @@
 `CODECS` is the explicit table: adding a method is adding its file and one entry here.
 """
 
-from tsugiki.codecs import bitdelta, deltadq, dense, lora, sketch
+from tsugiki.codecs import bitdelta, caldera, deltadq, dense, lora, sketch
 from tsugiki.codecs.base import Codec
 
 CODECS: dict[str, Codec] = {
     codec.name: codec
-    for codec in (bitdelta.CODEC, deltadq.CODEC, dense.CODEC, lora.CODEC, sketch.CODEC)
+    for codec in (
+        bitdelta.CODEC,
+        caldera.CODEC,
+        deltadq.CODEC,
+        dense.CODEC,
+        lora.CODEC,
+        sketch.CODEC,
+    )
 }

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tsugiki.codecs.masks import Masks
 from tsugiki_kernels.codebooks import IndexMap
-from tsugiki_kernels.deltas import Delta
+from tsugiki_kernels.deltas import Delta, LowRankDelta
 from tsugiki_kernels.interface import Staged
 
 Role = Literal["delta", "parameters"]
@@ -45,6 +45,7 @@ class ModuleStats:
     mean: Tensor  # float32 [in], E[x]
     second_moment: Tensor  # float32 [in], E[x_j^2]
     tokens: int
+    gram: Tensor | None = None  # float32 [in, in], E[x x^T], where a codec asks for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ class PlacedPacked:
     packed: Packed
     bias: Tensor | None = None  # float32 [out], a changed bias of the module, as a delta
     index: IndexMap | None = None  # of the base's linear, where the base is sketched
+    factors: LowRankDelta | None = None  # the base's own, where it has a slot for them
 
 
 class Codec(Protocol):
@@ -75,6 +77,7 @@ class Codec(Protocol):
 
     name: str
     role: Role
+    wants_grams: bool  # whether `compress` makes use of `ModuleStats.gram`
     tolerance: float  # relative to the largest |output|, in float32 arithmetic
 
     def compress(

@@ -11,6 +11,7 @@ class DeltaCodec:
     """Base of the codecs that add to a weight through one kernel operation."""
 
     role: Role = "delta"
+    wants_grams = False
     tolerance = 2e-5
 
     def prepare_lookup(self, packed: Packed, masks: Masks) -> Packed:

@@ -29,6 +29,7 @@ from tsugiki.codecs.base import (
     StagedLinear,
 )
 from tsugiki.codecs.deltadq import COLUMNS
+from tsugiki.codecs.factors import beside
 from tsugiki.codecs.fit import (
     LM_HEAD,
     ROWS,
@@ -39,7 +40,7 @@ from tsugiki.codecs.fit import (
 from tsugiki.codecs.masks import MaskCache, MaskLease
 from tsugiki.errors import InvalidArtifact
 from tsugiki_kernels.codebooks import IndexMap
-from tsugiki_kernels.deltas import Placed
+from tsugiki_kernels.deltas import LowRankDelta, Placed
 from tsugiki_kernels.interface import Allocate, KernelBackend, empty_extent
 
 __all__ = ["Destination", "check_base", "stage_variant"]
@@ -50,7 +51,12 @@ def nothing() -> None:
 
 
 def no_index(name: str) -> IndexMap | None:
-    """A base whose linears are dense."""
+    """A base without index maps."""
+    return None
+
+
+def no_factors(name: str) -> LowRankDelta | None:
+    """A base without slots for factors."""
     return None
 
 
@@ -66,6 +72,7 @@ class Destination:
     allocate: Allocate = empty_extent  # the memory of a variant
     pause: Callable[[], None] = nothing  # called before each linear
     index_of: Callable[[str], IndexMap | None] = no_index  # of a weight of the base, by name
+    factors_of: Callable[[str], LowRankDelta | None] = no_factors  # its own, by name
 
 
 def stage_variant(artifact: Artifact, destination: Destination) -> ResidentVariant:
@@ -189,13 +196,28 @@ def _fused(
     for name in names:
         place = target.layout.linears[name]
         packed = weights[name] if name in weights else codec.zero(place.shape)
-        index = target.destination.index_of(name)
-        part = PlacedPacked(place.offset, packed, biases.get(name), index)
-        parts.append(Placed(place.offset, codec.resident(part, target.dtype, target.masks)))
-        if index is None:  # else there is no dense weight to rebuild from
+        index, own = target.destination.index_of(name), target.destination.factors_of(name)
+        part = PlacedPacked(place.offset, packed, biases.get(name), index, own)
+        delta = codec.resident(part, target.dtype, target.masks)
+        if own is not None and codec.role == "delta" and isinstance(delta, LowRankDelta):
+            delta = beside(own, delta)  # a slot holds all that is of low rank
+        parts.append(Placed(place.offset, delta))
+        if index is None and own is None:  # else there is no dense weight to rebuild from
             limits.append(codec.rows_to_reconstruct(packed.options, target.dtype))
+    if all(isinstance(placed.delta, LowRankDelta) for placed in parts):
+        parts += _kept_factors(names, target.destination)
     known = [limit for limit in limits if limit is not None]
     return _Linear(codec, parts, min(known) if known else None)
+
+
+def _kept_factors(names: list[str], destination: Destination) -> list[Placed]:
+    """The base's own factors of the linears that are fused with these and that a variant which
+    fills their slot leaves as they are."""
+    layout = destination.layout
+    fused = layout.linears[names[0]].fused
+    left = [n for n, part in layout.linears.items() if part.fused == fused and n not in names]
+    kept = ((layout.linears[name].offset, destination.factors_of(name)) for name in left)
+    return [Placed(offset, own) for offset, own in kept if own is not None]
 
 
 def _vectors(artifact: Artifact, target: _Target) -> list[str]:

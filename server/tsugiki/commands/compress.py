@@ -4,13 +4,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-CODECS = ("deltadq", "lora", "bitdelta", "sketch")
+CODECS = ("deltadq", "lora", "bitdelta", "sketch", "caldera")
 # The codec's own flags; another codec's flag is a mistake and is refused, not ignored.
 FLAGS: dict[str, tuple[str, ...]] = {
     "deltadq": ("alpha", "bits", "parts", "group_size", "rows_per_mask", "seed", "paper"),
     "lora": ("rank",),
     "bitdelta": (),
     "sketch": ("value_bits",),
+    "caldera": ("rank", "factor_bits"),
 }
 # DeltaDQ as published (arXiv 2410.08666): a mask for each row, min-max codes of 4 bits in 8 parts.
 PAPER = {
@@ -93,12 +94,20 @@ def _add_codec_arguments(parser: argparse.ArgumentParser) -> None:
     deltadq.add_argument(
         "--paper", action="store_true", default=None, help="the published recipe's settings"
     )
-    lora = parser.add_argument_group("lora")
-    lora.add_argument("--rank", type=int, metavar="R", help="rank taken from a full fine-tune (16)")
+    rank = parser.add_argument_group("lora, caldera")
+    rank.add_argument(
+        "--rank",
+        type=int,
+        metavar="R",
+        help="lora: taken from a full fine-tune (16); caldera: (32)",
+    )
     sketch = parser.add_argument_group("sketch (onto a base of compress-base sketch)")
     sketch.add_argument(
         "--value-bits", type=int, metavar="B", help="of a codebook entry's change: 4, 8 or 16 (8)"
     )
+
+    caldera = parser.add_argument_group("caldera (onto a base of compress-base caldera)")
+    caldera.add_argument("--factor-bits", type=int, metavar="B", help="4, 8 or 16 (4)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -120,16 +129,19 @@ def job_of(args: argparse.Namespace) -> Any:
     Raises:
         ConfigError: a flag of another codec, or a bad value.
     """
+    from tsugiki.commands.flags import refuse_foreign_flags
     from tsugiki.compress.job import CompressJob
     from tsugiki.config import default_cache_dir
     from tsugiki.model.demo_base import resolve_base
     from tsugiki.setting_values import parse_size
 
-    _refuse_foreign_flags(args)
+    refuse_foreign_flags(args, FLAGS)
     options, group_size = _codec_options(args)
     base = resolve_base(args.base, default_cache_dir())
     if args.codec == "sketch":
         options |= _sketch_of(base)
+    if args.codec == "caldera":
+        _require_backbone(base)
     return CompressJob(
         codec=args.codec,
         base=base,
@@ -151,23 +163,25 @@ def _sketch_of(base: Path) -> dict[str, int]:
     """How the linears of a base are sketched."""
     from tsugiki.errors import ConfigError
     from tsugiki.model.checkpoint import open_checkpoint
+    from tsugiki.model.sketched import SketchSettings
 
-    settings = open_checkpoint(base).sketch
-    if settings is None:
+    settings = open_checkpoint(base).form
+    if not isinstance(settings, SketchSettings):
         raise ConfigError(
             f"--base {base} is not sketched; run `tsugiki compress-base sketch` first"
         )
     return settings.stored()
 
 
-def _refuse_foreign_flags(args: argparse.Namespace) -> None:
+def _require_backbone(base: Path) -> None:
     from tsugiki.errors import ConfigError
+    from tsugiki.model.caldera import CalderaSettings
+    from tsugiki.model.checkpoint import open_checkpoint
 
-    for codec, names in FLAGS.items():
-        for name in names:
-            if codec != args.codec and getattr(args, name) is not None:
-                flag = "--" + name.replace("_", "-")
-                raise ConfigError(f"{flag} belongs to {codec}; {args.codec} has no such option")
+    if not isinstance(open_checkpoint(base).form, CalderaSettings):
+        raise ConfigError(
+            f"--base {base} has no lattice backbone; run `tsugiki compress-base caldera` first"
+        )
 
 
 def _codec_options(args: argparse.Namespace) -> tuple[dict[str, Any], str | None]:

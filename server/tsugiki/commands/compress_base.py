@@ -3,21 +3,39 @@
 import argparse
 from pathlib import Path
 
-CODECS = ("sketch",)
+CODECS = ("sketch", "caldera")
+# The codec's own flags; another codec's flag is a mistake and is refused, not ignored.
+FLAGS: dict[str, tuple[str, ...]] = {
+    "sketch": ("groups", "power"),
+    "caldera": ("rank", "factor_bits", "iterations"),
+}
+BITS = {"sketch": 4, "caldera": 2}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `tsugiki compress-base`."""
     parser.description = (
         "Write a compressed base directory that `tsugiki serve --base` takes. sketch: an index of "
-        "2 to 4 bits for every weight of the layers' linears, and small codebooks for each row."
+        "2 to 4 bits for every weight of the layers' linears, and small codebooks for each row. "
+        "caldera: a lattice code of 2 to 4 bits for every weight, and low-rank factors of 4 bits; "
+        "an interrupted run goes on when the same command is given again."
     )
     parser.add_argument("codec", choices=CODECS, metavar="CODEC", help=" | ".join(CODECS))
     parser.add_argument("--base", required=True, metavar="DIR", help="base model, or 'demo'")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="a new directory")
-    parser.add_argument("--bits", type=int, default=4, metavar="B", help="of an index, 2..4 (4)")
     parser.add_argument(
-        "--groups", type=int, default=4, metavar="G", help="codebooks of a row: 1, 2, 4, 8 (4)"
+        "--bits", type=int, metavar="B", help="of a weight, 2..4 (sketch 4, caldera 2)"
+    )
+    sketch = parser.add_argument_group("sketch")
+    sketch.add_argument(
+        "--groups", type=int, metavar="G", help="codebooks of a row: 1, 2, 4, 8 (4)"
+    )
+    sketch.add_argument("--power", type=float, metavar="P", help="of sensitivity in k-means (2)")
+    caldera = parser.add_argument_group("caldera")
+    caldera.add_argument("--rank", type=int, metavar="K", help="of the factors, 0: none (32)")
+    caldera.add_argument("--factor-bits", type=int, metavar="B", help="4, 8 or 16 (4)")
+    caldera.add_argument(
+        "--iterations", type=int, metavar="N", help="of lattice and factors in turns (6)"
     )
     group = parser.add_argument_group("calibration")
     group.add_argument(
@@ -29,38 +47,72 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--sequences", type=int, default=64, metavar="N", help="of text (64)")
     group.add_argument("--sequence-tokens", type=int, default=512, metavar="N", help="(512)")
     group.add_argument("--damping", type=float, default=0.1, metavar="F", help="(0.1)")
-    group.add_argument(
-        "--power", type=float, default=2.0, metavar="P", help="of sensitivity in k-means (2)"
-    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Compress and print the report."""
+    from tsugiki.commands.flags import refuse_foreign_flags
+    from tsugiki.errors import ConfigError
+
+    refuse_foreign_flags(args, FLAGS)
+    if args.sequences < 1 or args.sequence_tokens < 1 or not args.damping > 0:
+        raise ConfigError("--sequences, --sequence-tokens and --damping must be above 0")
+    args.bits = BITS[args.codec] if args.bits is None else args.bits
+    print(_sketch(args) if args.codec == "sketch" else _caldera(args))
+    return 0
+
+
+def _sketch(args: argparse.Namespace) -> str:
     from tsugiki.compress.progress import Progress
     from tsugiki.compress_base.job import SketchBaseJob, sketch_base
     from tsugiki.config import default_cache_dir
-    from tsugiki.errors import ConfigError
     from tsugiki.model.demo_base import resolve_base
     from tsugiki.model.sketched import SketchSettings
 
-    if args.sequences < 1 or args.sequence_tokens < 1 or not args.damping > 0:
-        raise ConfigError("--sequences, --sequence-tokens and --damping must be above 0")
     cache = default_cache_dir()
     job = SketchBaseJob(
         base=resolve_base(args.base, cache),
         out=args.out,
-        settings=SketchSettings(args.bits, args.groups),
+        settings=SketchSettings(args.bits, 4 if args.groups is None else args.groups),
         calibration=args.calibration,
         sequences=args.sequences,
         sequence_tokens=args.sequence_tokens,
         damping=args.damping,
-        power=args.power,
+        power=2.0 if args.power is None else args.power,
         cache_dir=cache,
     )
     report = sketch_base(job, Progress())
-    print(
+    return (
         f"{args.out}: {report.linears} linears, {report.weights} weights in {report.nbytes} bytes "
         f"({report.bits_per_weight:.2f} bits per weight, codebooks {report.codebook_bytes} bytes "
         f"among them), relative error {report.relative_error:.4f}, {report.seconds:.0f} s"
     )
-    return 0
+
+
+def _caldera(args: argparse.Namespace) -> str:
+    from tsugiki.compress.progress import Progress
+    from tsugiki.compress_base.base import CalibrationText
+    from tsugiki.compress_base.caldera import Settings
+    from tsugiki.compress_base.caldera_job import CalderaBaseJob, caldera_base
+    from tsugiki.config import default_cache_dir
+    from tsugiki.model.demo_base import resolve_base
+
+    cache = default_cache_dir()
+    asked = {name: getattr(args, name) for name in ("bits", *FLAGS["caldera"])}
+    text = args.calibration and CalibrationText(
+        args.calibration, args.sequences, args.sequence_tokens
+    )
+    job = CalderaBaseJob(
+        base=resolve_base(args.base, cache),
+        out=args.out,
+        settings=Settings(**{name: value for name, value in asked.items() if value is not None}),
+        calibration=text,
+        damping=args.damping,
+        cache_dir=cache,
+    )
+    report = caldera_base(job, Progress())
+    return (
+        f"{args.out}: {len(report.linears)} linears, {report.weights} weights in {report.nbytes} "
+        f"bytes ({report.bits_per_weight:.3f} bits per weight, {report.model_bits:.2f} of the "
+        f"whole model), relative error of outputs {report.error:.4f}, {report.seconds:.0f} s"
+    )

@@ -77,7 +77,8 @@ def _run(
     names = [change.name for change in found.changes if change.kind == "linear"]
     sampled = frozenset(_queries(job, base))
     counted = progress.track(file.to_calibrate(), "calibrating", total=file.calibrating)
-    result = calibrate(model, counted, [*names, *sampled], sampled)
+    grams = any(CODECS[name].wants_grams for name in job.codecs)
+    result = calibrate(model, counted, [*names, *sampled], sampled, grams=grams)
     if not _to_be_shared(job):
         return result, {}
     coded = {change.name: change.numel for change in found.changes if change.kind in CODED}

@@ -39,18 +39,22 @@ class _Sums:
 
     first: Tensor  # [2, in]
     second: Tensor  # [2, in]
+    gram: Tensor | None  # float32 [in, in], prompt and answer alike
     count: list[int] = field(default_factory=lambda: [0, 0])
 
     @classmethod
-    def empty(cls, width: int) -> "_Sums":
+    def empty(cls, width: int, *, gram: bool) -> "_Sums":
         first = torch.zeros(2, width, dtype=torch.float64)
-        return cls(first, torch.zeros_like(first))
+        square = torch.zeros(width, width) if gram else None
+        return cls(first, torch.zeros_like(first), square)
 
     def add(self, which: int, rows: Tensor) -> None:
         """Add rows [n, in]."""
         self.first[which] += rows.sum(0, dtype=torch.float64)
         self.second[which] += rows.double().square().sum(0)
         self.count[which] += len(rows)
+        if self.gram is not None:
+            self.gram.addmm_(rows.T, rows)
 
     def stats(self) -> ModuleStats:
         shares = [w if n else 0.0 for w, n in zip(SHARES, self.count, strict=True)]
@@ -59,13 +63,16 @@ class _Sums:
         ]
         mean = per_token[0] * self.first[0] + per_token[1] * self.first[1]
         second = per_token[0] * self.second[0] + per_token[1] * self.second[1]
-        return ModuleStats(mean.float(), second.float(), sum(self.count))
+        tokens = sum(self.count)
+        gram = None if self.gram is None else self.gram / max(1, tokens)
+        return ModuleStats(mean.float(), second.float(), tokens, gram)
 
 
 class _Collector:
     """Hooks on the linears of a transformers model; `dialogue` says which rows are answers."""
 
-    def __init__(self, weights: Iterable[str], sampled: frozenset[str]) -> None:
+    def __init__(self, weights: Iterable[str], sampled: frozenset[str], *, grams: bool) -> None:
+        self.grams = grams
         self.weights = frozenset(weights)
         self.sums: dict[str, _Sums] = {}
         self.samples: dict[str, list[Tensor]] = {name: [] for name in sampled}
@@ -95,7 +102,7 @@ class _Collector:
         if self.dialogue is None:
             return
         rows = rows.detach().float()
-        sums = self.sums.setdefault(name, _Sums.empty(rows.shape[1]))
+        sums = self.sums.setdefault(name, _Sums.empty(rows.shape[1], gram=self.grams))
         # Row p computes token p + 1: the rows that write the answer start one before it.
         answer = max(1, self.dialogue.start - 1)
         sums.add(0, rows[1:answer])
@@ -110,16 +117,18 @@ def calibrate(
     dialogues: Iterable[Dialogue],
     weights: Iterable[str],
     sampled: frozenset[str] = frozenset(),
+    *,
+    grams: bool = False,
 ) -> Calibration:
     """Run a transformers causal language model on the dialogues, one at a time.
 
     `weights` are names of linear weights ("model.layers.0.self_attn.q_proj.weight"); of those in
-    `sampled` some inputs are kept as well.
+    `sampled` some inputs are kept as well. `grams`: E[x x^T] of each too, in^2 floats a linear.
 
     Raises:
         CompressionRefused: a linear whose inputs were not seen, or were not finite.
     """
-    collector = _Collector(weights, sampled)
+    collector = _Collector(weights, sampled, grams=grams)
     with collector.attached(model), torch.inference_mode():
         for dialogue in dialogues:
             collector.dialogue = dialogue

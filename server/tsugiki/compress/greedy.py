@@ -32,7 +32,13 @@ class GreedyDecoder:
         self._base = base
         kernels = base.decoder.kernels
         self._place = Destination(
-            base.layout, base.vector, base.dtype, kernels, MaskCache(), index_of=base.index_of
+            base.layout,
+            base.vector,
+            base.dtype,
+            kernels,
+            MaskCache(),
+            index_of=base.index_of,
+            factors_of=base.factors_of,
         )
 
     @classmethod

@@ -14,18 +14,18 @@ from torch import Tensor
 
 from tsugiki.compress.job import ADAPTER_FILE
 from tsugiki.errors import UnsupportedModel
-from tsugiki.model.checkpoint import Checkpoint, open_checkpoint
-from tsugiki.model.sketched import dense_config, sketch_settings
+from tsugiki.model.checkpoint import Checkpoint, open_checkpoint, stored_form
+from tsugiki.model.stored_form import dense_config
 
 TIED_DUPLICATE = "lm_head.weight"
 
 
 def load_model(directory: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """The causal language model of a Hugging Face directory, in eval mode on the CPU; of a sketched
-    base, with the weights that it stands for."""
-    if (sketched := _sketched(directory)) is not None:
-        tensors = ((name, sketched.tensor(name)) for name in sketched.names())
-        return model_of(dense_config(sketched.config), tensors, dtype)
+    """The causal language model of a Hugging Face directory, in eval mode on the CPU; of a
+    compressed base, with the weights that it stands for."""
+    if (compressed := _compressed(directory)) is not None:
+        tensors = ((name, compressed.tensor(name)) for name in compressed.names())
+        return model_of(dense_config(compressed.config), tensors, dtype)
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -39,12 +39,12 @@ def load_model(directory: Path, dtype: torch.dtype = torch.float32) -> Any:
     return model.eval()
 
 
-def _sketched(directory: Path) -> Checkpoint | None:
+def _compressed(directory: Path) -> Checkpoint | None:
     """The checkpoint, when it is one that transformers would not understand."""
     if not (directory / "config.json").is_file():
         return None
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    return None if sketch_settings(config) is None else open_checkpoint(directory)
+    return None if stored_form(config) is None else open_checkpoint(directory)
 
 
 def load_fine_tune(directory: Path, base: Path, dtype: torch.dtype = torch.float32) -> Any:

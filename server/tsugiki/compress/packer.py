@@ -86,6 +86,10 @@ class Packer:
         """Of the bytes that the options stand for, what this change takes."""
         return self._shares.get(change.name, 1.0)
 
+    def read(self, pairs: Pairs, change: Change) -> Pair:
+        """Both sides of a change, as `pack` takes them."""
+        return pairs.read(change, backbone=self.codec.role == "parameters")
+
     def pack(self, pair: Pair) -> Iterator[Stored]:
         """The modules that carry a change: one, or rows beside a delta.
 
@@ -175,7 +179,7 @@ def pack_all(packer: Packer, pairs: Pairs, changes: Iterable[Change]) -> tuple[S
     problems: list[str] = []
     for change in changes:
         try:
-            stored.extend(packer.pack(pairs.read(change)))
+            stored.extend(packer.pack(packer.read(pairs, change)))
         except CompressionRefused as error:
             problems.append(str(error))
     reasons = list(dict.fromkeys(problems))

@@ -18,7 +18,7 @@ from tsugiki.codecs.fit import LM_HEAD, ROWS, check_base, vocab_size
 from tsugiki.compress.job import OpenedBase, open_base
 from tsugiki.model.demo_base import resolve_base
 from tsugiki.model.fingerprint import base_fingerprint
-from tsugiki.model.sketched import dense_config
+from tsugiki.model.stored_form import dense_config
 
 # A module of these blocks gains a bias -> the flag of config.json, and all modules it concerns.
 BIAS_FLAGS: Mapping[str, tuple[str, ...]] = {
@@ -74,12 +74,19 @@ class Reconstruction:
 
     def _parameter(self, name: str, source: str) -> Iterator[tuple[str, Tensor]]:
         """One parameter, and the bias that belongs to it. `source`: the base's tensor."""
-        base = self.base.checkpoint.tensor(source).float()
+        base = self._added_to(name, source)
         dense = self._effective(name, base)
         yield name, self._with_rows(name, dense.weight)
         bias = self._bias(name, dense.bias)
         if bias is not None:
             yield _bias_name(name), bias
+
+    def _added_to(self, name: str, source: str) -> Tensor:
+        """The base's tensor; less what the variant's module replaces, if it does."""
+        packed = self.modules.get(name)
+        replaces = packed is not None and CODECS[packed.codec].role == "parameters"
+        checkpoint = self.base.checkpoint
+        return (checkpoint.backbone(source) if replaces else checkpoint.tensor(source)).float()
 
     def _effective(self, name: str, base: Tensor) -> Dense:
         packed = self.modules.get(name)

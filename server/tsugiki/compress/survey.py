@@ -83,9 +83,13 @@ class Pairs:
             return "vector"
         return "bias" if name in self.layout.biases or self.zero_bias(name) else None
 
-    def read(self, change: Change) -> Pair:
-        """Both sides of a change in float32."""
+    def read(self, change: Change, *, backbone: bool = False) -> Pair:
+        """Both sides of a change in float32; with `backbone` the base's side without what variants
+        of role `parameters` replace."""
         tuned = self.tuned.tensor(change.name).float()
+        counterpart = self.counterpart(change.name) if backbone else None
+        if counterpart is not None:
+            return Pair(change, self.base.backbone(counterpart).float(), tuned)
         return Pair(change, self.base_tensor(change.name).float(), tuned)
 
     def base_tensor(self, name: str) -> Tensor:

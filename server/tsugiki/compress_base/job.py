@@ -4,29 +4,23 @@ Owns: the walk over layers, what the new base says of itself, the report. Does n
 linear is sketched (sketch.py). Embeddings, lm_head, norms and biases stay as they are.
 """
 
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tsugiki.compress.checkpoint_writer import new_directory, write_config, write_tensors
-from tsugiki.compress.hf_model import load_model
 from tsugiki.compress.job import OpenedBase, open_base
 from tsugiki.compress.progress import Progress
-from tsugiki.compress.tokenizer_check import load_tokenizer
+from tsugiki.compress_base.base import CalibrationText, copy_text_side, layer_weights, open_walk
 from tsugiki.compress_base.layers import LayerWalk
 from tsugiki.compress_base.sensitivity import DAMPING, indifferent, sensitivity
 from tsugiki.compress_base.sketch import POWER, Sketched, sketch_linear
-from tsugiki.compress_base.text import sequences
 from tsugiki.errors import CompressionRefused
-from tsugiki.model.checkpoint import INDEX_FILE
 from tsugiki.model.fingerprint import base_fingerprint
-from tsugiki.model.layout import layer_linears
 from tsugiki.model.sketched import CODEBOOKS, INDEX, KEY, SketchSettings
 from tsugiki_kernels.codebooks import looked_up
 
@@ -88,26 +82,21 @@ def sketch_base(job: SketchBaseJob, progress: Progress) -> SketchReport:
     """
     started = time.monotonic()
     base = open_base(job.base)
-    if base.checkpoint.sketch is not None:
-        raise CompressionRefused(f"{job.base} is sketched already; start from the original")
+    if base.checkpoint.form is not None:
+        raise CompressionRefused(f"{job.base} is compressed already; start from the original")
     progress.stage("hashing the base")
     fingerprint = base_fingerprint(base.checkpoint, job.cache_dir)
     report = SketchReport()
     with new_directory(job.out) as directory:
-        walk = None if job.calibration is None else _walk(job, base, job.calibration, progress)
+        walk = None
+        if job.calibration is not None:
+            text = CalibrationText(job.calibration, job.sequences, job.sequence_tokens)
+            walk = open_walk(base, text, progress)
         write_tensors(directory, _tensors(job, base, walk, report, progress))
         write_config(directory, _config(job, base, fingerprint))
-        _copy_text_side(job.base, directory)
+        copy_text_side(job.base, directory)
     report.seconds = time.monotonic() - started
     return report
-
-
-def _walk(job: SketchBaseJob, base: OpenedBase, text: Path, progress: Progress) -> LayerWalk:
-    progress.stage("reading the calibration text")
-    length = min(job.sequence_tokens, base.architecture.max_position_embeddings)
-    ids = sequences(text, load_tokenizer(job.base), job.sequences, length)
-    progress.stage(f"calibrating with {ids.numel()} tokens in {len(ids)} sequences")
-    return LayerWalk(load_model(job.base, torch.float32), ids)
 
 
 def _tensors(
@@ -121,7 +110,7 @@ def _tensors(
     layers = range(base.architecture.num_layers)
     for layer in progress.track(layers, "sketching layers", total=len(layers)):
         yield from _layer(job, base, layer, walk, report)
-    sketched = {name for layer in layers for name in _weights(base, layer)}
+    sketched = {name for layer in layers for name in layer_weights(base, layer)}
     for name in base.checkpoint.names():
         if name not in sketched:
             yield name, base.checkpoint.tensor(name)
@@ -132,7 +121,7 @@ def _layer(
 ) -> Iterator[tuple[str, Tensor]]:
     grams = {} if walk is None else walk.grams(layer)
     factors = {id(gram): sensitivity(gram, job.damping) for gram in grams.values()}
-    for name in _weights(base, layer):
+    for name in layer_weights(base, layer):
         weight = base.checkpoint.tensor(name).float()
         below = name.removeprefix(f"model.layers.{layer}.")
         costs = factors[id(grams[below])] if grams else indifferent(weight.shape[1])
@@ -146,19 +135,6 @@ def _layer(
         walk.advance(layer)
 
 
-def _weights(base: OpenedBase, layer: int) -> list[str]:
-    linears = layer_linears(base.architecture, layer)
-    return [f"{module}.weight" for linear in linears for module, _ in linear.parts]
-
-
 def _config(job: SketchBaseJob, base: OpenedBase, fingerprint: str) -> Mapping[str, Any]:
     ours = {"derived_from": fingerprint, KEY: job.settings.stored()}
     return {**base.checkpoint.config, "tsugiki": ours}
-
-
-def _copy_text_side(base: Path, directory: Path) -> None:
-    """Everything beside config and weights: tokenizer, chat template, generation defaults."""
-    kinds = (".json", ".jinja", ".model", ".txt")
-    for file in sorted(path for path in base.iterdir() if path.suffix in kinds):
-        if file.name not in ("config.json", INDEX_FILE):
-            shutil.copyfile(file, directory / file.name)

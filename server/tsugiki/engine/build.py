@@ -211,7 +211,15 @@ def _load(base: BaseModel, registry: Registry, pace: Pace) -> Load:
 
     masks = MaskCache(drawn_by(kernels, base.device))
     place = Destination(
-        base.layout, base.vector, base.dtype, kernels, masks, allocate, pace, base.index_of
+        base.layout,
+        base.vector,
+        base.dtype,
+        kernels,
+        masks,
+        allocate,
+        pace,
+        base.index_of,
+        base.factors_of,
     )
 
     def stage(content: artifact.Artifact) -> ResidentVariant:

@@ -5,11 +5,12 @@ Does not know: model families (architecture.py), fusing (loader.py), variants.
 
 Canonical names are Hugging Face's own ("model.layers.0.self_attn.q_proj.weight"), less what is
 stored twice: `lm_head.weight` of a checkpoint with tied embeddings, and rotary frequencies, which
-old checkpoints keep although they follow from config.json. A sketched base (sketched.py) stores two
-tensors for a linear; here it has the one that they stand for.
+old checkpoints keep although they follow from config.json. A compressed base (stored_form.py)
+stores several tensors for a linear; here it has the one that they stand for.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,8 +20,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tsugiki.errors import UnsupportedModel
-from tsugiki.model.sketched import CODEBOOKS, INDEX, checked, sketch_settings
-from tsugiki_kernels.codebooks import CodebookWeight, looked_up
+from tsugiki.model.caldera import caldera_settings
+from tsugiki.model.sketched import sketch_settings
+from tsugiki.model.stored_form import Read, StoredForm
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -58,7 +60,7 @@ class Checkpoint:
         self.config = config
         self._files = files
         self._open: dict[Path, Any] = {}
-        self.sketch = sketch_settings(config)
+        self.form = stored_form(config)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -72,46 +74,48 @@ class Checkpoint:
 
     def names(self) -> list[str]:
         """All canonical names, sorted."""
-        if self.sketch is None:
+        if self.form is None:
             return sorted(self._files)
-        kept = {name for name in self._files if not name.endswith(CODEBOOKS)}
-        return sorted(name.removesuffix(INDEX) for name in kept)
+        return sorted({self._dense_name(name, self.form) for name in self._files})
 
     def stored_names(self) -> list[str]:
         """The names of what is stored, sorted."""
         return sorted(self._files)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._files or self.is_sketched(name)
+        return name in self._files or self.is_compressed(name)
 
-    def is_sketched(self, name: object) -> bool:
-        """Whether an index map and codebooks stand for this parameter."""
-        return self.sketch is not None and f"{name}{INDEX}" in self._files
+    def is_compressed(self, name: object) -> bool:
+        """Whether the tensors of a compressed form stand for this parameter."""
+        return self.form is not None and f"{name}{self.form.marker}" in self._files
 
-    def sketched(self, name: str) -> CodebookWeight:
-        """A parameter that is stored as index map and codebooks.
-
-        Raises:
-            UnsupportedModel: it is not, or the two do not fit together.
-        """
-        self.require([name + INDEX, name + CODEBOOKS])
-        if self.sketch is None or len(self.shape(name)) != 2:
-            raise UnsupportedModel(f"{self.path}: {name} is no sketched linear")
-        rows, columns = self.shape(name)
-        index = self.sketch.index_of((rows, columns), self.tensor(name + INDEX))
-        return checked(f"{self.path}: {name}", index, self.tensor(name + CODEBOOKS))
+    def reader(self, name: str) -> Read:
+        """The stored tensors of a compressed parameter by their suffix; an absent one is refused
+        when it is read."""
+        return lambda suffix: self._stored(name + suffix)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape, without reading the tensor."""
-        if self.sketch is not None and self.is_sketched(name):
-            rows, width = self.shape(name + INDEX)
-            return rows, width * 8 // self.sketch.bits
+        if self.form is not None and self.is_compressed(name):
+            return self.form.shape(self.shape(name + self.form.marker))
         return tuple(self._handle(name).get_slice(name).get_shape())
 
+    def matrix_shape(self, name: str) -> tuple[int, int]:
+        """The shape of a linear.
+
+        Raises:
+            UnsupportedModel: it has not two lengths.
+        """
+        shape = self.shape(name)
+        if len(shape) != 2:
+            raise UnsupportedModel(f"{self.path}: {name} has shape {list(shape)}, no linear's")
+        return shape[0], shape[1]
+
     def stored_dtype(self, name: str) -> str:
-        """The dtype as safetensors writes it: "BF16", "F32" ...; of sketched ones the codebooks'"""
-        if self.is_sketched(name):
-            return self.stored_dtype(name + CODEBOOKS)
+        """The dtype as safetensors writes it: "BF16", "F32" ...; of a compressed parameter that of
+        the weight that it stands for."""
+        if self.form is not None and self.is_compressed(name):
+            return self.form.dense_dtype
         return str(self._handle(name).get_slice(name).get_dtype())
 
     def dtype(self, name: str) -> torch.dtype:
@@ -130,11 +134,15 @@ class Checkpoint:
     def tensor(self, name: str) -> Tensor:
         """One tensor in its stored dtype, on the CPU. It may be a view of the mapped file: copy it
         before writing to it."""
-        if self.is_sketched(name):
-            weight = self.sketched(name)
-            return looked_up(weight.index, weight.codebooks).half()
-        tensor: Tensor = self._handle(name).get_tensor(name)
-        return tensor
+        if self.form is not None and self.is_compressed(name):
+            return self.form.dense(self._shown(name), self.matrix_shape(name), self.reader(name))
+        return self._stored(name)
+
+    def backbone(self, name: str) -> Tensor:
+        """What variants of role `parameters` are added to: as `tensor`, less what they replace."""
+        if self.form is not None and self.is_compressed(name):
+            return self.form.backbone(self._shown(name), self.matrix_shape(name), self.reader(name))
+        return self._stored(name)
 
     def require(self, names: list[str]) -> None:
         """Check that these names exist.
@@ -147,12 +155,34 @@ class Checkpoint:
             shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" * (len(missing) > 5))
             raise UnsupportedModel(f"{self.path}: the checkpoint lacks {shown}")
 
+    def _shown(self, name: str) -> str:
+        return f"{self.path}: {name}"
+
+    def _stored(self, name: str) -> Tensor:
+        tensor: Tensor = self._handle(name).get_tensor(name)
+        return tensor
+
+    def _dense_name(self, name: str, form: StoredForm) -> str:
+        """The parameter that a stored tensor belongs to."""
+        head, dot, suffix = name.rpartition(".")
+        return head if dot + suffix in form.suffixes and head + form.marker in self._files else name
+
     def _handle(self, name: str) -> Any:
         self.require([name])
         file = self._files[name]
         if file not in self._open:
             self._open[file] = _open_file(file)
         return self._open[file]
+
+
+def stored_form(config: Mapping[str, Any]) -> StoredForm | None:
+    """The form of a compressed base by its config.json; None: an ordinary checkpoint.
+
+    Raises:
+        UnsupportedModel: config.json says something else.
+    """
+    found: tuple[StoredForm | None, ...] = (sketch_settings(config), caldera_settings(config))
+    return next((form for form in found if form is not None), None)
 
 
 def tied_embeddings(config: dict[str, Any]) -> bool:

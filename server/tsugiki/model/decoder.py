@@ -48,7 +48,8 @@ class Decoder:
         self.kernels = kernels
         self._workspace = Workspace(weights.embedding.device)
         shapes = {name: form.shape for name, form in weights.linears.items()}
-        self._deltas = VariantDeltas(shapes, kernels)
+        own = {n: form.own for n, form in weights.linears.items() if form.own is not None}
+        self._deltas = VariantDeltas(shapes, kernels, own)
         self._linears = {
             name: VariantLinear(name, self._deltas.place(name), form)
             for name, form in weights.linears.items()

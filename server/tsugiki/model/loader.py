@@ -4,8 +4,9 @@ Owns: fusing q, k, v and gate, up; dtype and device; the base's identity. Does n
 requests, the decoder's arithmetic.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,27 @@ import torch
 from torch import Tensor
 
 from tsugiki.codecs.base import Layout
-from tsugiki.errors import ConfigError, UnsupportedModel
+from tsugiki.codecs.factors import Factors, low_rank_delta
+from tsugiki.errors import ConfigError, Unsupported, UnsupportedModel
 from tsugiki.model.architecture import Architecture, read_architecture
-from tsugiki.model.base_form import BaseForm, DenseForm, SketchForm, codebook_kernels
+from tsugiki.model.base_form import (
+    BaseForm,
+    DenseForm,
+    LatticeForm,
+    SketchForm,
+    codebook_kernels,
+    lattice_kernels,
+)
+from tsugiki.model.caldera import CalderaSettings
+from tsugiki.model.caldera import stacked as stacked_lattices
 from tsugiki.model.checkpoint import EMBEDDING, LM_HEAD, Checkpoint, open_checkpoint
 from tsugiki.model.decoder import Decoder, Weights
 from tsugiki.model.fingerprint import base_fingerprint
 from tsugiki.model.layout import LinearName, all_linears, layout_of
-from tsugiki.model.sketched import CODEBOOKS, INDEX, stacked
+from tsugiki.model.sketched import SketchSettings, stacked
 from tsugiki.model.slab import Slab, room
 from tsugiki_kernels.codebooks import IndexMap
+from tsugiki_kernels.deltas import LowRankDelta
 from tsugiki_kernels.interface import KernelBackend
 from tsugiki_kernels.reference import ReferenceBackend
 
@@ -83,6 +95,14 @@ class BaseModel:
         if place is None or not isinstance(form, SketchForm):
             return None
         return form.weight.index.rows(place.offset, place.offset + place.shape[0])
+
+    def factors_of(self, name: str) -> LowRankDelta | None:
+        """The base's own factors of a weight, by canonical name; None: it has none."""
+        place = self.layout.linears.get(name)
+        form = None if place is None else self.decoder.weights.linears[place.fused]
+        if place is None or not isinstance(form, LatticeForm):
+            return None
+        return form.factors.get(place.offset)
 
 
 def load_base(
@@ -178,9 +198,10 @@ class _Reader:
 
     def _rooms(self, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[int]:
         for name, shape in shapes.items():
-            if self._checkpoint.is_sketched(name):
-                yield room(self._checkpoint.shape(name + INDEX), torch.uint8)
-                yield room(self._checkpoint.shape(name + CODEBOOKS), torch.float16)
+            if (form := self._checkpoint.form) and self._checkpoint.is_compressed(name):
+                for suffix in form.resident:
+                    stored = name + suffix
+                    yield room(self._checkpoint.shape(stored), self._checkpoint.dtype(stored))
             else:
                 yield room(shape, self._dtype)
 
@@ -199,11 +220,37 @@ class _Reader:
         rows = sum(rows for _, rows in linear.parts)
         bias = self._stacked([f"{m}.bias" for m in modules], (rows,)) if linear.bias else None
         names = [f"{m}.weight" for m in modules]
-        if all(map(self._checkpoint.is_sketched, names)):
-            codebook_kernels(self._kernels)
-            weights = [self._checkpoint.sketched(name) for name in names]
-            return SketchForm(stacked(weights, self._slab.take), bias)
+        if all(map(self._checkpoint.is_compressed, names)):
+            return self._compressed(names, bias)
         return DenseForm(self._packed(names, (rows, linear.in_features)), bias)
+
+    def _compressed(self, names: list[str], bias: Tensor | None) -> BaseForm:
+        shapes = [self._checkpoint.matrix_shape(name) for name in names]
+        asked = [(n, s, self._checkpoint.reader(n)) for n, s in zip(names, shapes, strict=True)]
+        match self._checkpoint.form:
+            case SketchSettings() as sketch:
+                codebook_kernels(self._kernels)
+                books = [sketch.weight(*linear) for linear in asked]
+                return SketchForm(stacked(books, self._slab.take), bias)
+            case CalderaSettings() as caldera:
+                lattice_kernels(self._kernels)
+                backbones = [caldera.lattice(*linear) for linear in asked]
+                slots = [caldera.factors(*linear) for linear in asked]
+                weight = stacked_lattices(backbones, self._slab.take)
+                return LatticeForm(weight, self._own(shapes, slots), self._kernels, bias)
+            case form:
+                raise Unsupported(f"{self._checkpoint.path}: a base of form {form} has no loader")
+
+    def _own(
+        self, shapes: Sequence[tuple[int, int]], slots: Sequence[Factors | None]
+    ) -> dict[int, LowRankDelta]:
+        """The factors of fused linears by their first output, in the dtype of activations."""
+        offsets = accumulate((rows for rows, _ in shapes), initial=0)
+        return {
+            at: low_rank_delta(found, self._dtype, None)
+            for at, found in zip(offsets, slots, strict=False)
+            if found is not None
+        }
 
     def _packed(self, names: list[str], shape: tuple[int, ...]) -> Tensor:
         """A dense weight in the kernels' order."""

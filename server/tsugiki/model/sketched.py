@@ -6,14 +6,15 @@ files, how a map is found (compress_base/), what multiplies with it.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from tsugiki.errors import UnsupportedModel
+from tsugiki.model.stored_form import Read, settings_of
 from tsugiki_kernels.check import check_codebook_weight
-from tsugiki_kernels.codebooks import INDEX_BITS, CodebookWeight, IndexMap
+from tsugiki_kernels.codebooks import INDEX_BITS, CodebookWeight, IndexMap, looked_up
 from tsugiki_kernels.errors import BadArgument
 
 INDEX, CODEBOOKS = ".index", ".codebooks"  # after the name of the weight that they stand for
@@ -28,6 +29,12 @@ class SketchSettings:
     bits: int  # of an index
     groups: int  # codebooks of a row
 
+    key: ClassVar[str] = KEY
+    marker: ClassVar[str] = INDEX
+    suffixes: ClassVar[frozenset[str]] = frozenset({INDEX, CODEBOOKS})
+    resident: ClassVar[tuple[str, ...]] = (INDEX, CODEBOOKS)
+    dense_dtype: ClassVar[str] = "F16"
+
     def __post_init__(self) -> None:
         if self.bits not in INDEX_BITS or self.groups < 1:
             raise UnsupportedModel(
@@ -38,6 +45,28 @@ class SketchSettings:
     def stored(self) -> dict[str, int]:
         """As config.json has it."""
         return {"bits": self.bits, "groups": self.groups}
+
+    def shape(self, marker_shape: tuple[int, ...]) -> tuple[int, int]:
+        """See `StoredForm.shape`."""
+        rows, width = marker_shape
+        return rows, width * 8 // self.bits
+
+    def weight(self, name: str, shape: tuple[int, int], read: Read) -> CodebookWeight:
+        """The stored tensors of one linear.
+
+        Raises:
+            UnsupportedModel: they do not fit together.
+        """
+        return checked(name, self.index_of(shape, read(INDEX)), read(CODEBOOKS))
+
+    def dense(self, name: str, shape: tuple[int, int], read: Read) -> Tensor:
+        """See `StoredForm.dense`: float16, for every weight is a value of a codebook."""
+        found = self.weight(name, shape, read)
+        return looked_up(found.index, found.codebooks).half()
+
+    def backbone(self, name: str, shape: tuple[int, int], read: Read) -> Tensor:
+        """See `StoredForm.backbone`: variants hold differences to the base's codebooks."""
+        return self.dense(name, shape, read)
 
     def index_of(self, shape: tuple[int, int], codes: Tensor) -> IndexMap:
         """The map of these stored codes."""
@@ -50,22 +79,8 @@ def sketch_settings(config: Mapping[str, Any]) -> SketchSettings | None:
     Raises:
         UnsupportedModel: it says something else.
     """
-    ours = config.get("tsugiki")
-    found = ours.get(KEY) if isinstance(ours, dict) else None
-    if found is None:
-        return None
-    fits = isinstance(found, dict) and set(found) == {"bits", "groups"}
-    if not fits or not all(type(value) is int for value in found.values()):
-        raise UnsupportedModel(f"config.json has tsugiki.sketch {found!r}; expected bits, groups")
-    return SketchSettings(found["bits"], found["groups"])
-
-
-def dense_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json of a checkpoint whose linears are dense again."""
-    ours = config.get("tsugiki")
-    if not isinstance(ours, dict) or KEY not in ours:
-        return dict(config)
-    return {**config, "tsugiki": {key: value for key, value in ours.items() if key != KEY}}
+    found = settings_of(config, KEY, ("bits", "groups"))
+    return None if found is None else SketchSettings(*found)
 
 
 def checked(name: str, index: IndexMap, codebooks: Tensor) -> CodebookWeight:

@@ -72,7 +72,9 @@ class StepPlan:
         rebuilt = tuple((s, v) for s, v in self.variants if deltas.rebuilds(v, s.chunk_tokens))
         self.rebuilt = RebuiltRows(rows, rebuilt)
         self.fused: list[Fused] = [
-            (deltas.fused(v, s.chunk_tokens), (s.start, s.stop)) for s, v in self.variants
+            (deltas.fused(s.variant, s.chunk_tokens), (s.start, s.stop))
+            for s in segments
+            if s.variant is not None or deltas.of_base
         ]
 
     @cached_property

@@ -1,7 +1,8 @@
 """What variants change in the linears of a step, as recorded operations read it.
 
-Owns: for each variant its deltas in all linears, put together once; for each recorded step the
-tables that say which variant has which rows in a run. Does not know: activations, codecs' formats.
+Owns: for each variant its deltas in all linears, put together once, with the base's own low-rank
+part wherever the variant fills no slot of it; for each recorded step the tables that say which
+variant has which rows in a run. Does not know: activations, codecs' formats.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,8 +11,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from tsugiki.codecs.base import ResidentVariant, StagedLinear
-from tsugiki_kernels.deltas import Delta
-from tsugiki_kernels.interface import Deltas, KernelBackend, Shapes, Span
+from tsugiki_kernels.deltas import Delta, LowRankDelta
+from tsugiki_kernels.interface import Deltas, KernelBackend, Shapes, Span, Staged
 
 Fused = tuple[tuple[Deltas, ...], Span]  # one variant's deltas of every kind, and its rows
 
@@ -25,19 +26,29 @@ class _Known(NamedTuple):
 class VariantDeltas:
     """The deltas of the variants met so far."""
 
-    def __init__(self, linears: Mapping[str, tuple[int, int]], kernels: KernelBackend) -> None:
-        """`linears`: shape [out, in] of each fused linear of the base."""
+    def __init__(
+        self,
+        linears: Mapping[str, tuple[int, int]],
+        kernels: KernelBackend,
+        own: Mapping[str, Staged] | None = None,
+    ) -> None:
+        """`linears`: shape [out, in] of each fused linear of the base; `own`: its own low-rank part
+        of those that have a slot for one."""
         self._places = {name: place for place, name in enumerate(linears)}
         self.shapes: Shapes = tuple(linears.values())
         self.kernels = kernels
         self._known: dict[int, _Known] = {}
+        self._own = own or {}
+        self.of_base = self._collected(dict(self._own))  # of rows without a variant
 
     def place(self, name: str) -> int:
         """Of a fused linear in tables."""
         return self._places[name]
 
-    def fused(self, variant: ResidentVariant, chunk_tokens: int) -> tuple[Deltas, ...]:
+    def fused(self, variant: ResidentVariant | None, chunk_tokens: int) -> tuple[Deltas, ...]:
         """What stays compressed for a chunk of so many tokens, one value per kind of delta."""
+        if variant is None:
+            return self.of_base
         known = self._of(variant)
         key = chunk_tokens if _reaches(chunk_tokens, known.rebuilt_from) else 0
         if key not in known.fused:
@@ -61,9 +72,15 @@ class VariantDeltas:
         return known
 
     def _collect(self, variant: ResidentVariant, tokens: int) -> tuple[Deltas, ...]:
-        found = [variant.linears.get(name) for name in self._places]
-        staged = [None if s is None or is_rebuilt(s, tokens) else s.staged for s in found]
-        return self.kernels.collect(self.shapes, staged)
+        found = {n: s.staged for n, s in variant.linears.items() if not is_rebuilt(s, tokens)}
+        slots = {n: s for n, s in found.items() if s.kind is LowRankDelta}
+        if not self._own:
+            return self._collected(found)
+        others = {n: s for n, s in found.items() if n not in slots}
+        return self._collected({**self._own, **slots}) + self._collected(others)
+
+    def _collected(self, staged: Mapping[str, Staged]) -> tuple[Deltas, ...]:
+        return self.kernels.collect(self.shapes, [staged.get(name) for name in self._places])
 
 
 def is_rebuilt(linear: StagedLinear, chunk_tokens: int) -> bool:

@@ -32,6 +32,7 @@ from tsugiki.distill.optimizer import ParameterGroup
 from tsugiki.distill.trainer import Losses, Record, TrainingPlan, mean_losses, train
 from tsugiki.distill.training_state import StateFile, state_path
 from tsugiki.errors import ConfigError
+from tsugiki.model.sketched import SketchSettings
 from tsugiki.setting_values import check_parent
 from tsugiki.tune.sketched_linear import SketchedLinear
 
@@ -116,17 +117,18 @@ def make_student(
         ConfigError: the base is not sketched.
     """
     checkpoint = base.checkpoint
-    if checkpoint.sketch is None:
+    if not isinstance(checkpoint.form, SketchSettings):
         raise ConfigError(
             f"--base {checkpoint.path} is not sketched; run `tsugiki compress-base sketch` first"
         )
     model = load_model(checkpoint.path, dtype)
     model.requires_grad_(False)
     modules, linears = dict(model.named_modules()), {}
-    for name in filter(checkpoint.is_sketched, checkpoint.names()):
+    for name in filter(checkpoint.is_compressed, checkpoint.names()):
         parent, _, leaf = name.removesuffix(".weight").rpartition(".")
         bias = getattr(modules[parent], leaf).bias
-        linears[name] = SketchedLinear(checkpoint.sketched(name), bias)
+        shape, read = checkpoint.matrix_shape(name), checkpoint.reader(name)
+        linears[name] = SketchedLinear(checkpoint.form.weight(name, shape, read), bias)
         setattr(modules[parent], leaf, linears[name])
     if checkpointing:
         with warnings.catch_warnings():  # newer versions have another name for it
