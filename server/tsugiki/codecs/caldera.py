@@ -106,8 +106,8 @@ class Caldera(DeltaCodec):
         """
         if part.factors is None:
             raise InvalidArtifact(
-                f"module {part.packed.name!r} holds factors for a lattice backbone, and this base has "
-                "none: serve it on the base that `tsugiki compress-base caldera` wrote"
+                f"module {part.packed.name!r} holds factors for a lattice backbone, but this base "
+                "has none: serve it on the base that `tsugiki compress-base caldera` wrote"
             )
         if not part.packed.tensors:
             own = part.factors

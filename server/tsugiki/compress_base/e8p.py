@@ -94,7 +94,7 @@ def _shifted(x: Tensor) -> _Found:
     if len(rows):  # those that a vector beyond the ball might be nearer to
         far = _padding(size[rows], ~odd_signs[rows])
         rows, nearer = rows[far.score > best[rows]], far.score > best[rows]
-        index[rows], best[rows] = far.index[nearer], far.score[nearer]
+        index[rows], best[rows] = far.place[nearer], far.score[nearer]
         flipped[rows], flip[rows] = far.flipped[nearer], ~odd_signs[rows]
     signs = negative.long()
     signs.scatter_add_(1, flipped[:, None], flip.long()[:, None])
@@ -103,7 +103,7 @@ def _shifted(x: Tensor) -> _Found:
 
 
 class _Far(NamedTuple):
-    index: Tensor  # int64 [n], in the table
+    place: Tensor  # int64 [n], in the table
     score: Tensor
     flipped: Tensor  # int64 [n]: the coordinate that puts the parity right
 

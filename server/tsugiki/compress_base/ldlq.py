@@ -33,7 +33,7 @@ def block_factor(gram: Tensor) -> Tensor:
     blocks = len(gram) // GROUP
     places = torch.arange(blocks)
     own = factor.view(blocks, GROUP, blocks, GROUP)[places, :, places]  # [blocks, 8, 8]
-    columns = factor.view(-1, blocks, GROUP).transpose(0, 1) @ torch.linalg.inv(own)
+    columns: Tensor = factor.view(-1, blocks, GROUP).transpose(0, 1) @ torch.linalg.inv(own)
     return columns.transpose(0, 1).reshape(len(gram), -1).float()
 
 

@@ -37,7 +37,6 @@ class CalderaSettings:
     rank: int  # of L R; 0: none
     factor_bits: int  # of their entries: 4, 8 or 16
 
-    key: ClassVar[str] = KEY
     marker: ClassVar[str] = CODES
     suffixes: ClassVar[frozenset[str]] = frozenset(
         {CODES, RESIDUAL, SCALES, ".left", ".right", ".left_step", ".right_step"}

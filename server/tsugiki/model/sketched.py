@@ -29,7 +29,6 @@ class SketchSettings:
     bits: int  # of an index
     groups: int  # codebooks of a row
 
-    key: ClassVar[str] = KEY
     marker: ClassVar[str] = INDEX
     suffixes: ClassVar[frozenset[str]] = frozenset({INDEX, CODEBOOKS})
     resident: ClassVar[tuple[str, ...]] = (INDEX, CODEBOOKS)

@@ -19,11 +19,21 @@ Read = Callable[[str], Tensor]  # a stored tensor by the suffix of its name
 class StoredForm(Protocol):
     """One kind of compressed base; the settings that all its linears share."""
 
-    key: str  # of config.json's "tsugiki" object
-    marker: str  # suffix of the tensor that each of its linears has
-    suffixes: frozenset[str]  # of everything that a linear may store
-    resident: tuple[str, ...]  # of the tensors that are kept in memory as they are
-    dense_dtype: str  # safetensors' word for what `dense` returns
+    @property
+    def marker(self) -> str:
+        """The suffix of the tensor that each of its linears has."""
+
+    @property
+    def suffixes(self) -> frozenset[str]:
+        """Of everything that a linear may store."""
+
+    @property
+    def resident(self) -> tuple[str, ...]:
+        """Suffixes of the tensors that are kept in memory as they are."""
+
+    @property
+    def dense_dtype(self) -> str:
+        """safetensors' word for what `dense` returns."""
 
     def stored(self) -> dict[str, Any]:
         """As config.json has it."""
