@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tsugiki_kernels.codebooks import INDEX_BITS, CodebookWeight, IndexMap
 from tsugiki_kernels.deltas import (
+    MAX_STAGES,
     Bias,
     CodebookDelta,
     CodedBias,
@@ -21,6 +22,7 @@ from tsugiki_kernels.deltas import (
     Placed,
     SignDelta,
     SparseDelta,
+    TensorTrainDelta,
 )
 from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.interface import Span
@@ -99,6 +101,8 @@ def check_delta(delta: Delta) -> None:
                 check_tensor("weight", delta.weight, ACTIVATIONS, delta.shape)
         case CodebookDelta():
             _check_codebooks(delta)
+        case TensorTrainDelta():
+            _check_tensor_train(delta)
     _check_bias(delta.bias, delta.shape[0])
 
 
@@ -191,6 +195,35 @@ def _check_sparse(delta: SparseDelta) -> None:
     largest = int(delta.columns.numpy(force=True).max()) if delta.columns.numel() else 0
     if largest >= max(width, 1):
         raise BadArgument(f"columns: expected indices below {width}, found {largest}")
+
+
+def _check_tensor_train(delta: TensorTrainDelta) -> None:
+    rows, width = delta.shape
+    if len(delta.stages) > MAX_STAGES or width > 65536 or delta.rows_per_step < 1:
+        raise BadArgument(
+            f"stages, shape, rows_per_step: expected at most {MAX_STAGES} stages, at most 65536 "
+            f"inputs, a step for at least 1 row; found {len(delta.stages)}, {width}, "
+            f"{delta.rows_per_step}"
+        )
+    state = width
+    for stage in delta.stages:
+        if min(stage) < 1 or stage.outer * stage.inputs * stage.inner != state:
+            raise BadArgument(f"stages: {stage} does not fit a state of {state} elements")
+        state = stage.outer * stage.outputs * stage.inner
+    if delta.stages and state != rows:
+        raise BadArgument(f"stages: expected {rows} outputs, found {state}")
+    cores = sum(stage.outputs * stage.inputs for stage in delta.stages)
+    check_tensor("cores", delta.cores, ACTIVATIONS, (cores,))
+    check_tensor("row_start", delta.row_start, (torch.int32,), (rows + 1,))
+    entries = len(delta.column)
+    check_tensor("column", delta.column, (torch.uint16,), (entries,))
+    check_tensor("value", delta.value, (torch.uint8, torch.float16), (entries,))
+    check_tensor("step", delta.step, (torch.float16,), (-(-rows // delta.rows_per_step),))
+    ends = int(delta.row_start[0]), int(delta.row_start[-1])
+    if ends != (0, entries) or bool((delta.row_start.diff() < 0).any()):
+        raise BadArgument(f"row_start: expected to ascend from 0 to {entries}, found {ends}")
+    if entries and int(delta.column.int().max()) >= width:
+        raise BadArgument(f"column: expected indices below {width}")
 
 
 def kept_columns(draw: ColumnDraw) -> int:

@@ -4,6 +4,7 @@ Owns: the formula, shapes and dtypes of each kind. Knows nothing of files and ba
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -103,7 +104,47 @@ class CodebookDelta:
         return self.index.shape
 
 
-Delta = SparseDelta | LowRankDelta | SignDelta | DenseDelta | CodebookDelta
+class Stage(NamedTuple):
+    """One core met by the inputs: out[p, m, q] = sum over k of core[m, k] in[p, k, q]."""
+
+    outer: int  # how many p
+    inputs: int  # k
+    outputs: int  # m
+    inner: int  # q
+
+    @property
+    def cost(self) -> int:
+        """Multiply-adds for one row of x."""
+        return self.outer * self.inputs * self.outputs * self.inner
+
+
+MAX_STAGES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class TensorTrainDelta:
+    """A tensor train and sparse entries beside it (saten): D = T + E.
+
+    x T^T is x led through the stages in order: the first reads x, its elements in order, the last
+    leaves the outputs. Without stages T is 0. E has, in row r, the entries row_start[r] ..
+    row_start[r + 1]: E[r, column[i]] = S[r // rows_per_step] * (value[i] - zero), with S = step *
+    gain rounded to float32.
+    """
+
+    shape: tuple[int, int]  # (out, in), in <= 65536
+    stages: tuple[Stage, ...]  # at most MAX_STAGES
+    cores: Tensor  # activation dtype; of each stage [outputs, inputs], one behind the other
+    rows_per_step: int
+    zero: float
+    gain: float
+    row_start: Tensor  # int32 [out + 1]
+    column: Tensor  # uint16 [entries], ascending within a row
+    value: Tensor  # uint8 or float16 [entries]
+    step: Tensor  # float16 [ceil(out / rows_per_step)]
+    bias: Bias | None
+
+
+Delta = SparseDelta | LowRankDelta | SignDelta | DenseDelta | CodebookDelta | TensorTrainDelta
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from tsugiki_kernels.deltas import (
     LowRankDelta,
     SignDelta,
     SparseDelta,
+    TensorTrainDelta,
 )
 
 ROWS_AT_ONCE = 64  # bounds the gathered copy of x: [rows, tiles, kept] float32
@@ -100,6 +101,32 @@ def dense_weight(delta: Delta) -> Tensor:
             return torch.zeros(delta.shape)
         case CodebookDelta():
             return looked_up(delta.index, codebook_values(delta))
+        case TensorTrainDelta():
+            return train_product(
+                torch.eye(delta.shape[1], device=delta.cores.device), delta
+            ).T + sparse_entries(delta)
+
+
+def train_product(x: Tensor, delta: TensorTrainDelta) -> Tensor:
+    """x T^T as float32 [rows, out], T being what the stages stand for."""
+    if not delta.stages:
+        return torch.zeros(len(x), delta.shape[0], device=x.device)
+    sizes = [stage.outputs * stage.inputs for stage in delta.stages]
+    for stage, core in zip(delta.stages, torch.split(delta.cores.float(), sizes), strict=True):
+        states = x.reshape(len(x), stage.outer, stage.inputs, stage.inner)
+        x = core.view(stage.outputs, stage.inputs) @ states
+    return x.reshape(len(x), -1)
+
+
+def sparse_entries(delta: TensorTrainDelta) -> Tensor:
+    """E as float32 [out, in]."""
+    rows, columns = delta.shape
+    counts = delta.row_start.diff().long()
+    row = torch.arange(rows, device=counts.device).repeat_interleave(counts)
+    step = times_gain(delta.step, delta.gain)[row // delta.rows_per_step]
+    dense = torch.zeros(rows, columns, device=counts.device)
+    dense[row, delta.column.long()] = step * (delta.value.float() - delta.zero)
+    return dense
 
 
 def codebook_values(delta: CodebookDelta) -> Tensor:
@@ -130,6 +157,8 @@ def product(x: Tensor, delta: Delta) -> Tensor:
             return (x @ unpack_signs(delta).T) * times_gain(delta.scale, delta.gain)
         case DenseDelta() | CodebookDelta():
             return x @ dense_weight(delta).T
+        case TensorTrainDelta():
+            return train_product(x, delta) + x @ sparse_entries(delta).T
 
 
 def _sparse_product(x: Tensor, delta: SparseDelta) -> Tensor:

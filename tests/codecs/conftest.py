@@ -34,6 +34,13 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "bitdelta-plain": ("bitdelta", {"gain_matching": False, "bias_bits": 0}),
     "lora": ("lora", {"rank": 4, "dtype": "float32"}),
     "lora-16-bit": ("lora", {"rank": 3, "dtype": "bfloat16"}),
+    "saten": ("saten", {"rank": 3, "density": 0.1, "rows_per_step": 16}),
+    "saten-matrix": (
+        "saten",
+        {"modes": "matrix", "rank": 5, "density": 0.05, "core_bits": 16, "value_bits": 16},
+    ),
+    "saten-vector": ("saten", {"modes": "vector", "relative_error": 0.3, "core_bits": 4}),
+    "saten-2-of-4": ("saten", {"rank": 2, "pattern": "2:4", "value_bits": 8}),
     "dense": ("dense", {"mode": "delta", "dtype": "float32"}),
     "dense-8-bit": ("dense", {"mode": "delta", "dtype": "int8"}),
 }

@@ -97,7 +97,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("codec", ["deltadq", "bitdelta", "lora"])
+@pytest.mark.parametrize("codec", ["deltadq", "bitdelta", "lora", "saten"])
 def test_served_logits_are_those_of_the_decompressed_checkpoint(
     codec: str, case: str, walk: Any, tiny_base: Path, tune: Any, logits: Any
 ) -> None:

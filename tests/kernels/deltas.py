@@ -15,6 +15,8 @@ from tsugiki_kernels.deltas import (
     Placed,
     SignDelta,
     SparseDelta,
+    Stage,
+    TensorTrainDelta,
 )
 from tsugiki_kernels.interface import Span
 
@@ -81,6 +83,41 @@ def dense(shape: tuple[int, int], seed: int, weight: bool = True) -> DenseDelta:
     return DenseDelta(shape, matrix if weight else None, torch.randn(shape[0], generator=g))
 
 
+def halves(length: int) -> tuple[int, int]:
+    """Two factors of a length, the second the least above 1."""
+    least = next(d for d in range(2, length + 1) if length % d == 0)
+    return length // least, least
+
+
+def tensor_train(
+    shape: tuple[int, int], seed: int, *, rank: int = 3, coded: bool = False, entries: int = 3
+) -> TensorTrainDelta:
+    """Two cores (none where rank is 0) met from the right, and about so many entries a row."""
+    g = torch.Generator().manual_seed(seed)
+    (a1, a2), (b1, b2) = halves(shape[0]), halves(shape[1])
+    stages = (Stage(b1, b2, rank * a2, 1), Stage(1, b1 * rank, a1, a2)) if rank else ()
+    size = sum(stage.inputs * stage.outputs for stage in stages)
+    counts = torch.randint(0, 2 * entries + 1, (shape[0],), generator=g) if entries else [0]
+    rows = [torch.randperm(shape[1], generator=g)[:count].sort().values for count in counts]
+    starts = torch.zeros(shape[0] + 1, dtype=torch.int32)
+    if entries:
+        starts[1:] = counts.cumsum(0)
+    values = torch.randint(0, 256, (int(starts[-1]),), generator=g, dtype=torch.uint8)
+    return TensorTrainDelta(
+        shape=shape,
+        stages=stages,
+        cores=torch.randn(size, generator=g) / shape[1] ** 0.25,
+        rows_per_step=5,
+        zero=127.5 if coded else 0.0,
+        gain=0.004 if coded else 0.5,
+        row_start=starts,
+        column=torch.cat(rows).to(torch.uint16),
+        value=values if coded else torch.randn(len(values), generator=g).half(),
+        step=torch.rand(-(-shape[0] // 5), generator=g).half(),
+        bias=torch.randn(shape[0], generator=g) if coded else None,
+    )
+
+
 KINDS: dict[str, Callable[[tuple[int, int], int], Delta]] = {
     "sparse tiles 1 bit": lambda shape, seed: sparse(shape, seed, bits=1),
     "sparse tiles 2 bits": lambda shape, seed: sparse(shape, seed, bits=2, rows_per_step=4, bias=8),
@@ -103,6 +140,10 @@ KINDS: dict[str, Callable[[tuple[int, int], int], Delta]] = {
     "low rank 17": lambda shape, seed: low_rank(shape, seed, rank=17, bias=True),
     "sign": sign,
     "dense": dense,
+    "tensor train": tensor_train,
+    "tensor train, coded": lambda shape, seed: tensor_train(shape, seed, coded=True, entries=19),
+    "tensor train alone": lambda shape, seed: tensor_train(shape, seed, entries=0),
+    "sparse entries alone": lambda shape, seed: tensor_train(shape, seed, rank=0),
     "bias alone": lambda shape, seed: dense(shape, seed, weight=False),
 }
 
@@ -114,6 +155,8 @@ def cast(delta: Delta, dtype: torch.dtype) -> Delta:
             return replace(delta, a=a.to(dtype), b=b.to(dtype))
         case DenseDelta(weight=Tensor() as weight):
             return replace(delta, weight=weight.to(dtype))
+        case TensorTrainDelta(cores=cores):
+            return replace(delta, cores=cores.to(dtype))
     return delta
 
 
@@ -131,7 +174,33 @@ def dense64(delta: Delta) -> Tensor:
             return rows[:, None] * (bit.double() * 2 - 1)
         case DenseDelta(weight=weight, shape=shape):
             return torch.zeros(shape).double() if weight is None else weight.double()
+        case TensorTrainDelta():
+            return _train64(delta) + _entries64(delta)
     raise TypeError(delta)
+
+
+def _train64(delta: TensorTrainDelta) -> Tensor:
+    """Input by input through the stages."""
+    state = torch.eye(delta.shape[1], dtype=torch.float64)
+    if not delta.stages:
+        return torch.zeros(delta.shape, dtype=torch.float64)
+    at = 0
+    for stage in delta.stages:
+        size = stage.outputs * stage.inputs
+        core = delta.cores[at : at + size].double().view(stage.outputs, stage.inputs)
+        shape = (len(state), stage.outer, stage.inputs, stage.inner)
+        state = torch.einsum("mk,npkq->npmq", core, state.reshape(shape))
+        at += size
+    return state.reshape(delta.shape[1], -1).T
+
+
+def _entries64(delta: TensorTrainDelta) -> Tensor:
+    dense = torch.zeros(delta.shape, dtype=torch.float64)
+    for r in range(delta.shape[0]):
+        step = delta.step[r // delta.rows_per_step].float() * torch.tensor(delta.gain)
+        for i in range(int(delta.row_start[r]), int(delta.row_start[r + 1])):
+            dense[r, int(delta.column[i])] = float(step) * (float(delta.value[i]) - delta.zero)
+    return dense
 
 
 def _sparse64(delta: SparseDelta) -> Tensor:

@@ -23,6 +23,7 @@ from tsugiki_kernels.deltas import (
     LowRankDelta,
     SignDelta,
     SparseDelta,
+    TensorTrainDelta,
 )
 from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.interface import Span, Staged
@@ -33,6 +34,7 @@ _APPLY = {
     DenseDelta: "tsugiki_dense_apply",
     LowRankDelta: "tsugiki_low_rank_apply",
     CodebookDelta: "tsugiki_codebook_apply",
+    TensorTrainDelta: "tsugiki_tensor_train_apply",
 }
 _RECONSTRUCT = {
     SparseDelta: "tsugiki_sparse_reconstruct",

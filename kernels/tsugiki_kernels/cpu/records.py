@@ -6,6 +6,8 @@ Owns: fields and their order, as in src/*.h and src/*.cpp. Knows nothing of wher
 import ctypes
 from typing import Any, ClassVar
 
+from tsugiki_kernels.deltas import MAX_STAGES
+
 Fields = tuple[tuple[str, Any], ...]
 
 _I64, _I32, _F32, _PTR = ctypes.c_int64, ctypes.c_int32, ctypes.c_float, ctypes.c_void_p
@@ -100,6 +102,26 @@ class CodebookPart(Part):
         ("gain", _F32),
         ("codes", _PTR),
         ("values", _PTR),
+        ("step", _PTR),
+    )
+
+
+class TensorTrainPart(Part):
+    """src/tensor_train.cpp: TensorTrainPart."""
+
+    _fields_: ClassVar[Fields] = (
+        ("stages", _I64),
+        ("stage", _I64 * 4 * MAX_STAGES),
+        ("core_dtype", _I32),
+        ("value_dtype", _I32),
+        ("zero", _F32),
+        ("gain", _F32),
+        ("rows_per_step", _I64),
+        ("entries", _I64),
+        ("cores", _PTR),
+        ("row_start", _PTR),
+        ("column", _PTR),
+        ("value", _PTR),
         ("step", _PTR),
     )
 

@@ -24,6 +24,7 @@ from tsugiki_kernels.cpu.records import (
     Part,
     SignPart,
     SparsePart,
+    TensorTrainPart,
 )
 from tsugiki_kernels.deltas import (
     Bias,
@@ -35,6 +36,7 @@ from tsugiki_kernels.deltas import (
     Placed,
     SignDelta,
     SparseDelta,
+    TensorTrainDelta,
 )
 from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.extent import Extent
@@ -44,6 +46,7 @@ from tsugiki_kernels.reference import StagedParts
 
 LANES = 16
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+BYTES = 3  # what DTYPES has no number for: codes of a byte each
 COUNT_BYTES = ctypes.sizeof(ctypes.c_int64)
 RECORDS: dict[type[Delta], type[Part]] = {
     SparseDelta: SparsePart,
@@ -51,6 +54,7 @@ RECORDS: dict[type[Delta], type[Part]] = {
     DenseDelta: DensePart,
     LowRankDelta: LowRankPart,
     CodebookDelta: CodebookPart,
+    TensorTrainDelta: TensorTrainPart,
 }
 
 Head = tuple[int, int, records.Bias]  # the fields of every record: offset, rows, bias
@@ -144,6 +148,8 @@ def _tensors(placed: Placed) -> Iterator[Tensor]:
             yield delta.values
             if delta.step is not None:
                 yield delta.step
+        case TensorTrainDelta():
+            yield from (delta.cores, delta.row_start, delta.column, delta.value, delta.step)
 
 
 def _shared(linears: Sequence[Sequence[Placed]]) -> Iterator[Tensor]:
@@ -227,6 +233,26 @@ def _record(placed: Placed, extent: Extent) -> Part:
                 values=extent.address_of(delta.values),
                 step=None if delta.step is None else extent.address_of(delta.step),
             )
+        case TensorTrainDelta() as delta:
+            return _tensor_train(delta, head, extent)
+
+
+def _tensor_train(delta: TensorTrainDelta, head: Head, extent: Extent) -> TensorTrainPart:
+    tensors = ("cores", "row_start", "column", "value", "step")
+    record = TensorTrainPart(
+        *head,
+        stages=len(delta.stages),
+        core_dtype=DTYPES[delta.cores.dtype],
+        value_dtype=BYTES if delta.value.dtype == torch.uint8 else DTYPES[torch.float16],
+        zero=delta.zero,
+        gain=delta.gain,
+        rows_per_step=delta.rows_per_step,
+        entries=len(delta.value),
+        **{name: extent.address_of(getattr(delta, name)) for name in tensors},
+    )
+    for place, stage in enumerate(delta.stages):
+        record.stage[place][:] = stage
+    return record
 
 
 def _bias(bias: Bias | None, extent: Extent) -> records.Bias:

@@ -3,7 +3,7 @@
 `CODECS` is the explicit table: adding a method is adding its file and one entry here.
 """
 
-from tsugiki.codecs import bitdelta, caldera, deltadq, dense, lora, sketch
+from tsugiki.codecs import bitdelta, caldera, deltadq, dense, lora, saten, sketch
 from tsugiki.codecs.base import Codec
 
 CODECS: dict[str, Codec] = {
@@ -14,6 +14,7 @@ CODECS: dict[str, Codec] = {
         deltadq.CODEC,
         dense.CODEC,
         lora.CODEC,
+        saten.CODEC,
         sketch.CODEC,
     )
 }

@@ -4,12 +4,21 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-CODECS = ("deltadq", "lora", "bitdelta", "sketch", "caldera")
+CODECS = ("deltadq", "lora", "bitdelta", "saten", "sketch", "caldera")
 # The codec's own flags; another codec's flag is a mistake and is refused, not ignored.
 FLAGS: dict[str, tuple[str, ...]] = {
     "deltadq": ("alpha", "bits", "parts", "group_size", "rows_per_mask", "seed", "paper"),
     "lora": ("rank",),
     "bitdelta": (),
+    "saten": (
+        "modes",
+        "rank",
+        "relative_error",
+        "pattern",
+        "density",
+        "core_bits",
+        "value_bits",
+    ),
     "sketch": ("value_bits",),
     "caldera": ("rank", "factor_bits"),
 }
@@ -94,20 +103,45 @@ def _add_codec_arguments(parser: argparse.ArgumentParser) -> None:
     deltadq.add_argument(
         "--paper", action="store_true", default=None, help="the published recipe's settings"
     )
-    rank = parser.add_argument_group("lora, caldera")
+    rank = parser.add_argument_group("lora, caldera, saten")
     rank.add_argument(
         "--rank",
         type=int,
         metavar="R",
-        help="lora: taken from a full fine-tune (16); caldera: (32)",
+        help="lora: taken from a full fine-tune (16); caldera: (32); "
+        "saten: of a train's bonds, 0 for none (8)",
     )
+    _add_saten_arguments(parser)
     sketch = parser.add_argument_group("sketch (onto a base of compress-base sketch)")
     sketch.add_argument(
-        "--value-bits", type=int, metavar="B", help="of a codebook entry's change: 4, 8 or 16 (8)"
+        "--value-bits",
+        type=int,
+        metavar="B",
+        help="of a codebook entry's change: 4, 8 or 16 (8); saten: of a sparse entry (4)",
     )
 
     caldera = parser.add_argument_group("caldera (onto a base of compress-base caldera)")
     caldera.add_argument("--factor-bits", type=int, metavar="B", help="4, 8 or 16 (4)")
+
+
+def _add_saten_arguments(parser: argparse.ArgumentParser) -> None:
+    saten = parser.add_argument_group("saten (tensor train and sparse entries; also --rank)")
+    saten.add_argument(
+        "--modes",
+        metavar="M",
+        help="factors of the train: low-rank, matrix, vector, auto (tries them), or pairs such as "
+        "'24x24 24x24' (low-rank)",
+    )
+    saten.add_argument(
+        "--relative-error", type=float, metavar="E", help="of the train, instead of a rank"
+    )
+    saten.add_argument(
+        "--pattern", choices=("none", "free", "2:4"), help="of the sparse entries (free)"
+    )
+    saten.add_argument(
+        "--density", type=float, metavar="D", help="of free entries: 0.02 keeps 1 of 50 (0.02)"
+    )
+    saten.add_argument("--core-bits", type=int, metavar="B", help="of cores: 4, 8 or 16 (8)")
 
 
 def run(args: argparse.Namespace) -> int:
