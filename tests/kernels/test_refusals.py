@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.kernels.deltas import dense, low_rank, sign, sparse
+from tsugiki_kernels.check import check_delta
 from tsugiki_kernels.cpu.backend import CpuBackend
 from tsugiki_kernels.deltas import CodedBias, Delta, Placed
 from tsugiki_kernels.errors import BadArgument
@@ -52,6 +53,14 @@ BAD_DELTAS: dict[str, Callable[[], Delta]] = {
 def test_stage_refuses_what_breaks_the_contract(kernels: KernelBackend, words: str) -> None:
     with pytest.raises(BadArgument, match=words):
         kernels.stage([Placed(0, BAD_DELTAS[words]())])
+
+
+def test_columns_on_a_device_are_trusted_in_range_and_checked_in_shape() -> None:
+    """Tensors without memory stand for a device's: whoever read them would raise."""
+    drawn = sparse(SHAPE, 0)
+    check_delta(replace(drawn, columns=drawn.columns.to("meta")))
+    with pytest.raises(BadArgument, match="columns: expected shape"):
+        check_delta(replace(drawn, columns=drawn.columns[:1].to("meta")))
 
 
 def test_stage_refuses_parts_that_do_not_belong_together(kernels: KernelBackend) -> None:
