@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from benchmarks.frontier import calibrated_peers, peers, stored
 from benchmarks.frontier.approximation import Method
 from benchmarks.frontier.zero_bin import zero_bin
+from benchmarks.saten import forms as saten
 
 SIZES = (1.0, 0.5, 0.25, 0.125, 0.0625, 0.03, 0.016)  # honest bits per parameter
 ONCE = frozenset(  # not random
-    ("bitdelta", "bitdelta-gain", "svd-mixed", "magnitude", "deltazip", "lora")
+    ("bitdelta", "bitdelta-gain", "svd-mixed", "magnitude", "deltazip", "lora", *saten.methods())
 )
 
 
@@ -34,4 +35,5 @@ def methods() -> Mapping[str, Method]:
         "magnitude": peers.magnitude,
         "ultradelta": peers.ultradelta,
         "lora": stored.lora,
+        **saten.methods(),
     }

@@ -8,13 +8,15 @@ from torch import Tensor
 
 from tsugiki.codecs import CODECS
 from tsugiki.codecs.base import ModuleStats, Packed
-from tsugiki.codecs.retune import TRAINABLE, TrainableChange
+from tsugiki.codecs.retune import TRAINABLE
+from tsugiki.codecs.trainable import TrainableChange
 
 ROWS, COLUMNS = 40, 64
 OPTIONS: dict[str, dict[str, Any]] = {
     "deltadq": {"alpha": 4, "bits": 2, "group_size": 4, "rows_per_step": 16, "bias_bits": 8},
     "bitdelta": {"bias_bits": 8},
     "lora": {"rank": 5},
+    "saten": {"rank": 5, "density": 0.1, "core_bits": 16, "value_bits": 16},
 }
 
 

@@ -18,24 +18,8 @@ from tsugiki.codecs import bitdelta, deltadq
 from tsugiki.codecs.base import Packed
 from tsugiki.codecs.options import LARGEST_FLOAT16
 from tsugiki.codecs.quantize import pack_bias, stored_bias
-
-LEAST_UNIT = 1e-6
-
-
-class TrainableChange(nn.Module):
-    """What training adds to a packed linear: nothing at first."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out], in the dtype of x."""
-        raise NotImplementedError
-
-    def kinds(self) -> Mapping[str, nn.Parameter]:
-        """What is trained, float32: "factors", "biases", "low_rank_a", "low_rank_b"."""
-        return dict(self.named_parameters())
-
-    def pack(self) -> Packed:
-        """The linear with the trained values, as many bytes as before."""
-        raise NotImplementedError
+from tsugiki.codecs.saten_retune import SatenChange
+from tsugiki.codecs.trainable import TrainableChange, unit
 
 
 class ScaledChange(TrainableChange):
@@ -54,7 +38,7 @@ class ScaledChange(TrainableChange):
         self.factors = nn.Parameter(torch.zeros(-(-packed.shape[0] // rows_per_factor)))
         self._bias = stored_bias(packed)
         if self._bias is not None:
-            self._unit = _unit(self._bias)
+            self._unit = unit(self._bias)
             self.biases = nn.Parameter(torch.zeros(packed.shape[0]))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -83,7 +67,7 @@ class LowRankChange(TrainableChange):
         super().__init__()
         self._packed = packed
         self._a, self._b = (packed.tensors[part].float() for part in ("a", "b"))
-        self._units = _unit(self._a), _unit(self._b)
+        self._units = unit(self._a), unit(self._b)
         self._dtype = dtype
         self.low_rank_a = nn.Parameter(torch.zeros_like(self._a))
         self.low_rank_b = nn.Parameter(torch.zeros_like(self._b))
@@ -111,11 +95,6 @@ class LowRankChange(TrainableChange):
         )
 
 
-def _unit(values: Tensor) -> Tensor:
-    """The root mean square of what is stored."""
-    return values.square().mean().sqrt().clamp_min(LEAST_UNIT)
-
-
 def _deltadq(packed: Packed, dtype: torch.dtype) -> TrainableChange:
     """Steps are stored relative to the module's gain; the bias as low-bit codes."""
     change = deltadq.CODEC.effective(torch.zeros(packed.shape), packed).weight
@@ -133,4 +112,5 @@ TRAINABLE: Mapping[str, Callable[[Packed, torch.dtype], TrainableChange]] = {
     "deltadq": _deltadq,
     "bitdelta": _bitdelta,
     "lora": LowRankChange,
+    "saten": SatenChange,
 }

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tsugiki.codecs import packing
-from tsugiki.codecs.options import decimal
+from tsugiki.codecs.options import LARGEST_FLOAT16, decimal
 from tsugiki.codecs.quantize import mid_level
 from tsugiki_kernels.formulas import times_gain
 
@@ -50,6 +50,16 @@ def read(stored: Stored, group: Tensor, bits: int) -> Tensor:
         return times_gain(stored.values, stored.gain)
     codes = packing.unpack(stored.values[None], bits, len(group))[0].float()
     return times_gain(stored.step, stored.gain)[group] * (codes - mid_level(bits))
+
+
+def store_like(like: Stored, values: Tensor, group: Tensor, bits: int) -> Stored:
+    """Other values with the steps and the gain of stored ones."""
+    if like.step is None:
+        return Stored(
+            like.gain, (values / like.gain).clamp(-LARGEST_FLOAT16, LARGEST_FLOAT16).half(), None
+        )
+    found = _codes(values, times_gain(like.step, like.gain)[group], bits)
+    return Stored(like.gain, packing.pack(found[None], bits)[0], like.step)
 
 
 def _best_steps(values: Tensor, group: Tensor, peak: Tensor, bits: int) -> Tensor:

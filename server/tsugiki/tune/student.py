@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from tsugiki.codecs import CODECS
 from tsugiki.codecs.base import Packed
-from tsugiki.codecs.retune import TRAINABLE, TrainableChange
+from tsugiki.codecs.retune import TRAINABLE
+from tsugiki.codecs.trainable import TrainableChange
 from tsugiki.compress.hf_model import model_of
 from tsugiki.compress.reconstruct import Reconstruction
 from tsugiki.errors import Unsupported
