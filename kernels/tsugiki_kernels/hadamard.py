@@ -39,11 +39,11 @@ class Rotation:
 
     def apply(self, x: Tensor) -> Tensor:
         """Rows of `x` [..., width] rotated; float32."""
-        return self._transformed(x.float() * signs(self.width).to(x.device), _paley(self.order))
+        return self._transformed(x.float() * signs(self.width).to(x.device), paley(self.order))
 
     def undo(self, x: Tensor) -> Tensor:
         """The inverse of `apply`; float32."""
-        back = self._transformed(x.float(), _paley(self.order).T)
+        back = self._transformed(x.float(), paley(self.order).T)
         return back * signs(self.width).to(x.device)
 
     def _transformed(self, x: Tensor, matrix: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ def signs(width: int) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def _paley(order: int) -> Tensor:
+def paley(order: int) -> Tensor:
     """float32 [order, order] of +1 and -1, rows orthogonal.
 
     With J the Jacobsthal matrix of a prime q, J[i, j] = (i - j is a square mod q): of q = 3 mod 4

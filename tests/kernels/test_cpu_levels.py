@@ -7,6 +7,7 @@ import torch
 
 from tests.kernels.attention_cases import PagedCase
 from tests.kernels.deltas import KINDS, bias64, cast, close, dense64, expected64, random_bias
+from tests.kernels.lattices import lattice
 from tests.kernels.weights import packed_for, unpacked
 from tsugiki_kernels.cpu.backend import CpuBackend
 from tsugiki_kernels.cpu.build import LEVELS, cpu_flags, supported_levels
@@ -97,3 +98,12 @@ def test_levels_are_ordered_and_the_last_runs_anywhere() -> None:
     assert [level.name for level in LEVELS] == ["avx512bf16", "avx512", "avx2", "generic"]
     assert [level.name for level in supported_levels(frozenset())] == ["generic"]
     assert supported_levels(LEVELS[1].needs)[0].name == "avx512"
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_linears_on_the_lattice_equal_the_reference(lesser: CpuBackend, bits: int) -> None:
+    weight, x = lattice(bits, 24), torch.randn(6, 24)
+    found, expected = torch.empty(2, 6, 37)
+    lesser.linear_lattice(x, weight, None, found)
+    ReferenceBackend().linear_lattice(x, weight, None, expected)
+    assert torch.allclose(found, expected, atol=1e-4 * float(expected.abs().max()))

@@ -14,7 +14,16 @@ from torch import Tensor
 
 from tsugiki_kernels.check import check_own, check_spans, kept_columns
 from tsugiki_kernels.codebooks import CodebookWeight
-from tsugiki_kernels.cpu import attention, build, codebooks, deltas, elementwise, sampling, staging
+from tsugiki_kernels.cpu import (
+    attention,
+    build,
+    codebooks,
+    deltas,
+    elementwise,
+    lattice,
+    sampling,
+    staging,
+)
 from tsugiki_kernels.cpu import linear as dense
 from tsugiki_kernels.cpu import weight as packed
 from tsugiki_kernels.cpu.deltas import own
@@ -36,8 +45,11 @@ from tsugiki_kernels.interface import (
     StagedLinears,
     empty_extent,
 )
+from tsugiki_kernels.lattice import LatticeWeight
 from tsugiki_kernels.operands import AttentionBatch, ColumnDraw, Draws, Logprobs
 from tsugiki_kernels.reference import ReferenceBackend
+
+_FORMS = (dense, codebooks, lattice)  # of a base's linears
 
 
 class CpuBackend(KernelBackend):
@@ -83,7 +95,7 @@ class CpuBackend(KernelBackend):
         last = self._recorded[-1] if self._recorded else None
         both = None
         if isinstance(last, Operation):
-            both = dense.changed(last, delta) or codebooks.changed(last, delta)
+            both = next(filter(None, (form.changed(last, delta) for form in _FORMS)), None)
         if self._recorded is None or both is None:
             self._do(delta)
         else:
@@ -209,6 +221,17 @@ class CpuBackend(KernelBackend):
     ) -> None:
         """See ReadsCodebooks.linear_codebooks."""
         self._do(codebooks.linear(x, weight, bias, out, spans))
+
+    def linear_lattice(
+        self,
+        x: Tensor,
+        weight: LatticeWeight,
+        bias: Tensor | None,
+        out: Tensor,
+        spans: Sequence[Span] | None = None,
+    ) -> None:
+        """See ReadsLattices.linear_lattice."""
+        self._do(lattice.linear(x, weight, bias, out, spans))
 
     def linear_rebuilt(
         self,

@@ -105,16 +105,17 @@ inline int64_t fork_from() { return Team::current() ? FORK_FROM / 16 : FORK_FROM
 
 inline int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 
+enum Scratch { ROWS, MIDDLE, TILE, SUMS, REST, TOKENS, TURNED, SPARE, SCRATCHES };
+
 // A buffer that outlives the call, so that a step allocates nothing; one per thread and use. It
 // begins at a cache line, for no vector to straddle two.
 inline float* scratch(int use, int64_t floats) {
-  static thread_local std::vector<float> buffers[6];
+  static thread_local std::vector<float> buffers[SCRATCHES];
   if (int64_t(buffers[use].size()) < floats + LANES) buffers[use].resize(floats + LANES);
   const uintptr_t start = (uintptr_t)buffers[use].data();
   return (float*)((start + 63) / 64 * 64);
 }
 
-enum Scratch { ROWS, MIDDLE, TILE, SUMS, REST, TOKENS };
 
 // An empty list that keeps its memory from call to call; one per thread and element type.
 template <class Element>
