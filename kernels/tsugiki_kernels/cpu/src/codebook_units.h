@@ -29,9 +29,9 @@ struct FloatUnit {
     store(to, count < LANES ? keep_first(values, count) : values);
   }
 
-  static Floats meet(Weights weights, const Input* x, Floats total) {
-    return fma(weights, load(x), total);
-  }
+  static Weights input(const Input* x) { return load(x); }
+
+  static Floats meet(Weights weights, Weights x, Floats total) { return fma(weights, x, total); }
 
 #if defined(TSUGIKI_AVX512)
   typedef __m512i Index;
@@ -116,8 +116,10 @@ struct PairUnit {
     return _mm512_permutexvar_epi16(index, table);
   }
 
-  static Floats meet(Weights weights, const Input* x, Floats total) {
-    return {_mm512_dpbf16_ps(total.v, (__m512bh)weights, (__m512bh)_mm512_loadu_si512(x))};
+  static Weights input(const Input* x) { return _mm512_loadu_si512(x); }
+
+  static Floats meet(Weights weights, Weights x, Floats total) {
+    return {_mm512_dpbf16_ps(total.v, (__m512bh)weights, (__m512bh)x)};
   }
 
  private:

@@ -1,13 +1,13 @@
 // Linears that are looked up: out = x W^T + bias, where W[r, c] is the entry that an index names in
 // the codebook of row r and of the stretch of c; a variant's rows of x meet codebooks of their own.
 //
-// Memory is read for the indices, so they are read once for all rows of x: a thread takes sixteen rows
-// of the weight at a time, and every variant's rows meet them while they lie in the first-level cache.
-// The codebooks of four rows, the base's with a variant's changes added, are put together in float32,
-// brought into registers, and looked up by permutations (codebook_units.h).
+// Memory is read for the indices, so they are read once for all rows of x: a thread takes sixteen
+// rows of the weight at a time, and every variant's meet them while they lie in the first-level cache.
+// Their codebooks, the base's with a variant's changes added, are put together in float32, brought
+// into registers, and looked up by permutations (codebook_units.h).
 //
-// Lane l of an output sums what a unit has in that lane, units and stretches in order; the lanes are
-// summed at the end (sum_each). So an output's bits depend on its row of x and its weights alone.
+// Lane l of an output sums what a unit has in that lane, units and stretches in order; the lanes
+// are summed at the end (sum_each). So an output's bits depend on its row of x and its weights alone.
 
 #include <atomic>
 
@@ -22,18 +22,18 @@ struct BaseLinear {
   const CodebookPart* base;
   const Span* spans;  // the rows to compute; spans never overlap
   int64_t span_count;
-  const Apply* deltas;  // changes of the base's codebooks, in parts that begin at multiples of 16; or null
+  const Apply* deltas;  // changes of the base's codebooks; null: none
 };
 
-constexpr int64_t ROWS_AT_ONCE = 4;  // of a weight, in registers
-constexpr int MOST_ROWS = 4;         // of x that meet them
-constexpr int64_t PANEL = 32;        // rows of x, which stay in the second-level cache
+constexpr int MOST_ROWS = 8;      // of x that meet the same indices
+constexpr int MOST_VARIANTS = 4;  // theirs, when each has one row
+constexpr int64_t PANEL = 32;     // rows of x, which stay in the second-level cache
 
 // Rows of x that meet the same indices: `tokens` of each of `variants`, one or the other being 1.
 struct Meeting {
   int variants, tokens;
-  int64_t places[MOST_ROWS];                   // among the rows that are laid out
-  const CodebookLinear* changes[MOST_ROWS];    // of each variant; null: the base
+  int64_t places[MOST_ROWS];                     // among the rows that are laid out
+  const CodebookLinear* changes[MOST_VARIANTS];  // of each variant; null: the base
 
   int64_t count() const { return variants * tokens; }
 };
@@ -41,19 +41,19 @@ struct Meeting {
 // What one call computes.
 struct Lookups {
   const Step& step;
-  const CodebookPart& map;   // its indices, and where its outputs begin
-  bool is_base;              // its values are the base's, and the sum goes to out; else it is added there
-  std::vector<int64_t> rows; // of x, in the order of the meetings
+  const CodebookPart& map;  // its indices, and where its outputs begin
+  bool is_base;             // its values count, and sums go to out; else they are added there
+  std::vector<int64_t> rows;  // of x, in the order of the meetings
   std::vector<Meeting> meetings;
   uint64_t number;  // tells the threads when a call is another one
 
   int64_t cost() const {
     const int64_t groups = (map.rows + LANES - 1) / LANES;
-    return groups * step.inputs * int64_t(meetings.size()) * 3;
+    return groups * step.inputs * int64_t(meetings.size()) * 2;
   }
 };
 
-// Rows of x in order become meetings: up to four of a variant's, or one each of four variants.
+// Rows of x in order become meetings: up to eight of a variant's, or one each of four variants.
 class Meetings {
  public:
   explicit Meetings(Lookups& lookups) : lookups_(lookups) {}
@@ -68,7 +68,7 @@ class Meetings {
   void end() {
     end_run();
     while (!singles_.empty()) {
-      const size_t count = singles_.size() >= MOST_ROWS ? MOST_ROWS : 1;
+      const size_t count = singles_.size() >= MOST_VARIANTS ? MOST_VARIANTS : 1;
       Meeting meeting{int(count), 1, {}, {}};
       for (size_t i = 0; i < count; ++i) {
         const auto& [row, changes] = singles_[singles_.size() - count + i];
@@ -134,106 +134,139 @@ struct Inputs {
   }
 };
 
-// Four rows of a weight, the last one again where there are fewer.
-struct Rows4 {
-  int64_t of[ROWS_AT_ONCE];
+// Sixteen rows of a weight, the last one again where there are fewer. A unit at the end of a row may
+// reach beyond it, where x is zero: the last row of all is read from a copy with room behind it.
+struct Group {
+  int64_t first, count;
+  const uint8_t* codes[LANES];
 
-  Rows4(int64_t row, int64_t rows) {
-    for (int64_t r = 0; r < ROWS_AT_ONCE; ++r) of[r] = std::min(row + r, rows - 1);
+  Group(const CodebookPart& map, int64_t row)
+      : first(row), count(std::min<int64_t>(LANES, map.rows - row)) {
+    for (int64_t r = 0; r < LANES; ++r)
+      codes[r] = map.codes + (row + std::min(r, count - 1)) * map.code_stride;
+    if (row + count < map.rows) return;
+    uint8_t* last = (uint8_t*)scratch(REST, map.code_stride / 4 + LANES);
+    std::memcpy(last, map.codes + (map.rows - 1) * map.code_stride, map.code_stride);
+    for (int64_t r = count - 1; r < LANES; ++r) codes[r] = last;
   }
 };
 
-// tables[group][row][variant]
-template <class Unit>
-void put_together(const Lookups& lookups, const Rows4& rows, const Meeting& meeting,
+// What a variant changes in a group: nothing, or a part.
+struct Change {
+  const CodebookPart* part = nullptr;
+  int64_t first = 0;   // row of the part
+  float scale[LANES];  // of the part's values, by row
+
+  void find(const CodebookLinear* linear, int64_t output, int64_t count) {
+    part = linear == nullptr ? nullptr : linear->part_of(output);
+    if (part == nullptr) return;
+    first = output - part->offset;
+    Floats steps = splat(part->gain);
+    if (part->step != nullptr) steps = load_up_to(FLOAT16, part->step, first, count) * steps;
+    store(scale, steps);
+    fetch_next();
+  }
+
+ private:
+  void fetch_next() const {
+    const int64_t row_bytes = (part->groups << part->bits) * (part->kind == BYTES ? 1 : 2);
+    const int64_t next = first + LANES, rows = std::min<int64_t>(LANES, part->rows - next);
+    fetch_bytes((const char*)part->values + next * row_bytes, rows * row_bytes);
+  }
+};
+
+// tables[stretch][row][variant] of the codebooks of a group: the base's, with what a variant changes.
+template <class Unit, int BITS>
+void put_together(const Lookups& lookups, const Group& group, const Meeting& meeting,
                   typename Unit::Table* tables) {
   const CodebookPart& map = lookups.map;
+  Change changes[MOST_VARIANTS];
   for (int v = 0; v < meeting.variants; ++v)
-    for (int64_t r = 0; r < ROWS_AT_ONCE; ++r) {
-      const int64_t row = rows.of[r], output = map.offset + row;
-      const CodebookLinear* changes = meeting.changes[v];
-      const CodebookPart* part = changes == nullptr ? nullptr : changes->part_of(output);
-      const Floats scale = splat(part == nullptr ? 0.0f : scale_of(*part, output - part->offset));
-      for (int64_t g = 0; g < map.groups; ++g) {
-        Floats entries = lookups.is_base ? values_of(map, row, g) : zeros();
-        if (part != nullptr) entries = fma(values_of(*part, output - part->offset, g), scale, entries);
-        tables[(g * ROWS_AT_ONCE + r) * meeting.variants + v] = Unit::table(entries);
+    changes[v].find(meeting.changes[v], map.offset + group.first, group.count);
+  for (int64_t lane = 0; lane < LANES; ++lane) {
+    const int64_t r = std::min(lane, group.count - 1);
+    for (int64_t g = 0; g < map.groups; ++g) {
+      typename Unit::Table* to = tables + (g * LANES + lane) * meeting.variants;
+      const Floats base = lookups.is_base ? values_of<BITS>(map, group.first + r, g) : zeros();
+      for (int v = 0; v < meeting.variants; ++v) {
+        const Change& change = changes[v];
+        if (change.part == nullptr) {
+          to[v] = Unit::table(base);
+          continue;
+        }
+        const Floats values = values_of<BITS>(*change.part, change.first + r, g);
+        to[v] = Unit::table(fma(values, splat(change.scale[r]), base));
       }
     }
+  }
 }
 
-// totals[e][r]: the lanes of row r (of sixteen, the first of these) times row e of x.
+// totals[e][r]: the lanes of row r of a group times row e of x, for ROWS rows from `first` on.
 template <class Unit, int BITS, int ROWS, int VARIANTS, int COUNT>
-inline void meet_rows(const CodebookPart& map, const Rows4& rows, int first,
+inline void meet_rows(const CodebookPart& map, const Group& group, int64_t first,
                       const typename Unit::Table* tables, int64_t units,
-                      const typename Unit::Input* const* x, Floats (*totals)[LANES], int place) {
-  constexpr int BYTES = Unit::COLUMNS * BITS / 8;
+                      const typename Unit::Input* const* x, Floats (*totals)[LANES]) {
+  constexpr int64_t BYTES_OF_UNIT = Unit::COLUMNS * BITS / 8;
   Floats total[ROWS][COUNT];
   for (int r = 0; r < ROWS; ++r)
     for (int e = 0; e < COUNT; ++e) total[r][e] = zeros();
-  const int64_t whole = map.width / Unit::COLUMNS, rest = map.width % Unit::COLUMNS;
   for (int64_t g = 0; g < map.groups; ++g) {
     typename Unit::Table table[ROWS][VARIANTS];
     const uint8_t* codes[ROWS];
     for (int r = 0; r < ROWS; ++r) {
-      codes[r] = map.codes + rows.of[first + r] * map.code_stride + g * map.width * BITS / 8;
+      codes[r] = group.codes[first + r] + g * map.width * BITS / 8;
       for (int v = 0; v < VARIANTS; ++v)
-        table[r][v] = tables[(g * ROWS_AT_ONCE + first + r) * VARIANTS + v];
+        table[r][v] = tables[(g * LANES + first + r) * VARIANTS + v];
     }
-    const auto meet = [&](int64_t u, const uint8_t* const* at) {
+    const int64_t start = g * units * Unit::COLUMNS;
+    for (int64_t u = 0; u < units; ++u) {
+      typename Unit::Weights inputs[COUNT];
+      for (int e = 0; e < COUNT; ++e) inputs[e] = Unit::input(x[e] + start + u * Unit::COLUMNS);
       for (int r = 0; r < ROWS; ++r) {
-        const typename Unit::Index index = Unit::index(at[r]);
+        const typename Unit::Index index = Unit::index(codes[r] + u * BYTES_OF_UNIT);
         typename Unit::Weights weights[VARIANTS];
         for (int v = 0; v < VARIANTS; ++v) weights[v] = Unit::look_up(index, table[r][v]);
         for (int e = 0; e < COUNT; ++e)
-          total[r][e] = Unit::meet(weights[VARIANTS == 1 ? 0 : e],
-                                   x[e] + (g * units + u) * Unit::COLUMNS, total[r][e]);
+          total[r][e] = Unit::meet(weights[VARIANTS == 1 ? 0 : e], inputs[e], total[r][e]);
       }
-    };
-    for (int64_t u = 0; u < whole; ++u) {
-      const uint8_t* at[ROWS];
-      for (int r = 0; r < ROWS; ++r) at[r] = codes[r] + u * BYTES;
-      meet(u, at);
-    }
-    if (rest > 0) {
-      uint8_t last[ROWS][BYTES] = {};
-      const uint8_t* at[ROWS];
-      for (int r = 0; r < ROWS; ++r) {
-        std::memcpy(last[r], codes[r] + whole * BYTES, rest * BITS / 8);
-        at[r] = last[r];
-      }
-      meet(whole, at);
     }
   }
   for (int r = 0; r < ROWS; ++r)
-    for (int e = 0; e < COUNT; ++e) totals[e][place + r] = total[r][e];
+    for (int e = 0; e < COUNT; ++e) totals[e][first + r] = total[r][e];
 }
 
-// Four rows of a weight.
+template <class Unit, int BITS, int ROWS, int VARIANTS, int COUNT>
+void meet_all_rows(const CodebookPart& map, const Group& group, const typename Unit::Table* tables,
+                   int64_t units, const typename Unit::Input* const* x, Floats (*totals)[LANES]) {
+  for (int64_t first = 0; first < LANES; first += ROWS)
+    meet_rows<Unit, BITS, ROWS, VARIANTS, COUNT>(map, group, first, tables, units, x, totals);
+}
+
+// As many rows at once as leave room in the registers for sums, codebooks and x.
 template <class Unit, int BITS>
-void meet_four(const CodebookPart& map, const Rows4& rows, const typename Unit::Table* tables,
-               const Inputs<Unit>& inputs, const Meeting& meeting, Floats (*totals)[LANES],
-               int place) {
-  const typename Unit::Input* x[MOST_ROWS] = {};
-  for (int64_t e = 0; e < meeting.count(); ++e)
-    x[e] = inputs.data + meeting.places[e] * inputs.stride;
+void meet_codes(const CodebookPart& map, const Group& group, const typename Unit::Table* tables,
+                const Inputs<Unit>& inputs, const Meeting& meeting, Floats (*totals)[LANES]) {
+  const typename Unit::Input* x[MOST_ROWS];
+  for (int64_t e = 0; e < MOST_ROWS; ++e)
+    x[e] = inputs.data + meeting.places[std::min(e, meeting.count() - 1)] * inputs.stride;
   const int64_t units = inputs.units;
-  if (meeting.variants == 4) {  // their tables fill the registers
-    meet_rows<Unit, BITS, 2, 4, 4>(map, rows, 0, tables, units, x, totals, place);
-    return meet_rows<Unit, BITS, 2, 4, 4>(map, rows, 2, tables, units, x, totals, place + 2);
-  }
+  if (meeting.variants == MOST_VARIANTS)
+    return meet_all_rows<Unit, BITS, 2, 4, 4>(map, group, tables, units, x, totals);
   switch (meeting.tokens) {
-    case 1: return meet_rows<Unit, BITS, 4, 1, 1>(map, rows, 0, tables, units, x, totals, place);
-    case 2: return meet_rows<Unit, BITS, 4, 1, 2>(map, rows, 0, tables, units, x, totals, place);
-    case 3: return meet_rows<Unit, BITS, 4, 1, 3>(map, rows, 0, tables, units, x, totals, place);
-    default: return meet_rows<Unit, BITS, 4, 1, 4>(map, rows, 0, tables, units, x, totals, place);
+    case 1: return meet_all_rows<Unit, BITS, 8, 1, 1>(map, group, tables, units, x, totals);
+    case 2: return meet_all_rows<Unit, BITS, 8, 1, 2>(map, group, tables, units, x, totals);
+    case 3:
+    case 4: return meet_all_rows<Unit, BITS, 4, 1, 4>(map, group, tables, units, x, totals);
   }
+  meet_all_rows<Unit, BITS, 4, 1, 4>(map, group, tables, units, x, totals);
+  meet_all_rows<Unit, BITS, 4, 1, 4>(map, group, tables, units, x + 4, totals + 4);
 }
 
 // The sums of up to sixteen rows with one row of x, biased, to where they belong.
 inline void put_out(const Lookups& lookups, const CodebookLinear* changes, int64_t place,
-                    int64_t row, int64_t count, Floats sums) {
+                    const Group& group, Floats sums) {
   const Step& step = lookups.step;
+  const int64_t row = group.first, count = group.count;
   const int64_t column = lookups.map.offset + row, x_row = lookups.rows[place];
   const CodebookPart* part = changes == nullptr ? nullptr : changes->part_of(column);
   if (part != nullptr) sums = sums + bias_of(part->bias, column - part->offset, count);
@@ -242,23 +275,18 @@ inline void put_out(const Lookups& lookups, const CodebookLinear* changes, int64
   store_up_to(step.out_dtype, step.out, x_row * step.out_stride + column, sums, count);
 }
 
-// Sixteen rows of the weight, or what is left of it.
 template <class Unit, int BITS>
-void meet_group(const Lookups& lookups, const Inputs<Unit>& inputs, int64_t row,
+void meet_group(const Lookups& lookups, const Inputs<Unit>& inputs, const Group& group,
                 const Meeting& meeting) {
   typedef typename Unit::Table Table;
   const CodebookPart& map = lookups.map;
-  const int64_t count = std::min<int64_t>(LANES, map.rows - row);
-  const int64_t floats = map.groups * ROWS_AT_ONCE * MOST_ROWS * int64_t(sizeof(Table)) / 4;
+  const int64_t floats = map.groups * LANES * MOST_VARIANTS * int64_t(sizeof(Table)) / 4;
   Table* tables = (Table*)scratch(TILE, floats);
   Floats totals[MOST_ROWS][LANES];
-  for (int64_t r = 0; r < LANES; r += ROWS_AT_ONCE) {
-    const Rows4 rows(row + std::min(r, count - 1), map.rows);
-    put_together<Unit>(lookups, rows, meeting, tables);
-    meet_four<Unit, BITS>(map, rows, tables, inputs, meeting, totals, int(r));
-  }
+  put_together<Unit, BITS>(lookups, group, meeting, tables);
+  meet_codes<Unit, BITS>(map, group, tables, inputs, meeting, totals);
   for (int64_t e = 0; e < meeting.count(); ++e)
-    put_out(lookups, meeting.changes[meeting.variants == 1 ? 0 : e], meeting.places[e], row, count,
+    put_out(lookups, meeting.changes[meeting.variants == 1 ? 0 : e], meeting.places[e], group,
             sum_each(totals[e]));
 }
 
@@ -268,11 +296,14 @@ void meet_outputs(const Lookups& lookups, int64_t first, int64_t last) {
   const CodebookPart& map = lookups.map;
   const int64_t all = int64_t(lookups.meetings.size());
   for (int64_t from = 0, to; from < all; from = to) {
-    for (to = from; to < all && lookups.meetings[to].places[0] < lookups.meetings[from].places[0] + PANEL;) ++to;
+    const int64_t end = lookups.meetings[from].places[0] + PANEL;
+    for (to = from; to < all && lookups.meetings[to].places[0] < end;) ++to;
     for (int64_t row = first; row < last; row += LANES) {
-      const int64_t next = std::min(row + LANES, map.rows) * map.code_stride;
-      fetch_bytes(map.codes + next, std::min<int64_t>(LANES * map.code_stride, map.rows * map.code_stride - next));
-      for (int64_t m = from; m < to; ++m) meet_group<Unit, BITS>(lookups, inputs, row, lookups.meetings[m]);
+      const Group group(map, row);
+      const int64_t next = row + group.count, rows = std::min<int64_t>(LANES, map.rows - next);
+      fetch_bytes(map.codes + next * map.code_stride, rows * map.code_stride);
+      for (int64_t m = from; m < to; ++m)
+        meet_group<Unit, BITS>(lookups, inputs, group, lookups.meetings[m]);
     }
   }
 }
@@ -280,7 +311,8 @@ void meet_outputs(const Lookups& lookups, int64_t first, int64_t last) {
 template <int BITS>
 void meet_outputs(const Lookups& lookups, int64_t first, int64_t last) {
 #if defined(TSUGIKI_CODEBOOK_PAIRS)
-  if (lookups.step.dtype == BFLOAT16) return meet_outputs<PairUnit<BITS>, BITS>(lookups, first, last);
+  if (lookups.step.dtype == BFLOAT16)
+    return meet_outputs<PairUnit<BITS>, BITS>(lookups, first, last);
 #endif
   meet_outputs<FloatUnit<BITS>, BITS>(lookups, first, last);
 }
@@ -306,8 +338,8 @@ uint64_t next_number() {
   return ++count;
 }
 
-// Whether the variants change this base, in parts that sixteen rows from a multiple of 16 on belong to
-// whole.
+// Whether the variants change this base, in parts of which sixteen rows from a multiple of 16 on are
+// one's alone.
 bool changes_of(const CodebookPart& base, const Apply& deltas) {
   bool fits = true;
   for_parts<CodebookLinear>(deltas, [&](int64_t, int64_t, const CodebookPart& part) {

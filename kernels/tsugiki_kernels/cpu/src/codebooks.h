@@ -63,21 +63,19 @@ inline Floats load_some_bytes(const int8_t* p, int64_t count) {
   return load_bytes(bytes);
 }
 
-// The values of a codebook, before step and gain, in sixteen lanes: of an index that is looked up only
-// the low four bits count, and codes of two or three bits come with the next one's bits above them.
+// The values of a codebook, before step and gain, in sixteen lanes: of an index that is looked up
+// only the low four bits count, and codes of two or three bits come with the next one's above them.
+template <int BITS>
 inline Floats values_of(const CodebookPart& part, int64_t row, int64_t group) {
-  const int64_t entries = int64_t(1) << part.bits, first = (row * part.groups + group) * entries;
+  constexpr int64_t ENTRIES = 1 << BITS;
+  const int64_t first = (row * part.groups + group) * ENTRIES;
   if (part.kind == BYTES) {
     const int8_t* bytes = (const int8_t*)part.values + first;
-    return entries == LANES ? load_bytes(bytes) : repeated(load_some_bytes(bytes, entries), entries);
+    if constexpr (BITS == 4) return load_bytes(bytes);
+    return repeated(load_some_bytes(bytes, ENTRIES), ENTRIES);
   }
-  const Floats found = load_up_to(FLOAT16, part.values, first, entries);
-  return entries == LANES ? found : repeated(found, entries);
-}
-
-// What values of a row are multiplied with.
-inline float scale_of(const CodebookPart& part, int64_t row) {
-  return part.step == nullptr ? part.gain : f16_to_float(part.step[row]) * part.gain;
+  if constexpr (BITS == 4) return load_f16((const uint16_t*)part.values + first);
+  return repeated(load_some(FLOAT16, part.values, first, ENTRIES), ENTRIES);
 }
 
 }  // namespace tsugiki
