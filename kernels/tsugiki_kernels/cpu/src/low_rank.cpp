@@ -4,6 +4,7 @@
 
 #include "dot.h"
 #include "low_rank_apply.h"
+#include "low_rank_shrink.h"
 
 namespace tsugiki {
 
@@ -21,7 +22,11 @@ struct LowRankLinear {
   LowRankPart parts[1];
 };
 
-constexpr int64_t RANKS_AT_ONCE = 8;
+#if defined(TSUGIKI_AVX512)
+constexpr int EXPANDED_AT_ONCE = 8;  // tokens: with three groups of outputs 24 sums of 32 registers
+#else
+constexpr int EXPANDED_AT_ONCE = 2;
+#endif
 
 inline const LowRankLinear& linear_of(const Apply& call, int64_t variant) {
   return call.linear<LowRankLinear>(variant);
@@ -49,39 +54,6 @@ int64_t Middle::size_of(int64_t variant, int64_t part) const {
 
 #if defined(TSUGIKI_AVX512) && defined(__AVX512BF16__)
 
-// Rows of A against tokens, both bfloat16 as they are, two inputs a lane: sums[token][row].
-template <int ROWS, int TOKENS>
-inline void shrink_tile(const uint16_t* a, const uint16_t* x, int64_t x_stride, int64_t inputs,
-                        float* sums, int64_t rank) {
-  Floats total[ROWS][TOKENS];
-  for (int r = 0; r < ROWS; ++r)
-    for (int t = 0; t < TOKENS; ++t) total[r][t] = zeros();
-  for (int64_t c = 0; c < inputs; c += 2 * LANES) {
-    const int64_t left = inputs - c;
-    const __mmask32 mask = left >= 2 * LANES ? ~0u : (1u << left) - 1;
-    __m512bh tokens[TOKENS];
-    for (int t = 0; t < TOKENS; ++t)
-      tokens[t] = (__m512bh)_mm512_maskz_loadu_epi16(mask, x + t * x_stride + c);
-    for (int r = 0; r < ROWS; ++r) {
-      const __m512bh row = (__m512bh)_mm512_maskz_loadu_epi16(mask, a + r * inputs + c);
-      for (int t = 0; t < TOKENS; ++t)
-        total[r][t].v = _mm512_dpbf16_ps(total[r][t].v, row, tokens[t]);
-    }
-  }
-  for (int t = 0; t < TOKENS; ++t)
-    for (int r = 0; r < ROWS; ++r) sums[t * rank + r] = sum(total[r][t]);
-}
-
-template <int ROWS>
-inline void shrink_rows(const uint16_t* a, const uint16_t* x, int64_t x_stride, int64_t inputs,
-                        int64_t tokens, float* sums, int64_t rank) {
-  int64_t t = 0;
-  for (; t + 2 <= tokens; t += 2)
-    shrink_tile<ROWS, 2>(a, x + t * x_stride, x_stride, inputs, sums + t * rank, rank);
-  if (t < tokens)
-    shrink_tile<ROWS, 1>(a, x + t * x_stride, x_stride, inputs, sums + t * rank, rank);
-}
-
 // The ranks first .. last of one part for the tokens of its span.
 inline void shrink_pairs(const Step& step, const LowRankPart& part, int64_t first, int64_t last,
                          const Span& span, float* middle) {
@@ -108,57 +80,68 @@ inline bool has_pairs(const Step&, const LowRankPart&) { return false; }
 
 #endif
 
-// GROUPS groups of 16 outputs side by side: memory comes in longer runs. Only a single one may be
-// incomplete.
+// GROUPS groups of 16 outputs side by side: memory comes in longer runs, and what is read of the
+// middle serves all of them. Only a single one may be incomplete.
 template <Dtype dtype, int TOKENS, int GROUPS>
 inline void expand_tile(const LowRankPart& part, int64_t row, const float* middle,
                         Floats (&sums)[TOKENS][GROUPS]) {
-  const int64_t count = std::min<int64_t>(LANES, part.rows - row);
+  const int64_t count = GROUPS > 1 ? LANES : std::min<int64_t>(LANES, part.rows - row);
+  Floats total[TOKENS][GROUPS];
   for (int t = 0; t < TOKENS; ++t)
-    for (int g = 0; g < GROUPS; ++g) sums[t][g] = zeros();
+    for (int g = 0; g < GROUPS; ++g) total[t][g] = zeros();
   for (int64_t k = 0; k < part.rank; ++k) {
     const int64_t place = k * part.rows + row;
     Floats weights[GROUPS];
     for (int g = 0; g < GROUPS; ++g)
-      weights[g] = GROUPS > 1 ? load_as(dtype, part.b, place + g * LANES)
-                              : load_up_to(dtype, part.b, place, count);
-    for (int t = 0; t < TOKENS; ++t)
-      for (int g = 0; g < GROUPS; ++g)
-        sums[t][g] = fma(weights[g], splat(middle[t * part.rank + k]), sums[t][g]);
+      weights[g] = load_up_to(dtype, part.b, place + g * LANES, count);
+    for (int t = 0; t < TOKENS; ++t) {
+      const Floats value = splat(middle[t * part.rank + k]);
+      for (int g = 0; g < GROUPS; ++g) total[t][g] = fma(weights[g], value, total[t][g]);
+    }
   }
+  for (int t = 0; t < TOKENS; ++t)
+    for (int g = 0; g < GROUPS; ++g) sums[t][g] = total[t][g];
 }
 
 template <Dtype dtype, int TOKENS, int GROUPS>
 inline void expand_tokens(const Step& step, const LowRankPart& part, int64_t group, int64_t token,
                           const float* middle) {
-  Floats sums[TOKENS][GROUPS];
-  expand_tile<dtype, TOKENS, GROUPS>(part, group * LANES, middle, sums);
-  for (int g = 0; g < GROUPS; ++g) {
-    const int64_t row = (group + g) * LANES, count = std::min<int64_t>(LANES, part.rows - row);
-    const Floats scale = splat(part.scale), bias = bias_of(part.bias, row, count);
-    for (int t = 0; t < TOKENS; ++t)
-      add_to_out(step, token + t, part.offset + row, count, fma(scale, sums[t][g], bias));
+  Floats sums[TOKENS][GROUPS], biases[GROUPS];
+  const int64_t row = group * LANES;
+  expand_tile<dtype, TOKENS, GROUPS>(part, row, middle, sums);
+  const int64_t count = GROUPS > 1 ? LANES : std::min<int64_t>(LANES, part.rows - row);
+  for (int g = 0; g < GROUPS; ++g) biases[g] = bias_of(part.bias, row + g * LANES, count);
+  const Floats scale = splat(part.scale);
+  if (GROUPS > 1 && step.out_dtype == BFLOAT16) {  // the same with nothing left to ask
+    uint16_t* out = (uint16_t*)step.out + token * step.out_stride + part.offset + row;
+    for (int t = 0; t < TOKENS; ++t, out += step.out_stride)
+      for (int g = 0; g < GROUPS; ++g)
+        store_bf16_flushed(out + g * LANES,
+                           load_bf16(out + g * LANES) + fma(scale, sums[t][g], biases[g]));
+    return;
   }
+  for (int t = 0; t < TOKENS; ++t)
+    for (int g = 0; g < GROUPS; ++g)
+      add_to_out(step, token + t, part.offset + row + g * LANES, count,
+                 fma(scale, sums[t][g], biases[g]));
 }
 
-template <Dtype dtype, int GROUPS>
-void expand_groups(const Step& step, const LowRankPart& part, int64_t group, const Span& span,
-                   const float* middle) {
-  int64_t t = span.start;
-  for (; t + 4 <= span.stop; t += 4, middle += 4 * part.rank)
-    expand_tokens<dtype, 4, GROUPS>(step, part, group, t, middle);
-  for (; t + 2 <= span.stop; t += 2, middle += 2 * part.rank)
-    expand_tokens<dtype, 2, GROUPS>(step, part, group, t, middle);
-  for (; t < span.stop; ++t, middle += part.rank)
-    expand_tokens<dtype, 1, GROUPS>(step, part, group, t, middle);
+template <Dtype dtype, int GROUPS, int TOKENS = EXPANDED_AT_ONCE>
+void expand_groups(const Step& step, const LowRankPart& part, int64_t group, int64_t token,
+                   int64_t stop, const float* middle) {
+  for (; token + TOKENS <= stop; token += TOKENS, middle += TOKENS * part.rank)
+    expand_tokens<dtype, TOKENS, GROUPS>(step, part, group, token, middle);
+  if constexpr (TOKENS > 1)
+    expand_groups<dtype, GROUPS, TOKENS / 2>(step, part, group, token, stop, middle);
 }
 
 template <Dtype dtype>
 void expand_as(const Step& step, const LowRankPart& part, int64_t first, int64_t last,
                const Span& span, const float* middle) {
-  for (; first + 4 <= last && (first + 4) * LANES <= part.rows; first += 4)
-    expand_groups<dtype, 4>(step, part, first, span, middle);
-  for (; first < last; ++first) expand_groups<dtype, 1>(step, part, first, span, middle);
+  for (; first + 3 <= last && (first + 3) * LANES <= part.rows; first += 3)
+    expand_groups<dtype, 3>(step, part, first, span.start, span.stop, middle);
+  for (; first < last; ++first)
+    expand_groups<dtype, 1>(step, part, first, span.start, span.stop, middle);
 }
 
 void expand(const Step& step, const LowRankPart& part, const GroupRange& groups, const Span& span,

@@ -147,6 +147,16 @@ inline Floats round_to_whole(Floats a) {
 
 #endif
 
+// For results of products of pairs, which flush denormals too: in a third of the time.
+inline void store_bf16_flushed(uint16_t* p, Floats a) {
+#if defined(TSUGIKI_AVX512) && defined(__AVX512BF16__)
+  const __m256bh rounded = _mm512_cvtneps_pbh(a.v);
+  std::memcpy(p, &rounded, sizeof rounded);
+#else
+  store_bf16(p, a);
+#endif
+}
+
 // x[columns[0]], ... x[columns[15]]. Sixteen loads: vgatherdps is slower on Zen 4, and on Intel since
 // its microcode fixes.
 inline Floats gather(const float* x, const uint16_t* c) {

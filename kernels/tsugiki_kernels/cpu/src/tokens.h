@@ -49,68 +49,67 @@ inline void convert_block(const Step& step, const TokenBlock& block, float* to) 
   }
 }
 
+// One column of a block in bfloat16.
+inline void interleave_column(const Step& step, const TokenBlock& block, int64_t c, uint16_t* to) {
+  const uint16_t* x = (const uint16_t*)step.x + block.first_row * step.x_stride + c;
+  for (int t = 0; t < block.width; ++t) to[t] = t < block.tokens ? x[t * step.x_stride] : 0;
+}
+
 #if defined(TSUGIKI_AVX512)
 
-// Sixteen columns of a row as bfloat16, in 32-bit lanes; those beyond the row are zero.
-inline __m512i words_of(const Step& step, const TokenBlock& block, int token, int64_t c) {
-  if (token >= block.tokens) return _mm512_setzero_si512();
-  const uint16_t* x = (const uint16_t*)step.x + (block.first_row + token) * step.x_stride + c;
-  const int64_t count = step.inputs - c;
-  const __mmask16 mask = count >= LANES ? 0xffff : __mmask16((1u << count) - 1);
-  return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, x));
-}
+// Sixteen columns of four tokens from `token` on: of[i] holds the four of columns 2i, 2i + 1 and, in its
+// upper half, of those eight columns further.
+struct FourTokens {
+  __m256i of[4];
 
-inline __m512i words_of_two(const Step& step, const TokenBlock& block, int token, int64_t c) {
-  const __m512i even = words_of(step, block, token, c), odd = words_of(step, block, token + 1, c);
-  return _mm512_or_si512(even, _mm512_slli_epi32(odd, 16));
-}
-
-// Elements of a and b in turn: first the lower halves of both, then the upper ones.
-struct Interleaved {
-  __m512i low, high;
+  FourTokens(const Step& step, const TokenBlock& block, int token, int64_t c) {
+    const uint16_t* x = (const uint16_t*)step.x + (block.first_row + token) * step.x_stride + c;
+    __m256i row[4];
+    for (int t = 0; t < 4; ++t)
+      row[t] = token + t < block.tokens ? _mm256_loadu_si256((const __m256i*)(x + t * step.x_stride))
+                                        : _mm256_setzero_si256();
+    const __m256i low[2] = {_mm256_unpacklo_epi16(row[0], row[1]),
+                            _mm256_unpacklo_epi16(row[2], row[3])};
+    const __m256i high[2] = {_mm256_unpackhi_epi16(row[0], row[1]),
+                             _mm256_unpackhi_epi16(row[2], row[3])};
+    of[0] = _mm256_unpacklo_epi32(low[0], low[1]), of[1] = _mm256_unpackhi_epi32(low[0], low[1]);
+    of[2] = _mm256_unpacklo_epi32(high[0], high[1]), of[3] = _mm256_unpackhi_epi32(high[0], high[1]);
+  }
 };
 
-inline Interleaved interleave32(__m512i a, __m512i b) {
-  const __m512i order = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-  const __m512i eight = _mm512_set1_epi32(8);
-  return {_mm512_permutex2var_epi32(a, order, b),
-          _mm512_permutex2var_epi32(a, _mm512_add_epi32(order, eight), b)};
+inline void store_halves(uint16_t* low, uint16_t* high, __m256i a) {
+  _mm_storeu_si128((__m128i*)low, _mm256_castsi256_si128(a));
+  _mm_storeu_si128((__m128i*)high, _mm256_extracti128_si256(a, 1));
 }
 
-inline Interleaved interleave64(__m512i a, __m512i b) {
-  const __m512i order = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
-  return {_mm512_permutex2var_epi64(a, order, b),
-          _mm512_permutex2var_epi64(a, _mm512_add_epi64(order, _mm512_set1_epi64(4)), b)};
-}
-
-inline void interleave_words(const Step& step, const TokenBlock& block, uint16_t* to) {
-  for (int64_t c = 0; c < step.inputs; c += LANES, to += LANES * block.width) {
-    const __m512i first = words_of_two(step, block, 0, c);
-    const Interleaved four = interleave32(first, words_of_two(step, block, 2, c));
-    if (block.width == 4) {
-      _mm512_storeu_si512(to, four.low), _mm512_storeu_si512(to + 32, four.high);
-      continue;
-    }
-    const Interleaved last =
-        interleave32(words_of_two(step, block, 4, c), words_of_two(step, block, 6, c));
-    const Interleaved low = interleave64(four.low, last.low);
-    const Interleaved high = interleave64(four.high, last.high);
-    _mm512_storeu_si512(to, low.low), _mm512_storeu_si512(to + 32, low.high);
-    _mm512_storeu_si512(to + 64, high.low), _mm512_storeu_si512(to + 96, high.high);
+// Sixteen columns.
+inline void interleave_sixteen(const Step& step, const TokenBlock& block, int64_t c, uint16_t* to) {
+  const FourTokens first(step, block, 0, c);
+  if (block.width == 4) {
+    for (int i = 0; i < 4; ++i) store_halves(to + 8 * i, to + 32 + 8 * i, first.of[i]);
+    return;
+  }
+  const FourTokens last(step, block, 4, c);
+  for (int i = 0; i < 4; ++i, to += 16) {
+    store_halves(to, to + 64, _mm256_unpacklo_epi64(first.of[i], last.of[i]));
+    store_halves(to + 8, to + 72, _mm256_unpackhi_epi64(first.of[i], last.of[i]));
   }
 }
 
 #else
 
-inline void interleave_words(const Step& step, const TokenBlock& block, uint16_t* to) {
-  for (int64_t c = 0; c < step.inputs; ++c)
-    for (int t = 0; t < block.width; ++t) {
-      const uint16_t* x = (const uint16_t*)step.x + (block.first_row + t) * step.x_stride + c;
-      to[c * block.width + t] = t < block.tokens ? *x : 0;
-    }
+inline void interleave_sixteen(const Step& step, const TokenBlock& block, int64_t c, uint16_t* to) {
+  for (int i = 0; i < LANES; ++i) interleave_column(step, block, c + i, to + i * block.width);
 }
 
 #endif
+
+inline void interleave_words(const Step& step, const TokenBlock& block, uint16_t* to) {
+  int64_t c = 0;
+  for (; c + LANES <= step.inputs; c += LANES)
+    interleave_sixteen(step, block, c, to + c * block.width);
+  for (; c < step.inputs; ++c) interleave_column(step, block, c, to + c * block.width);
+}
 
 // How tokens are laid out for the variants that they belong to.
 struct Form {
