@@ -59,7 +59,7 @@ struct TileSums {
     int32_t turn = panels.first / PANELS;
     const uint16_t* columns = tile.columns + turn * PANELS * PANEL + lane;
     const uint32_t* codes = tile.codes + (int64_t{turn} * WARP + lane) * 4;
-#pragma unroll 1
+#pragma unroll(BITS == 4 ? 2 : 1)  // a turn of 4 bits is short: two share what a loop costs
     for (; turn < whole; ++turn) {
       add_turn<BITS, SHIFTED>(load_stream(codes), columns, PANELS, PANELS * PANEL, window, places);
       columns += PANELS * PANEL;
