@@ -5,24 +5,24 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.kernels.ahead import LESSER
 from tests.kernels.attention_cases import PagedCase
 from tests.kernels.deltas import KINDS, bias64, cast, close, dense64, expected64, random_bias
 from tests.kernels.lattices import lattice
 from tests.kernels.weights import packed_for, unpacked
 from tsugiki_kernels.cpu.backend import CpuBackend
-from tsugiki_kernels.cpu.build import LEVELS, cpu_flags, supported_levels
+from tsugiki_kernels.cpu.build import LEVELS, supported_levels
 from tsugiki_kernels.deltas import DenseDelta, Placed
 from tsugiki_kernels.operands import ColumnDraw
 from tsugiki_kernels.reference import ReferenceBackend
 
 pytestmark = pytest.mark.compiler
-# avx512 has the code of avx512bf16 but for one product, whose fallback these two run as well
-LESSER = [level for level in supported_levels(cpu_flags()) if level.name in ("avx2", "generic")]
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}
 
 
 @pytest.fixture(params=LESSER, ids=lambda level: level.name, scope="module")
-def lesser(request: pytest.FixtureRequest, compiled: Path) -> CpuBackend:
+def lesser(request: pytest.FixtureRequest, made_ahead: Path) -> CpuBackend:
+    compiled = made_ahead / "kernels"
     backend = CpuBackend(compiled, prebuilt=compiled / "none", processor=request.param.needs)
     assert backend.level == request.param.name
     return backend

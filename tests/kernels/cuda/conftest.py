@@ -13,9 +13,21 @@ from tsugiki_kernels.cuda.launcher import Launcher
 
 
 @pytest.fixture(scope="session")
-def shim_cache(request: pytest.FixtureRequest) -> Path:
+def shim_cache(made_ahead: Path) -> Path:
     """Where the shim's libraries are kept between runs; their names carry a digest of sources."""
-    return Path(request.config.cache.mkdir("tsugiki_cuda_shim"))
+    return made_ahead / "shim"
+
+
+@pytest.fixture(scope="session")
+def seeded(shim_cache: Path) -> Path:
+    """The same, for tests that want the seeded bugs with sanitizers."""
+    return shim_cache
+
+
+@pytest.fixture(scope="session")
+def cubin_cache(made_ahead: Path) -> Path:
+    """Where cubins are kept between runs; their names carry a digest of sources."""
+    return made_ahead / "kernels"
 
 
 @pytest.fixture(scope="session")
@@ -46,5 +58,5 @@ def launcher(request: pytest.FixtureRequest) -> Launcher:
         return executor
     from tsugiki_kernels.cuda.cupy_launcher import CupyLauncher, Nvrtc
 
-    cache = Path(request.config.cache.mkdir("tsugiki_cubins"))
+    cache: Path = request.getfixturevalue("cubin_cache")
     return CupyLauncher(torch.device("cuda"), Binaries(cache, Nvrtc))

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.kernels.ahead import SEEDED
 from tests.kernels.cuda.executor import ORDERS, Executor, KernelFault, Order
 from tests.kernels.cuda.host_build import RACES, SANITIZED, Flavour, preload_path
 from tsugiki_kernels.cuda.launcher import Int32
 from tsugiki_kernels.errors import BadArgument, CompileFailed
 
-SEEDED = Path(__file__).parent / "seeded"
 ROOT = Path(__file__).parents[3]
 FAULTS = {
     "seeded_divergent_shuffle": "threads 0 to 15 wait at __shfl_down_sync",
@@ -117,8 +117,8 @@ def test_after_a_fault_the_next_launch_is_as_if_nothing_had_been(shim_cache: Pat
 
 
 @pytest.mark.compiler
-def test_address_and_undefined_behaviour_sanitizers_name_the_line(shim_cache: Path) -> None:
-    found = reports(shim_cache, SANITIZED, (*ADDRESSES, *CLEAN))
+def test_address_and_undefined_behaviour_sanitizers_name_the_line(seeded: Path) -> None:
+    found = reports(seeded, SANITIZED, (*ADDRESSES, *CLEAN))
     for kernel, words in ADDRESSES.items():
         status, said = found[kernel]
         assert status != 0
@@ -130,9 +130,9 @@ def test_address_and_undefined_behaviour_sanitizers_name_the_line(shim_cache: Pa
 
 @pytest.mark.races
 def test_the_thread_sanitizer_finds_races_between_threads_warps_and_blocks(
-    shim_cache: Path,
+    seeded: Path,
 ) -> None:
-    found = reports(shim_cache, RACES, (*DATA_RACES, *CLEAN))
+    found = reports(seeded, RACES, (*DATA_RACES, *CLEAN))
     for kernel in DATA_RACES:
         assert "WARNING: ThreadSanitizer: data race" in found[kernel][1], kernel
         assert "seeded.cu:" in found[kernel][1]

@@ -28,7 +28,7 @@ class Entry(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def entries(request: pytest.FixtureRequest) -> dict[str, Entry]:
+def entries(cubin_cache: Path) -> dict[str, Entry]:
     """Every compiled entry by its name."""
     launcher = pytest.importorskip(
         "tsugiki_kernels.cuda.cupy_launcher", reason="no CuPy: pip install 'tsugiki[cuda]'"
@@ -36,9 +36,8 @@ def entries(request: pytest.FixtureRequest) -> dict[str, Entry]:
     tool = find_tool("cuobjdump")
     if tool is None:
         pytest.skip("no cuobjdump: pip install nvidia-cuda-cuobjdump; no entry was checked")
-    cache = Path(request.config.cache.mkdir("tsugiki_cubins"))
     found: dict[str, Entry] = {}
-    for (source, _), cubin in compile_all(launcher.Nvrtc(), cache, [ARCHITECTURE]).items():
+    for (source, _), cubin in compile_all(launcher.Nvrtc(), cubin_cache, [ARCHITECTURE]).items():
         command = [str(tool), "-elf", str(cubin)]
         listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         for name, parameters, threads in read_entries(listing):

@@ -33,13 +33,12 @@ LISTING = """
 
 
 @pytest.fixture(scope="session")
-def cubins(request: pytest.FixtureRequest) -> dict[tuple[str, str], Path]:
+def cubins(cubin_cache: Path) -> dict[tuple[str, str], Path]:
     """The cubin of every source and architecture, kept between runs."""
     launcher = pytest.importorskip(
         "tsugiki_kernels.cuda.cupy_launcher", reason="no CuPy: pip install 'tsugiki[cuda]'"
     )
-    cache = Path(request.config.cache.mkdir("tsugiki_cubins"))
-    return compile_all(launcher.Nvrtc(), cache)
+    return compile_all(launcher.Nvrtc(), cubin_cache)
 
 
 @pytest.fixture(scope="session")
