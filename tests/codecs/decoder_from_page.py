@@ -180,4 +180,74 @@ def lora(name: str, shape: tuple[int, ...], options: dict[str, Any], part) -> di
     return {"values": f32(options, "scale") * (b @ a)}
 
 
-CODECS = {"dense": dense, "deltadq": deltadq, "bitdelta": bitdelta, "lora": lora}
+def numbers(kind: str, bits: int, groups: list[int], count: int, options, part) -> np.ndarray:
+    stored, gain = f"{kind}s", f32(options, f"{kind}_gain")
+    if bits == 16:
+        return part(stored, "f16", (len(groups),)).astype(np.float32) * gain
+    codes = unpacked(part(stored, "u8", (-(-len(groups) * bits // 8),)), bits, len(groups))
+    step = part(f"{kind}_steps", "f16", (count,)).astype(np.float32) * gain
+    return step[groups] * (codes - (2**bits - 1) / 2).astype(np.float32)
+
+
+def train(shape: tuple[int, ...], options: dict[str, Any], part) -> np.ndarray:
+    modes = [tuple(map(int, pair.split("x"))) for pair in options["modes"].split(" ")]
+    ranks = [1, *map(int, options["ranks"].split(" ")), 1]
+    groups, first = [], 0
+    for k, (a, b) in enumerate(modes):
+        left, right = ranks[k], ranks[k + 1]
+        for flat in range(left * a * b * right):
+            groups.append(first + (flat // (a * b) if k == len(modes) - 1 else flat % right))
+        first += left if k == len(modes) - 1 else right
+    flat = numbers("core", options["core_bits"], groups, first, options, part)
+    cores = []
+    for k, (a, b) in enumerate(modes):
+        size = ranks[k] * a * b * ranks[k + 1]
+        cores.append(flat[:size].reshape(ranks[k], a, b, ranks[k + 1]))
+        flat = flat[size:]
+    values = np.zeros(shape, np.float32)
+    for r in range(shape[0]):
+        for c in range(shape[1]):
+            row, column, product = r, c, np.ones((1, 1), np.float32)
+            for core in reversed(cores):
+                product = core[:, row % core.shape[1], column % core.shape[2]] @ product
+                row, column = row // core.shape[1], column // core.shape[2]
+            values[r, c] = product[0, 0]
+    return values
+
+
+def places(shape: tuple[int, ...], options: dict[str, Any], part) -> list[int]:
+    kept = options["kept"]
+    if options["pattern"] == "2:4":
+        codes = unpacked(part("pairs", "u8", (-(-kept // 4),)), 4, kept // 2)
+        return [4 * g + p for g, code in enumerate(codes) for p in (int(code) % 4, int(code) // 4)]
+    bits = options["low_bits"]
+    low = [0] * kept
+    if bits:
+        low = list(unpacked(part("low", "u8", (-(-kept * bits // 8),)), bits, kept))
+    unary = unpacked(part("high", "u8", (options["high_bytes"],)), 1, 8 * options["high_bytes"])
+    found, zeros, place = [], 0, -1
+    for bit in unary:
+        if not bit:
+            zeros += 1
+            continue
+        place += 1 + zeros * 2**bits + int(low[len(found)])
+        found.append(place)
+        zeros = 0
+    return found
+
+
+def saten(name: str, shape: tuple[int, ...], options: dict[str, Any], part) -> dict:  # 5.7
+    values = np.zeros(shape, np.float32)
+    if options["modes"]:
+        values = train(shape, options, part)
+    if options["pattern"] != "none":
+        found = places(shape, options, part)
+        per_step = options["rows_per_step"]
+        groups = [place // shape[1] // per_step for place in found]
+        count = -(-shape[0] // per_step)
+        entries = numbers("value", options["value_bits"], groups, count, options, part)
+        values.reshape(-1)[found] += entries
+    return {"values": values}
+
+
+CODECS = {"dense": dense, "deltadq": deltadq, "bitdelta": bitdelta, "lora": lora, "saten": saten}

@@ -5,6 +5,7 @@ what it means, `*.expected.safetensors`: `<module>#values`, `#bias`, `#ids`, all
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,18 @@ def integers(name: str, shape: tuple[int, int], rank: int, dtype: torch.dtype) -
     a = torch.randint(-4, 5, (rank, shape[1]), generator=generator).to(dtype)
     b = torch.randint(-4, 5, (shape[0], rank), generator=generator).to(dtype)
     return low_rank(name, a, b, 0.125)
+
+
+def trained(name: str, shape: tuple[int, int], **options: Any) -> Packed:
+    """A module of saten whose cores are small multiples of a power of two: T is exact in any order
+    of sums."""
+    packed = compressed(name, shape, "saten", **options)
+    tensors = dict(packed.tensors)
+    if "core_steps" in tensors:
+        tensors["core_steps"] = torch.ones_like(tensors["core_steps"])
+    elif "cores" in tensors:
+        tensors["cores"] = (8 * tensors["cores"]).round()
+    return replace(packed, tensors=tensors, options={**packed.options, "core_gain": 0.25})
 
 
 def rows() -> Packed:
@@ -108,6 +121,24 @@ def files() -> dict[str, tuple[ArtifactSpec, list[Packed]]]:
                 integers(Q, (9, 12), 3, torch.bfloat16),
                 integers(DOWN, (6, 5), 2, torch.float16),
                 integers("model.layers.0.mlp.up_proj.weight", (5, 6), 1, torch.float32),
+            ],
+        ),
+        "saten": (
+            spec("saten"),
+            [
+                trained(Q, (24, 36), rank=3, density=0.1, rows_per_step=5),
+                trained(DOWN, (12, 20), modes="4x5 3x4", rank=4, pattern="2:4", value_bits=8),
+                trained(
+                    "model.layers.0.mlp.up_proj.weight",
+                    (12, 20),
+                    modes="vector",
+                    core_bits=16,
+                    value_bits=16,
+                    density=0.3,
+                ),
+                compressed(
+                    "model.layers.0.mlp.gate_proj.weight", (9, 30), "saten", rank=0, density=0.01
+                ),
             ],
         ),
         "dense-and-text": (

@@ -3,13 +3,14 @@
 import argparse
 from pathlib import Path
 
-CODECS = ("sketch", "caldera")
+CODECS = ("sketch", "caldera", "saten")
 # The codec's own flags; another codec's flag is a mistake and is refused, not ignored.
 FLAGS: dict[str, tuple[str, ...]] = {
     "sketch": ("groups", "power"),
     "caldera": ("rank", "factor_bits", "iterations"),
+    "saten": ("bits_per_weight", "modes", "core_bits", "value_bits", "keep_embedding"),
 }
-BITS = {"sketch": 4, "caldera": 2}
+BITS = {"sketch": 4, "caldera": 2, "saten": None}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,8 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Write a compressed base directory that `tsugiki serve --base` takes. sketch: an index of "
         "2 to 4 bits for every weight of the layers' linears, and small codebooks for each row. "
-        "caldera: a lattice code of 2 to 4 bits for every weight, and low-rank factors of 4 bits; "
-        "an interrupted run goes on when the same command is given again."
+        "caldera: a lattice code of 2 to 4 bits for every weight, and low-rank factors of 4 bits. "
+        "saten: a tensor train and sparse entries for every matrix, ranks and densities chosen by "
+        "error per byte. An interrupted run goes on when the same command is given again."
     )
     parser.add_argument("codec", choices=CODECS, metavar="CODEC", help=" | ".join(CODECS))
     parser.add_argument("--base", required=True, metavar="DIR", help="base model, or 'demo'")
@@ -37,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     caldera.add_argument(
         "--iterations", type=int, metavar="N", help="of lattice and factors in turns (6)"
     )
-    group = parser.add_argument_group("calibration")
+    _add_saten_arguments(parser)
+    group = parser.add_argument_group("calibration (sketch, caldera)")
     group.add_argument(
         "--calibration",
         type=Path,
@@ -49,6 +52,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--damping", type=float, default=0.1, metavar="F", help="(0.1)")
 
 
+def _add_saten_arguments(parser: argparse.ArgumentParser) -> None:
+    saten = parser.add_argument_group("saten")
+    saten.add_argument(
+        "--bits-per-weight", type=float, metavar="F", help="of all matrices together (4)"
+    )
+    saten.add_argument("--modes", metavar="M", help="low-rank, matrix, vector, auto (low-rank)")
+    saten.add_argument("--core-bits", type=int, metavar="B", help="4, 8 or 16 (8)")
+    saten.add_argument("--value-bits", type=int, metavar="B", help="4, 8 or 16 (4)")
+    saten.add_argument(
+        "--keep-embedding", action="store_true", default=None, help="as it is, uncompressed"
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     """Compress and print the report."""
     from tsugiki.commands.flags import refuse_foreign_flags
@@ -58,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     if args.sequences < 1 or args.sequence_tokens < 1 or not args.damping > 0:
         raise ConfigError("--sequences, --sequence-tokens and --damping must be above 0")
     args.bits = BITS[args.codec] if args.bits is None else args.bits
-    print(_sketch(args) if args.codec == "sketch" else _caldera(args))
+    print({"sketch": _sketch, "caldera": _caldera, "saten": _saten}[args.codec](args))
     return 0
 
 
@@ -115,4 +131,28 @@ def _caldera(args: argparse.Namespace) -> str:
         f"{args.out}: {len(report.linears)} linears, {report.weights} weights in {report.nbytes} "
         f"bytes ({report.bits_per_weight:.3f} bits per weight, {report.model_bits:.2f} of the "
         f"whole model), relative error of outputs {report.error:.4f}, {report.seconds:.0f} s"
+    )
+
+
+def _saten(args: argparse.Namespace) -> str:
+    from tsugiki.compress.progress import Progress
+    from tsugiki.compress_base.saten_job import SatenBaseJob, saten_base
+    from tsugiki.config import default_cache_dir
+    from tsugiki.model.demo_base import resolve_base
+
+    cache = default_cache_dir()
+    asked = {name: getattr(args, name) for name in ("modes", "core_bits", "value_bits")}
+    job = SatenBaseJob(
+        base=resolve_base(args.base, cache),
+        out=args.out,
+        bits_per_weight=4.0 if args.bits_per_weight is None else args.bits_per_weight,
+        options={name: value for name, value in asked.items() if value is not None},
+        embedding=not args.keep_embedding,
+        cache_dir=cache,
+    )
+    report = saten_base(job, Progress())
+    return (
+        f"{args.out}: {report.matrices} matrices, {report.weights} weights in {report.nbytes} "
+        f"bytes ({report.bits_per_weight:.3f} bits per weight), relative error "
+        f"{report.relative_error:.4f}, {report.seconds:.0f} s"
     )

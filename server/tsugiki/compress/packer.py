@@ -115,6 +115,11 @@ class Packer:
         """Statistics for a bias correction, where an ordinary checkpoint has a place for a bias."""
         return self._stats.get(name) if name in self._layout.bias_allowed else None
 
+    def importance(self, name: str) -> Tensor | None:
+        """E[x^2] of a linear's inputs, float32 [in], where it is known and counts."""
+        stats = self._correction(name)
+        return None if stats is None else stats.second_moment.float()
+
     def _vector(self, pair: Pair) -> Stored:
         """A norm or a bias, as a difference."""
         stored = _difference(pair, self._vector_dtype)

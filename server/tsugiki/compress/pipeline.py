@@ -22,6 +22,7 @@ from tsugiki.codecs.coverage import REPORT_KEY, coverage, declared
 from tsugiki.codecs.metadata import Header
 from tsugiki.compress.activations import Activations, collect
 from tsugiki.compress.adapter import adapter_modules
+from tsugiki.compress.allocation import MENUS, pack_allocated
 from tsugiki.compress.job import (
     CompressJob,
     FullFineTune,
@@ -133,7 +134,8 @@ def _full(
         packing = pack_to_kl(job, job.calibration, base, sources, progress)
         codec, stored, notes = packing.codec, packing.stored, (*notes, packing.note)
     elif limit.given:
-        stored = pack_within(first.packer, source.pairs, changes, limit, first.spec, progress)
+        pack = pack_allocated if codec in MENUS else pack_within
+        stored = pack(first.packer, source.pairs, changes, limit, first.spec, progress)
     else:
         counted = progress.track(changes, f"packing with {job.codec}")
         stored = pack_all(first.packer, source.pairs, counted)

@@ -60,7 +60,7 @@ class CalderaSettings:
         """See `StoredForm.stored`."""
         return {name: getattr(self, name) for name in NAMES}
 
-    def shape(self, marker_shape: tuple[int, ...]) -> tuple[int, int]:
+    def shape(self, marker_shape: tuple[int, ...], read: Read) -> tuple[int, int]:
         """See `StoredForm.shape`."""
         rows, groups = marker_shape
         return rows, groups * GROUP

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from tsugiki.errors import UnsupportedModel
 from tsugiki.model.caldera import caldera_settings
+from tsugiki.model.saten import saten_settings
 from tsugiki.model.sketched import sketch_settings
 from tsugiki.model.stored_form import Read, StoredForm
 
@@ -97,7 +98,7 @@ class Checkpoint:
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape, without reading the tensor."""
         if self.form is not None and self.is_compressed(name):
-            return self.form.shape(self.shape(name + self.form.marker))
+            return self.form.shape(self.shape(name + self.form.marker), self.reader(name))
         return tuple(self._handle(name).get_slice(name).get_shape())
 
     def matrix_shape(self, name: str) -> tuple[int, int]:
@@ -181,7 +182,11 @@ def stored_form(config: Mapping[str, Any]) -> StoredForm | None:
     Raises:
         UnsupportedModel: config.json says something else.
     """
-    found: tuple[StoredForm | None, ...] = (sketch_settings(config), caldera_settings(config))
+    found: tuple[StoredForm | None, ...] = (
+        sketch_settings(config),
+        caldera_settings(config),
+        saten_settings(config),
+    )
     return next((form for form in found if form is not None), None)
 
 

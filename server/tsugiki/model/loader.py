@@ -198,7 +198,8 @@ class _Reader:
 
     def _rooms(self, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[int]:
         for name, shape in shapes.items():
-            if (form := self._checkpoint.form) and self._checkpoint.is_compressed(name):
+            form = self._checkpoint.form
+            if form is not None and form.resident and self._checkpoint.is_compressed(name):
                 for suffix in form.resident:
                     stored = name + suffix
                     yield room(self._checkpoint.shape(stored), self._checkpoint.dtype(stored))
@@ -220,7 +221,11 @@ class _Reader:
         rows = sum(rows for _, rows in linear.parts)
         bias = self._stacked([f"{m}.bias" for m in modules], (rows,)) if linear.bias else None
         names = [f"{m}.weight" for m in modules]
-        if all(map(self._checkpoint.is_compressed, names)):
+        form = self._checkpoint.form
+        resident = (
+            form is not None and form.resident
+        )  # else dense weights are made of what is stored
+        if resident and all(map(self._checkpoint.is_compressed, names)):
             return self._compressed(names, bias)
         return DenseForm(self._packed(names, (rows, linear.in_features)), bias)
 

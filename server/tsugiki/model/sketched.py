@@ -45,7 +45,7 @@ class SketchSettings:
         """As config.json has it."""
         return {"bits": self.bits, "groups": self.groups}
 
-    def shape(self, marker_shape: tuple[int, ...]) -> tuple[int, int]:
+    def shape(self, marker_shape: tuple[int, ...], read: Read) -> tuple[int, int]:
         """See `StoredForm.shape`."""
         rows, width = marker_shape
         return rows, width * 8 // self.bits

@@ -38,8 +38,8 @@ class StoredForm(Protocol):
     def stored(self) -> dict[str, Any]:
         """As config.json has it."""
 
-    def shape(self, marker_shape: tuple[int, ...]) -> tuple[int, int]:
-        """(out, in) of a linear whose marker has this shape."""
+    def shape(self, marker_shape: tuple[int, ...], read: Read) -> tuple[int, int]:
+        """(out, in) of a linear whose marker has this shape; `read` where that does not tell."""
 
     def dense(self, name: str, shape: tuple[int, int], read: Read) -> Tensor:
         """The weight [out, in] that stored tensors stand for.
