@@ -62,12 +62,13 @@ def matrices(
     """Names and how to read them."""
     names = [f"model.layers.{layer}.{linear}.weight" for linear in LINEARS]
     plain = base.checkpoint
-    for name in (*names, EMBEDDING):
+    for name in names:
         yield f"weight {name}", partial(weight_of, plain, name)
     for task, directory in tuned.items():
         other = open_checkpoint(directory)
         for name in names:
             yield f"delta {task} {name}", partial(delta_of, plain, other, name)
+    yield f"weight {EMBEDDING}", partial(weight_of, plain, EMBEDDING)  # takes minutes
 
 
 def weight_of(base: Checkpoint, name: str) -> Tensor:
