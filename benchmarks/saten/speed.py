@@ -22,6 +22,7 @@ from tsugiki.codecs.saten import CODEC
 from tsugiki.config import default_cache_dir
 from tsugiki_kernels.cpu.backend import CpuBackend
 from tsugiki_kernels.deltas import Delta, Placed
+from tsugiki_kernels.interface import Staged
 
 Call = Callable[[int], None]
 FORMS: Mapping[str, tuple[str, dict[str, object]]] = {
@@ -87,7 +88,7 @@ def calls_for(
     return calls, sizes
 
 
-def _apply(kernels: CpuBackend, x: Tensor, out: Tensor, many: list[object]) -> Call:
+def _apply(kernels: CpuBackend, x: Tensor, out: Tensor, many: list[Staged]) -> Call:
     return lambda turn: kernels.apply(x, out, [many[turn % len(many)]], [(0, len(x))])
 
 
@@ -103,7 +104,8 @@ def main() -> None:
     cache = default_cache_dir() / "kernels"
     kernels = CpuBackend(cache, prebuilt=Path("none"))
     shape = (arguments.shape[0], arguments.shape[1])
-    found, sizes = {}, {}
+    found: dict[int, dict[str, float]] = {}
+    sizes: dict[str, int] = {}
     for rows in arguments.rows:
         calls, sizes = calls_for(shape, rows, arguments.megabytes, kernels)
         found[rows] = measured(calls, arguments.repeats)
