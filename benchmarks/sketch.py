@@ -27,7 +27,7 @@ from tsugiki.compress.progress import Progress
 from tsugiki.compress.tokenizer_check import load_tokenizer
 from tsugiki.compress_base.job import SketchBaseJob, sketch_base
 from tsugiki.compress_base.sensitivity import DAMPING
-from tsugiki.compress_base.sketch import POWER
+from tsugiki.compress_base.sketch import POWER, ROUNDS
 from tsugiki.compress_base.text import sequences
 from tsugiki.config import default_cache_dir
 from tsugiki.model.demo_base import resolve_base
@@ -69,6 +69,7 @@ class Row:
     calibration_tokens: int
     power: float  # of sensitivity in k-means; 0 without calibration
     damping: float  # of the Gram matrix; 0 without calibration
+    rounds: int  # in which codes and codebooks were fitted to each other
     bits_per_weight: float  # of the linears, codebooks or scales included
     relative_error: float  # of their weights
     perplexity: float
@@ -77,7 +78,7 @@ class Row:
     @property
     def key(self) -> "Key":
         """See `Key`."""
-        how = self.calibration_tokens, self.power, self.damping
+        how = self.calibration_tokens, self.power, self.damping, self.rounds
         return Key(self.base, self.form, self.tokens, self.window, *how)
 
 
@@ -91,6 +92,7 @@ class Key(NamedTuple):
     calibration_tokens: int
     power: float
     damping: float
+    rounds: int
 
 
 def rounded_to_nearest(weight: Tensor, bits: int) -> Tensor:
@@ -170,11 +172,12 @@ def measure(form: Form, base: OpenedBase, windows: Tensor, arguments: Any) -> Ro
     return Row(arguments.name, *of_form, bits, error, found, seconds)
 
 
-def calibration_of(form: Form, arguments: Any) -> tuple[int, float, float]:
-    """Tokens, power and damping."""
+def calibration_of(form: Form, arguments: Any) -> tuple[int, float, float, int]:
+    """Tokens, power, damping and rounds."""
+    rounds = 0 if form.settings is None else ROUNDS
     if not form.calibrated:
-        return 0, 0.0, 0.0
-    return arguments.sequences * 512, arguments.power, arguments.damping
+        return 0, 0.0, 0.0, rounds
+    return arguments.sequences * 512, arguments.power, arguments.damping, rounds
 
 
 def form_of(directory: Path) -> Form:
@@ -211,7 +214,10 @@ def table(rows: list[Row]) -> str:
         own = plain.get((row.base, row.tokens))
         beside = "" if own is None else f"{100 * (row.perplexity / own - 1):+.1f} %"
         numbers = f"{row.bits_per_weight:.2f} | {row.relative_error:.4f} | {row.perplexity:.3f}"
-        how = f"{row.calibration_tokens} tokens, p {row.power:g}, damping {row.damping:g}"
+        how = (
+            f"{row.calibration_tokens} tokens, p {row.power:g}, damping {row.damping:g}, "
+            f"{row.rounds} rounds"
+        )
         shown = how if row.calibration_tokens else "none"
         lines.append(f"| {row.base} | {row.form} | {shown} | {numbers} | {beside} |")
     return "\n".join(lines)
@@ -235,6 +241,7 @@ def main() -> None:
     parser.add_argument("--power", type=float, default=POWER)
     parser.add_argument("--damping", type=float, default=DAMPING)
     parser.add_argument("--rows", type=Path, default=ROWS)
+    parser.add_argument("--forms", nargs="+", default=[""], help="only those that begin so")
     parser.add_argument("--sketched", type=Path, help="judge this sketched base instead")
     parser.add_argument("--table", action="store_true", help="measure nothing")
     arguments = parser.parse_args()
@@ -244,7 +251,8 @@ def main() -> None:
         tokenizer = load_tokenizer(base.checkpoint.path)
         windows = sequences(arguments.text, tokenizer, arguments.windows, arguments.window)
         known = {row.key for row in rows}
-        for form in FORMS if arguments.sketched is None else [form_of(arguments.sketched)]:
+        chosen = [form for form in FORMS if form.name.startswith(tuple(arguments.forms))]
+        for form in chosen if arguments.sketched is None else [form_of(arguments.sketched)]:
             how = calibration_of(form, arguments)
             if Key(arguments.name, form.name, windows.numel(), windows.shape[1], *how) in known:
                 continue

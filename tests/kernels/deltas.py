@@ -6,8 +6,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from tsugiki_kernels.codebooks import IndexMap
 from tsugiki_kernels.deltas import (
     Bias,
+    CodebookDelta,
     CodedBias,
     Delta,
     DenseDelta,
@@ -176,7 +178,24 @@ def dense64(delta: Delta) -> Tensor:
             return torch.zeros(shape).double() if weight is None else weight.double()
         case TensorTrainDelta():
             return _train64(delta) + _entries64(delta)
+        case CodebookDelta(index=index, values=values, gain=gain):
+            steps = torch.ones(len(values)) if delta.step is None else delta.step.float()
+            rows = (steps * torch.tensor(gain)).double()
+            return looked_up64(index, values.double() * rows[:, None, None])
     raise TypeError(delta)
+
+
+def looked_up64(of: IndexMap, entries: Tensor) -> Tensor:
+    """float64 [out, in] of entries [out, groups, 2^bits], code by code."""
+    rows, columns = of.shape
+    width = columns // of.groups
+    dense = torch.empty(rows, columns, dtype=torch.float64)
+    for r in range(rows):
+        number = int.from_bytes(bytes(of.codes[r].tolist()), "little")
+        for c in range(columns):
+            code = number >> (c * of.bits) & ((1 << of.bits) - 1)
+            dense[r, c] = entries[r, c // width, code]
+    return dense
 
 
 def _train64(delta: TensorTrainDelta) -> Tensor:

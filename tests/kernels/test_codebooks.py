@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.kernels.deltas import dense64, looked_up64
 from tsugiki_kernels.codebooks import CodebookWeight, IndexMap
 from tsugiki_kernels.cpu.backend import CpuBackend
 from tsugiki_kernels.deltas import CodebookDelta, Placed
@@ -46,25 +47,6 @@ def delta(of: IndexMap, seed: int, *, coded: bool) -> CodebookDelta:
     return CodebookDelta(of, 0.02, codes, step, bias)
 
 
-def dense64(of: IndexMap, entries: Tensor) -> Tensor:
-    """float64 [out, in], code by code."""
-    rows, columns = of.shape
-    width = columns // of.groups
-    dense = torch.empty(rows, columns, dtype=torch.float64)
-    for r in range(rows):
-        number = int.from_bytes(bytes(of.codes[r].tolist()), "little")
-        for c in range(columns):
-            code = number >> (c * of.bits) & ((1 << of.bits) - 1)
-            dense[r, c] = entries[r, c // width, code]
-    return dense
-
-
-def change64(of: CodebookDelta) -> Tensor:
-    scale = torch.tensor(of.gain, dtype=torch.float32)
-    steps = torch.ones(of.shape[0]) if of.step is None else of.step.float()
-    return dense64(of.index, of.values.double() * (steps * scale).double()[:, None, None])
-
-
 def close(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
     worst = float((found.double() - expected).abs().max())
     return worst <= TOLERANCE[dtype] * max(1.0, float(expected.abs().max()))
@@ -81,7 +63,7 @@ def test_a_sketched_linear_is_its_dense_product(
     bias = torch.randn(37, generator=torch.Generator().manual_seed(3)).to(dtype)
     out = torch.full((9, 37), 5.0).to(dtype)
     kernels.linear_codebooks(x, weight, bias, out, [(1, 3), (4, 9)])  # type: ignore[attr-defined]
-    expected = x.double() @ dense64(of, weight.codebooks.double()).T + bias.double()
+    expected = x.double() @ looked_up64(of, weight.codebooks.double()).T + bias.double()
     assert close(out[1:3], expected[1:3], dtype)
     assert close(out[4:], expected[4:], dtype)
     assert bool((out[[0, 3]] == 5.0).all())
@@ -100,7 +82,7 @@ def test_a_change_of_codebooks_is_added_as_its_dense_product(
     expected = out.double().clone()
     for variant, (start, stop) in zip(variants, [(0, 2), (3, 7)], strict=True):
         assert isinstance(variant.bias, Tensor)
-        change = x[start:stop].double() @ change64(variant).T + variant.bias.double()
+        change = x[start:stop].double() @ dense64(variant).T + variant.bias.double()
         expected[start:stop, 3:40] += change
     kernels.apply(x, out, staged, [(0, 2), (3, 7)])
     assert close(out, expected, torch.float32)
@@ -116,6 +98,42 @@ def test_a_row_has_the_same_bits_whatever_else_is_computed(cpu_backend: CpuBacke
         alone = torch.zeros(1, 37, dtype=torch.bfloat16)
         cpu_backend.linear_codebooks(x[row : row + 1], weight, None, alone)
         assert torch.equal(alone[0], whole[row])
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("offset", [16, 5], ids=["in one pass", "one after the other"])
+def test_rows_of_many_variants_and_the_base_in_one_recorded_linear(
+    cpu_backend: CpuBackend, dtype: torch.dtype, offset: int
+) -> None:
+    of = index(4, 4, 576, rows=53)
+    weight, part = CodebookWeight(of, values(of)), of.rows(offset, 53)
+    variants = [delta(part, seed, coded=seed != 4) for seed in range(1, 8)]
+    spans = [(0, 1), (1, 2), (2, 3), (4, 5), (7, 10), (10, 21), (22, 23)]
+    x = torch.randn(24, 576, generator=torch.Generator().manual_seed(8)).to(dtype)
+    bias = torch.randn(53, generator=torch.Generator().manual_seed(9)).to(dtype)
+    staged = [cpu_backend.stage([Placed(offset, variant)]) for variant in variants]
+
+    def served(chosen: list[int]) -> Tensor:
+        out = torch.zeros(24, 53).to(dtype)
+
+        def body(kernels: KernelBackend) -> None:
+            rows = [spans[v] for v in chosen]
+            kernels.linear_codebooks(x, weight, bias, out)  # type: ignore[attr-defined]
+            kernels.apply(x, out, [staged[v] for v in chosen], rows)
+
+        cpu_backend.record(body).run()
+        return out
+
+    found = served(list(range(7)))
+    expected = x.double() @ looked_up64(of, weight.codebooks.double()).T + bias.double()
+    for variant, (start, stop) in zip(variants, spans, strict=True):
+        assert isinstance(variant.bias, Tensor)
+        change = x[start:stop].double() @ dense64(variant).T + variant.bias.double()
+        expected[start:stop, offset:] += change
+    assert close(found, expected, dtype)
+    for variant in (3, 5):
+        start, stop = spans[variant]
+        assert torch.equal(served([variant])[start:stop], found[start:stop])
 
 
 def test_index_maps_are_shared_and_never_copied(kernels: KernelBackend) -> None:

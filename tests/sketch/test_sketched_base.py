@@ -12,6 +12,7 @@ from tsugiki.cli import main
 from tsugiki.codecs.sketch_cells import cell_sums
 from tsugiki.compress.tokenizer_check import load_tokenizer
 from tsugiki.compress_base.kmeans import weighted_kmeans
+from tsugiki.compress_base.refine import least_squares
 from tsugiki.compress_base.sensitivity import Gram, indifferent, sensitivity
 from tsugiki.compress_base.sketch import sketch_linear
 from tsugiki.compress_base.text import sequences
@@ -65,6 +66,35 @@ def test_the_sweep_with_feedback_costs_less_output_than_rounding() -> None:
         found = sketch_linear(weight, costs, settings).weight
         errors.append(float((x @ (looked_up(found.index, found.codebooks) - weight).T).norm()))
     assert errors[1] < 0.7 * errors[0]
+
+
+def test_codes_and_codebooks_that_were_fitted_to_each_other_cost_less_output() -> None:
+    weight = torch.randn(150, 256, generator=torch.Generator().manual_seed(6))
+    gram = Gram(256)
+    gram.add(inputs(256, 7))
+    costs = sensitivity(gram.mean())
+    errors = []
+    for rounds in (0, 1, 3):
+        found = sketch_linear(weight, costs, SketchSettings(3, 2), rounds=rounds).weight
+        error = looked_up(found.index, found.codebooks) - weight
+        errors.append(float(((error @ costs.gram) * error).sum()))
+    assert errors[2] < errors[1] < 0.95 * errors[0]
+
+
+def test_least_squares_leaves_no_error_that_a_codebook_could_take_away() -> None:
+    generator = torch.Generator().manual_seed(8)
+    weight, books = torch.randn(5, 64, generator=generator), torch.zeros(5, 2, 4)
+    codes = torch.randint(0, 4, (5, 64), generator=generator)
+    gram = Gram(64)
+    gram.add(inputs(64, 9))
+    costs = sensitivity(gram.mean())
+    books = least_squares(weight, codes, books, costs.gram)
+    left = weight - books.gather(2, codes.view(5, 2, 32)).flatten(1)
+    pull = torch.zeros(5, 2, 4).scatter_add_(
+        2, codes.view(5, 2, 32), (left @ costs.gram).view(5, 2, 32)
+    )
+    scale = float((weight @ costs.gram).abs().max())
+    assert float(pull.abs().max()) < 1e-3 * scale
 
 
 def test_a_channel_that_is_never_used_costs_no_codebook_entry() -> None:

@@ -14,7 +14,16 @@ import torch
 from torch import Tensor
 
 from tsugiki_kernels.check import kept_columns
-from tsugiki_kernels.cuda import attention, deltas, elementwise, sampling, sparse, staging
+from tsugiki_kernels.codebooks import CodebookWeight
+from tsugiki_kernels.cuda import (
+    attention,
+    codebooks,
+    deltas,
+    elementwise,
+    sampling,
+    sparse,
+    staging,
+)
 from tsugiki_kernels.cuda import linear as dense
 from tsugiki_kernels.cuda.arena import Arena
 from tsugiki_kernels.cuda.kinds import form_of
@@ -177,6 +186,18 @@ class CudaBackend(KernelBackend):
         chosen = [(0, len(x))] if spans is None else spans
         dense.check(x, weight, bias, out, chosen)
         self._execution.do(lambda: dense.linear(x, weight, bias, out, chosen))
+
+    def linear_codebooks(
+        self,
+        x: Tensor,
+        weight: CodebookWeight,
+        bias: Tensor | None,
+        out: Tensor,
+        spans: Sequence[Span] | None = None,
+    ) -> None:
+        """See ReadsCodebooks.linear_codebooks."""
+        chosen = [(0, len(x))] if spans is None else spans
+        codebooks.linear(self._execution, x, weight, bias, out, chosen)
 
     def linear_rebuilt(
         self,

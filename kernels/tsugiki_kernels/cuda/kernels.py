@@ -128,6 +128,10 @@ def _items_of_128(multiprocessors: int) -> Geometry:
     return Geometry((multiprocessors * BLOCKS_PER_MULTIPROCESSOR,), (128,))
 
 
+def _items_of_256(multiprocessors: int) -> Geometry:
+    return Geometry((multiprocessors * BLOCKS_PER_MULTIPROCESSOR,), (256,))
+
+
 def _sparse_tiles(multiprocessors: int, window: int) -> Geometry:
     """window: columns of x in shared memory, 16 bytes each; a place is left out after each eight,
     and one more for each lane follows."""
@@ -194,6 +198,8 @@ _FAMILIES = (
     _Family("low_rank_rebuild", "low_rank_rebuild.cu", DTYPES, "ppl", _low_rank_rebuild),
     _Family("sign_apply", "sign.cu", OUT_DTYPES, "pl pl pi", _items_of_128),
     _Family("sign_rebuild", "sign_rebuild.cu", DTYPES, "ppl", _rebuild_of(8)),
+    _Family("codebook_apply", "codebooks.cu", OUT_DTYPES, "pl pl pi", _items_of_256),
+    _Family("codebook_rebuild", "codebooks.cu", DTYPES, "ppl", _rebuild_of(8)),
     _Family("sparse_tiles", "sparse_tiles.cu", _TILES, "pl pl i pi i", _sparse_tiles),
     _Family(
         "sparse_tiles_scalar",

@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
-from tsugiki_kernels.cuda import low_rank, records, sign, sparse
+from tsugiki_kernels.cuda import codebooks, low_rank, records, sign, sparse
 from tsugiki_kernels.cuda.launcher import Launcher
 from tsugiki_kernels.cuda.sparse_forms import in_tiles
 from tsugiki_kernels.cuda.work_list import ResidentPart, WorkList
-from tsugiki_kernels.deltas import Delta, LowRankDelta, SignDelta, SparseDelta
+from tsugiki_kernels.deltas import CodebookDelta, Delta, LowRankDelta, SignDelta, SparseDelta
 
 Apply = Callable[[Launcher, Tensor, Tensor, WorkList, Tensor, Tensor], None]
 Rebuild = Callable[[Launcher, Tensor, ResidentPart, Tensor], None]
@@ -59,6 +59,12 @@ def _pack_sign(delta: SignDelta) -> Packing:
     )
 
 
+def _pack_codebooks(delta: CodebookDelta) -> Packing:
+    return Packing(
+        codebooks.pack(delta), lambda offset, at, bias: codebooks.record(delta, offset, at, bias)
+    )
+
+
 def _pack_sparse(delta: SparseDelta) -> Packing:
     """Tiles read the kept columns where they are, for other variants share them; rows have places
     of their own, packed on the host."""
@@ -77,4 +83,16 @@ LOW_RANK = Form(
 )
 SIGN = Form(records.SignPart, _pack_sign, sign.resident, sign.apply, sign.reconstruct)
 SPARSE = Form(records.SparsePart, _pack_sparse, sparse.resident, sparse.apply, sparse.reconstruct)
-_FORMS: dict[type[Delta], Form] = {LowRankDelta: LOW_RANK, SignDelta: SIGN, SparseDelta: SPARSE}
+CODEBOOKS = Form(
+    records.CodebookPart,
+    _pack_codebooks,
+    codebooks.resident,
+    codebooks.apply,
+    codebooks.reconstruct,
+)
+_FORMS: dict[type[Delta], Form] = {
+    LowRankDelta: LOW_RANK,
+    SignDelta: SIGN,
+    SparseDelta: SPARSE,
+    CodebookDelta: CODEBOOKS,
+}

@@ -85,3 +85,22 @@ class SparsePart(ctypes.Structure):
         ("zero", _F32),
         ("gain", _F32),
     )
+
+
+class CodebookPart(ctypes.Structure):
+    """src/codebooks.cu: CodebookPart."""
+
+    _fields_: ClassVar[Fields] = (
+        ("codes", _PTR),
+        ("values", _PTR),
+        ("step", _PTR),
+        ("bias", Bias),
+        ("offset", _I32),
+        ("outputs", _I32),
+        ("inputs", _I32),
+        ("groups", _I32),
+        ("bits", _I32),
+        ("is_base", _I32),
+        ("gain", _F32),
+        ("unused", _I32),
+    )

@@ -19,7 +19,7 @@ from tsugiki_kernels.cuda.kinds import Form, Packing, form_of
 from tsugiki_kernels.cuda.region import Region
 from tsugiki_kernels.cuda.upload import Uploader
 from tsugiki_kernels.cuda.work_list import ResidentPart
-from tsugiki_kernels.deltas import Bias, CodedBias, Delta, Placed, SparseDelta
+from tsugiki_kernels.deltas import Bias, CodebookDelta, CodedBias, Delta, Placed, SparseDelta
 from tsugiki_kernels.extent import Extent
 from tsugiki_kernels.formulas import own_tensors, with_tensors
 from tsugiki_kernels.interface import Staged, StagedLinears
@@ -47,7 +47,7 @@ class CudaStaged:
     source: StagedParts  # what the formulas compute: the other parts
     biases: tuple[PlacedBias, ...]
     region: Region
-    columns: tuple[Tensor, ...]  # kept alive: it shares them with others
+    shared: tuple[Tensor, ...]  # kept alive: kept columns, index maps
 
     def of(self, form: Form) -> list[ResidentPart]:
         """Its parts of this form, their records where they are now."""
@@ -167,8 +167,17 @@ def _staged(
             if delta.bias is not None
         ),
         region=region,
-        columns=tuple(delta.columns for delta in deltas if isinstance(delta, SparseDelta)),
+        shared=tuple(_shared(deltas)),
     )
+
+
+def _shared(deltas: Iterable[Delta]) -> Iterator[Tensor]:
+    for delta in deltas:
+        match delta:
+            case SparseDelta(columns=columns):
+                yield columns
+            case CodebookDelta(index=index):
+                yield index.codes
 
 
 def _moved(placed: Placed, there: Extent) -> Placed:
