@@ -1,4 +1,4 @@
-"""What each delta means, in plain torch, written to be read.
+"""What each delta means, and attention, in plain torch, written to be read.
 
 Owns: the formulas of the reference. Arithmetic is float32. Knows nothing of backends.
 """
@@ -166,3 +166,21 @@ def _sparse_product(x: Tensor, delta: SparseDelta) -> Tensor:
     gathered = x[:, delta.columns.long()]  # [rows, tiles, kept]
     tile_sums = torch.einsum("ntk,tkr->ntr", gathered, sparse_values(delta))
     return tile_sums.flatten(1)[:, : delta.shape[0]] * row_steps(delta)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
+    """`KernelBackend.paged_attention` of one sequence; float32, in the shape of q.
+
+    q: [rows, heads, dim], its newest rows; k, v: [context, kv_heads, dim], all of them.
+    """
+    rows, heads, dim = q.shape
+    context, kv_heads, _ = k.shape
+    grouped = q.float().view(rows, kv_heads, heads // kv_heads, dim)
+    scores = scale * torch.einsum("rkgd,ckd->kgrc", grouped, k.float())
+    key = torch.arange(context, device=q.device)
+    position = key[context - rows :, None]
+    hidden = key > position
+    if window is not None:
+        hidden |= key <= position - window
+    weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+    return torch.einsum("kgrc,ckd->rkgd", weights, v.float()).reshape(rows, heads, dim)

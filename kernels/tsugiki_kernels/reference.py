@@ -15,19 +15,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tsugiki_kernels import sampling
-from tsugiki_kernels.check import (
-    check_codebook_weight,
-    check_lattice_weight,
-    check_linear,
-    check_own,
-    check_parts,
-    check_spans,
-)
+from tsugiki_kernels.check import check_linear, check_own, check_spans
+from tsugiki_kernels.check_deltas import check_parts
+from tsugiki_kernels.check_weights import check_codebook_weight, check_lattice_weight
 from tsugiki_kernels.codebooks import CodebookWeight, looked_up
 from tsugiki_kernels.delta_table import StagedDeltas, StagedTable, TableShape, by_kind
 from tsugiki_kernels.deltas import Delta, Placed
 from tsugiki_kernels.extent import Extent
-from tsugiki_kernels.formulas import bias_values, dense_weight, own_tensors, product, with_tensors
+from tsugiki_kernels.formulas import (
+    attend,
+    bias_values,
+    dense_weight,
+    own_tensors,
+    product,
+    with_tensors,
+)
 from tsugiki_kernels.interface import (
     Activation,
     Allocate,
@@ -274,7 +276,7 @@ class ReferenceBackend(KernelBackend):
             rows = slice(starts[s], starts[s + 1])
             blocks = where.block_tables[s, : -(-context // where.block_size)].long()
             k, v = (side[blocks].transpose(1, 2).flatten(0, 1)[:context] for side in cache)
-            out[rows] = _attend(q[rows], k, v, scale, window).to(q.dtype)
+            out[rows] = attend(q[rows], k, v, scale, window).to(q.dtype)
 
     def sample(self, logits: Tensor, draws: Draws) -> Tensor:
         """See KernelBackend.sample."""
@@ -283,21 +285,6 @@ class ReferenceBackend(KernelBackend):
     def logprobs(self, logits: Tensor, rows: Tensor, token_ids: Tensor, width: int) -> Logprobs:
         """See KernelBackend.logprobs."""
         return sampling.logprobs(logits, rows, token_ids, width)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
-    """q [rows, heads, dim], newest of k, v [context, kv_heads, dim] -> float32 like q."""
-    rows, heads, dim = q.shape
-    context, kv_heads, _ = k.shape
-    grouped = q.float().view(rows, kv_heads, heads // kv_heads, dim)
-    scores = scale * torch.einsum("rkgd,ckd->kgrc", grouped, k.float())
-    key = torch.arange(context, device=q.device)
-    position = key[context - rows :, None]
-    hidden = key > position
-    if window is not None:
-        hidden |= key <= position - window
-    weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
-    return torch.einsum("kgrc,ckd->rkgd", weights, v.float()).reshape(rows, heads, dim)
 
 
 def _moved(placed: Placed, extent: Extent) -> Placed:

@@ -19,7 +19,7 @@ from tsugiki.compress.progress import Progress
 from tsugiki.compress.reconstruct import open_variant
 from tsugiki.errors import CompressionRefused, InvalidArtifact, Unsupported
 from tsugiki.model.base_form import lattice_kernels
-from tsugiki_kernels.check import check_delta
+from tsugiki_kernels.check_deltas import check_delta
 from tsugiki_kernels.deltas import LowRankDelta, Placed
 from tsugiki_kernels.reference import ReferenceBackend
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.kernels.deltas import dense, low_rank, sign, sparse
-from tsugiki_kernels.check import check_delta
+from tsugiki_kernels.check_deltas import check_delta
 from tsugiki_kernels.cpu.backend import CpuBackend
 from tsugiki_kernels.deltas import CodedBias, Delta, Placed
 from tsugiki_kernels.errors import BadArgument

@@ -25,7 +25,7 @@ from tsugiki.errors import CompressionRefused, InvalidArtifact, Unsupported
 from tsugiki.model.base_form import codebook_kernels
 from tsugiki.model.loader import load_base
 from tsugiki.model.sketched import SketchSettings
-from tsugiki_kernels.check import check_delta
+from tsugiki_kernels.check_deltas import check_delta
 from tsugiki_kernels.codebooks import CodebookWeight, looked_up
 from tsugiki_kernels.cpu.backend import CpuBackend
 from tsugiki_kernels.deltas import Placed

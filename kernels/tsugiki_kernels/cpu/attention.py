@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from tsugiki_kernels.check import ACTIVATIONS, check_strided
+from tsugiki_kernels.cpu.parts import DTYPES
 from tsugiki_kernels.cpu.program import Operation
-from tsugiki_kernels.cpu.staging import DTYPES
 from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.operands import AttentionBatch
 

@@ -28,11 +28,10 @@ from tsugiki_kernels.cpu import linear as dense
 from tsugiki_kernels.cpu import weight as packed
 from tsugiki_kernels.cpu.deltas import own
 from tsugiki_kernels.cpu.program import Operation, Program, Step, run
-from tsugiki_kernels.cpu.records import AddBiases, Draw
+from tsugiki_kernels.cpu.records import Draw
 from tsugiki_kernels.cpu.table import CpuTable, collect
 from tsugiki_kernels.delta_table import TableShape, by_kind
 from tsugiki_kernels.deltas import Delta, Placed
-from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.interface import (
     Activation,
     Allocate,
@@ -189,16 +188,7 @@ class CpuBackend(KernelBackend):
         Raises:
             BadArgument: fewer rows than the parts have.
         """
-        linear = own(staged)
-        if not linear.has_bias:
-            return None
-        if rows < linear.width:
-            raise BadArgument(f"rows: expected at least {linear.width}, found {rows}")
-        total = torch.zeros(rows)
-        part_bytes = ctypes.sizeof(staging.RECORDS[linear.kind])
-        call = AddBiases(linear.address, part_bytes, total.data_ptr())
-        run(self._library, Operation("tsugiki_bias", call))
-        return total
+        return deltas.bias(self._library, own(staged), rows)
 
     def linear(
         self,

@@ -11,9 +11,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tsugiki_kernels.check import check_codebook_weight, check_on_cpu, check_spans, check_tensor
+from tsugiki_kernels.check import check_on_cpu, check_spans, check_tensor
+from tsugiki_kernels.check_weights import check_codebook_weight
 from tsugiki_kernels.codebooks import CodebookWeight
-from tsugiki_kernels.cpu import records, staging
+from tsugiki_kernels.cpu import parts, records
 from tsugiki_kernels.cpu.deltas import activations, check_strides
 from tsugiki_kernels.cpu.program import Operation
 from tsugiki_kernels.cpu.records import PLAIN_BITS, Activations, CodebookPart, Fields
@@ -82,7 +83,7 @@ def changed(base: Operation, delta: Operation) -> Operation | None:
 
 def _record(weight: CodebookWeight, bias: Tensor | None) -> CodebookPart:
     added = records.Bias() if bias is None else records.Bias(bias.data_ptr(), 1.0, PLAIN_BITS)
-    return staging.codebooks(
+    return parts.codebooks(
         (0, weight.shape[0], added),
         weight.index,
         gain=1.0,

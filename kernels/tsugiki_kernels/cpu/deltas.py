@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from tsugiki_kernels.check import ACTIVATIONS, check_own, check_spans
-from tsugiki_kernels.cpu.program import Operation
-from tsugiki_kernels.cpu.records import Apply, Reconstruct
-from tsugiki_kernels.cpu.staging import DTYPES, CpuStaged
+from tsugiki_kernels.cpu.parts import DTYPES, RECORDS
+from tsugiki_kernels.cpu.program import Operation, run
+from tsugiki_kernels.cpu.records import AddBiases, Apply, Reconstruct
+from tsugiki_kernels.cpu.staging import CpuStaged
 from tsugiki_kernels.cpu.table import CpuTable
 from tsugiki_kernels.deltas import (
     CodebookDelta,
@@ -165,3 +166,19 @@ def check_reconstruct(base: Tensor, out: Tensor, linear: CpuStaged) -> None:
     for name, tensor in (("base", base), ("out", out)):
         if not tensor.is_contiguous() or tensor.device.type != "cpu":
             raise BadArgument(f"{name}: expected a contiguous tensor on cpu")
+
+
+def bias(library: ctypes.CDLL, linear: CpuStaged, rows: int) -> Tensor | None:
+    """See KernelBackend.bias.
+
+    Raises:
+        BadArgument: fewer rows than the parts have.
+    """
+    if not linear.has_bias:
+        return None
+    if rows < linear.width:
+        raise BadArgument(f"rows: expected at least {linear.width}, found {rows}")
+    total = torch.zeros(rows)
+    part_bytes = ctypes.sizeof(RECORDS[linear.kind])
+    run(library, Operation("tsugiki_bias", AddBiases(linear.address, part_bytes, total.data_ptr())))
+    return total

@@ -14,7 +14,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tsugiki_kernels.check import check_lattice_weight, check_on_cpu, check_spans, check_tensor
+from tsugiki_kernels.check import check_on_cpu, check_spans, check_tensor
+from tsugiki_kernels.check_weights import check_lattice_weight
 from tsugiki_kernels.cpu.deltas import activations, check_strides
 from tsugiki_kernels.cpu.program import Operation
 from tsugiki_kernels.cpu.records import Activations, Fields

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from tsugiki_kernels.check import check_linear, check_on_cpu
+from tsugiki_kernels.cpu.parts import DTYPES
 from tsugiki_kernels.cpu.program import Operation
 from tsugiki_kernels.cpu.records import Fields
-from tsugiki_kernels.cpu.staging import DTYPES, CpuStaged
+from tsugiki_kernels.cpu.staging import CpuStaged
 from tsugiki_kernels.deltas import SignDelta, SparseDelta
 from tsugiki_kernels.interface import Span
 

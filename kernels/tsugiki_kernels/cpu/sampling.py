@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from tsugiki_kernels.cpu.parts import DTYPES
 from tsugiki_kernels.cpu.records import Fields
-from tsugiki_kernels.cpu.staging import DTYPES
 from tsugiki_kernels.operands import Draws, Logprobs
 from tsugiki_kernels.sampling import check_draws, check_rows, check_tokens
 

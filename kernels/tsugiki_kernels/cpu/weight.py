@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from tsugiki_kernels.check import ACTIVATIONS, check_column, check_on_cpu, check_tensor
+from tsugiki_kernels.cpu.parts import DTYPES
 from tsugiki_kernels.cpu.program import Operation
 from tsugiki_kernels.cpu.records import Fields
-from tsugiki_kernels.cpu.staging import DTYPES
 from tsugiki_kernels.errors import BadArgument
 
 GROUP = 16  # outputs

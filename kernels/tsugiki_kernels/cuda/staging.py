@@ -13,7 +13,8 @@ from itertools import accumulate, chain
 import torch
 from torch import Tensor
 
-from tsugiki_kernels.check import check_own, check_parts
+from tsugiki_kernels.check import check_own
+from tsugiki_kernels.check_deltas import check_parts
 from tsugiki_kernels.cuda import records
 from tsugiki_kernels.cuda.kinds import Form, Packing, form_of
 from tsugiki_kernels.cuda.region import Region
@@ -87,7 +88,7 @@ def stage_all(
     """Check, pack, copy into one extent on the device with the records in front.
 
     Raises:
-        BadArgument: see check.check_parts and Extent.
+        BadArgument: see check_deltas.check_parts and Extent.
     """
     with uploader:  # from the first look at kept columns on: they may not move meanwhile
         for parts in linears:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tsugiki.errors import UnsupportedModel
 from tsugiki.model.stored_form import Read, settings_of
-from tsugiki_kernels.check import check_codebook_weight
+from tsugiki_kernels.check_weights import check_codebook_weight
 from tsugiki_kernels.codebooks import INDEX_BITS, CodebookWeight, IndexMap, looked_up
 from tsugiki_kernels.errors import BadArgument
 
