@@ -65,7 +65,7 @@ def _one_hot(codes: Tensor, groups: int, entries: int) -> list[Tensor]:
 
 
 def _parts(values: Tensor, cells: list[Tensor]) -> tuple[Tensor, ...]:
-    return values.split([cell.shape[2] for cell in cells], dim=1)
+    return tuple(torch.split(values, [cell.shape[2] for cell in cells], dim=1))
 
 
 def _between_cells(cells: list[Tensor], gram: Tensor) -> Tensor:
