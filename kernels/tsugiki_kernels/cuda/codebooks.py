@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tsugiki_kernels.check import check_codebook_weight, check_spans, check_tensor
+from tsugiki_kernels.check import check_spans, check_tensor
+from tsugiki_kernels.check_weights import check_codebook_weight
 from tsugiki_kernels.codebooks import CodebookWeight, IndexMap
 from tsugiki_kernels.cuda import records
 from tsugiki_kernels.cuda.arguments import check_apply, check_rebuild, dtype_name, out_name
