@@ -12,11 +12,14 @@ from tsugiki.codecs import artifact
 from tsugiki.codecs.base import ModuleStats, Packed, PlacedPacked
 from tsugiki.codecs.caldera import CODEC, unpacked
 from tsugiki.codecs.masks import MaskCache
+from tsugiki.codecs.retune import TRAINABLE
 from tsugiki.compress.decompress import decompress
 from tsugiki.compress.job import CompressJob
 from tsugiki.compress.pipeline import compress
 from tsugiki.compress.progress import Progress
 from tsugiki.compress.reconstruct import open_variant
+from tsugiki.compress_base.caldera import Settings
+from tsugiki.compress_base.caldera_job import CalderaBaseJob, caldera_base
 from tsugiki.errors import CompressionRefused, InvalidArtifact, Unsupported
 from tsugiki.model.base_form import lattice_kernels
 from tsugiki_kernels.check_deltas import check_delta
@@ -171,6 +174,22 @@ def test_factors_of_one_of_the_fused_linears_leave_the_others_theirs(
     assert all(unpacked(packed).rank == 8 for packed in kept.values())
 
 
+def test_a_base_without_factors_of_its_own_has_slots_too(
+    tiny_base: Path,
+    tiny_tuned: Path,
+    tmp_path: Path,
+    oracle: Callable[[Path], Tensor],
+    served: Callable[..., Tensor],
+) -> None:
+    base, file, checkpoint = (tmp_path / name for name in ("base", "v.safetensors", "decompressed"))
+    caldera_base(CalderaBaseJob(tiny_base, base, Settings(rank=0)), QUIET)
+    compress(CompressJob("caldera", base, tiny_tuned, file, {"rank": 4}), QUIET)
+    decompress(open_variant(file, str(base), tmp_path), checkpoint, torch.float32, QUIET)
+    found = served(base, file)
+    assert torch.allclose(found, oracle(checkpoint), atol=1e-4)
+    assert not torch.allclose(found, served(base), atol=0.1)
+
+
 def test_a_dense_base_has_no_backbone(tiny_base: Path, tiny_tuned: Path, tmp_path: Path) -> None:
     arguments = ["compress", "caldera", "--base", str(tiny_base), "--tuned", str(tiny_tuned)]
     assert main([*arguments, "--out", str(tmp_path / "y.safetensors")]) == 1
@@ -182,3 +201,19 @@ def test_kernels_without_lattices_refuse_the_base() -> None:
 
     with pytest.raises(Unsupported, match="the bare kernels cannot read a CALDERA base"):
         lattice_kernels(Bare())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bits", [4, 16])
+def test_repair_trains_the_factors_and_keeps_their_bytes(bits: int) -> None:
+    backbone, packed = refitted(bits)
+    change = TRAINABLE["caldera"](packed, torch.float32)
+    assert not bool(change(random(3, 64, seed=6)).any())
+    with torch.no_grad():
+        for parameter in change.kinds().values():
+            parameter += 0.3 * random(*parameter.shape, seed=7)
+    again = change.pack()
+    assert again.nbytes == packed.nbytes
+    moved = CODEC.effective(backbone, again).weight - CODEC.effective(backbone, packed).weight
+    x = random(3, 64, seed=8)
+    worst = {4: 0.2, 16: 2e-3}[bits]
+    assert float((x @ moved.T - change(x)).norm() / change(x).norm()) < worst

@@ -17,7 +17,8 @@ from tsugiki.compress.progress import Progress
 from tsugiki.compress.reconstruct import open_variant
 from tsugiki.distill.trainer import TrainingPlan, schedule
 from tsugiki.errors import ConfigError
-from tsugiki.tune.sketch import SketchTuneJob, SketchTunePlan, Tuned, tune_sketch
+from tsugiki.tune.compressed import Tuned, TuneJob
+from tsugiki.tune.sketch import SketchTunePlan, tune_sketch
 from tsugiki.tune.sketched_linear import LookedUpProduct
 
 QUIET = Progress(quiet=True)
@@ -67,7 +68,7 @@ Tune = Callable[..., Tuned]
 def tune(sketched_base: Path, data: Path, tmp_path: Path) -> Tune:
     def run(name: str, progress: Progress = QUIET, **options: Any) -> Tuned:
         out = tmp_path / f"{name}.safetensors"
-        job = SketchTuneJob(sketched_base, data, out, tmp_path, dtype=torch.float32)
+        job = TuneJob(sketched_base, data, out, tmp_path, dtype=torch.float32)
         return tune_sketch(replace(job, **options), PLAN, progress)
 
     return run
@@ -118,11 +119,11 @@ def test_checkpointing_changes_memory_and_no_loss(tune: Tune) -> None:
 
 
 def test_a_dense_base_cannot_be_tuned_so(tiny_base: Path, data: Path, tmp_path: Path) -> None:
-    job = SketchTuneJob(tiny_base, data, tmp_path / "x.safetensors", tmp_path)
+    job = TuneJob(tiny_base, data, tmp_path / "x.safetensors", tmp_path)
     with pytest.raises(ConfigError, match="compress-base sketch"):
         tune_sketch(job, PLAN, QUIET)
     with pytest.raises(ConfigError, match="does not exist"):
-        SketchTuneJob(tiny_base, data, tmp_path / "no" / "x.safetensors", tmp_path)
+        TuneJob(tiny_base, data, tmp_path / "no" / "x.safetensors", tmp_path)
 
 
 def test_the_command_writes_a_variant(
@@ -132,5 +133,5 @@ def test_the_command_writes_a_variant(
     command = ["tune", "sketch", "--base", str(sketched_base), "--data", str(data)]
     flags = ["--out", str(out), "--steps", "1", "--held-out", "2", "--value-bits", "4"]
     assert main([*command, *flags]) == 0
-    assert "codebook entries" in capsys.readouterr().out
+    assert "trained parameters" in capsys.readouterr().out
     assert main([*command, *flags, "--learning-rate", "0"]) == 1

@@ -16,7 +16,7 @@ from tsugiki.codecs.base import Dense, ModuleStats, Options, Packed, Part, Place
 from tsugiki.codecs.checks import check_linear, check_parts
 from tsugiki.codecs.delta_codec import DeltaCodec
 from tsugiki.codecs.factors import FACTOR_BITS, Factors, factor_parts
-from tsugiki.codecs.low_rank_fit import fit
+from tsugiki.codecs.low_rank_fit import damped, fit
 from tsugiki.codecs.masks import Masks
 from tsugiki.codecs.options import integer, only
 from tsugiki.codecs.quantize import difference
@@ -26,7 +26,6 @@ from tsugiki_kernels.deltas import LowRankDelta
 STORED = ("rank", "factor_bits")
 DEFAULTS = {"rank": 32, "factor_bits": 4}
 NOTHING: Options = {"rank": 0}  # a module that leaves the base's factors in their place
-DAMPING = 0.1  # of the mean diagonal of the Gram matrix, added to it
 
 
 class Caldera(DeltaCodec):
@@ -109,10 +108,13 @@ class Caldera(DeltaCodec):
                 f"module {part.packed.name!r} holds factors for a lattice backbone, but this base "
                 "has none: serve it on the base that `tsugiki compress-base caldera` wrote"
             )
-        if not part.packed.tensors:
-            own = part.factors
-            return LowRankDelta(own.a, own.b, own.scale, part.bias)
-        return factors.low_rank_delta(unpacked(part.packed), dtype, part.bias)
+        if part.packed.tensors:
+            return factors.low_rank_delta(unpacked(part.packed), dtype, part.bias)
+        own = part.factors
+        if not len(own.a):  # kernels want a rank
+            nothing = Factors(torch.zeros(len(own.b), 1), torch.zeros(1, own.a.shape[1]))
+            return factors.low_rank_delta(nothing, dtype, part.bias)
+        return LowRankDelta(own.a, own.b, own.scale, part.bias)
 
     def rows_to_reconstruct(self, packed_options: Options, dtype: torch.dtype) -> int | None:
         """Two thin products stay cheaper than a rebuilt weight at every length."""
@@ -146,11 +148,10 @@ def _bits(options: Options) -> int:
 
 
 def _metric(stats: ModuleStats | None, width: int) -> Tensor:
-    """The damped Gram matrix of the inputs, of mean diagonal 1 before damping."""
+    """What an error of each column costs; the same for all without calibration."""
     if stats is None:
         return torch.eye(width)
-    gram = torch.diag(stats.second_moment) if stats.gram is None else stats.gram
-    return gram / gram.diagonal().mean() + DAMPING * torch.eye(width)
+    return damped(torch.diag(stats.second_moment) if stats.gram is None else stats.gram)
 
 
 CODEC = Caldera()

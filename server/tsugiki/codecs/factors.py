@@ -72,6 +72,11 @@ def read(tensors: Mapping[str, Tensor], shape: tuple[int, int], bits: int) -> Fa
     )
 
 
+def empty(shape: tuple[int, int]) -> Factors:
+    """Factors of rank 0."""
+    return Factors(torch.zeros(shape[0], 0), torch.zeros(0, shape[1]))
+
+
 def low_rank_delta(factors: Factors, dtype: torch.dtype, bias: Tensor | None) -> LowRankDelta:
     """What kernels read: factors in the dtype of activations."""
     return LowRankDelta(factors.right.to(dtype), factors.left.to(dtype), 1.0, bias)

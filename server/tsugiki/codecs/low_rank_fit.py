@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tsugiki.codecs.factors import Factors, rounded
 
+DAMPING = 0.1  # of the mean diagonal, added to it; 0.01 left 1 to 4 % more error on other text
 SWEEPS = 4  # of the alternation between the two factors
 RIDGE = 1e-6  # relative: what keeps small systems solvable when a vector rounds to nothing
 
@@ -41,6 +42,12 @@ def fit(target: Tensor, gram: Tensor, rank: int, bits: int, sweeps: int = SWEEPS
     if best is None:
         raise ValueError("sweeps must be at least 1")
     return best
+
+
+def damped(gram: Tensor, damping: float = DAMPING) -> Tensor:
+    """A Gram matrix [in, in] scaled to a mean diagonal of 1, and made positive definite."""
+    scale = float(gram.diagonal().mean()) or 1.0
+    return gram / scale + damping * torch.eye(len(gram))
 
 
 def regression(target: Tensor, gram: Tensor, rank: int) -> Factors:

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tsugiki.codecs import bitdelta, deltadq
+from tsugiki.codecs import bitdelta, caldera, deltadq
 from tsugiki.codecs.base import Packed
+from tsugiki.codecs.factors import Factors
 from tsugiki.codecs.options import LARGEST_FLOAT16
 from tsugiki.codecs.quantize import pack_bias, stored_bias
 from tsugiki.codecs.saten_retune import SatenChange
@@ -63,10 +64,13 @@ class ScaledChange(TrainableChange):
 class LowRankChange(TrainableChange):
     """scale (x A'^T B'^T - x A^T B^T), A' = A + u a and B' = B + v b."""
 
-    def __init__(self, packed: Packed, dtype: torch.dtype) -> None:
+    def __init__(
+        self, packed: Packed, a: Tensor, b: Tensor, scale: float, dtype: torch.dtype
+    ) -> None:
+        """`a` [rank, in] and `b` [out, rank]: the factors as they are stored, float32."""
         super().__init__()
-        self._packed = packed
-        self._a, self._b = (packed.tensors[part].float() for part in ("a", "b"))
+        self._packed, self._scale = packed, scale
+        self._a, self._b = a, b
         self._units = unit(self._a), unit(self._b)
         self._dtype = dtype
         self.low_rank_a = nn.Parameter(torch.zeros_like(self._a))
@@ -78,7 +82,21 @@ class LowRankChange(TrainableChange):
             F.linear(F.linear(x, a.to(self._dtype)), b.to(self._dtype))
             for a, b in (self._factors(), (self._a, self._b))
         )
-        return (now - before) * float(self._packed.options["scale"])
+        return (now - before) * self._scale
+
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        return (
+            self._a + self._units[0] * self.low_rank_a,
+            self._b + self._units[1] * self.low_rank_b,
+        )
+
+
+class LoraChange(LowRankChange):
+    """Of an adapter: its factors in the dtype that they had."""
+
+    def __init__(self, packed: Packed, dtype: torch.dtype) -> None:
+        a, b = (packed.tensors[part].float() for part in ("a", "b"))
+        super().__init__(packed, a, b, float(packed.options["scale"]), dtype)
 
     @torch.no_grad()
     def pack(self) -> Packed:
@@ -88,11 +106,20 @@ class LowRankChange(TrainableChange):
         a, b = (value.clamp(-largest, largest).to(dtype) for value in self._factors())
         return replace(self._packed, tensors={"a": a, "b": b})
 
-    def _factors(self) -> tuple[Tensor, Tensor]:
-        return (
-            self._a + self._units[0] * self.low_rank_a,
-            self._b + self._units[1] * self.low_rank_b,
-        )
+
+class CalderaChange(LowRankChange):
+    """Of the factors on a backbone: rounded to as many bits as before."""
+
+    def __init__(self, packed: Packed, dtype: torch.dtype) -> None:
+        stored = caldera.unpacked(packed)
+        super().__init__(packed, stored.right, stored.left, 1.0, dtype)
+
+    @torch.no_grad()
+    def pack(self) -> Packed:
+        """See `TrainableChange.pack`."""
+        right, left = self._factors()
+        bits = int(self._packed.options["factor_bits"])
+        return caldera.pack(Factors(left, right), bits, self._packed.name)
 
 
 def _deltadq(packed: Packed, dtype: torch.dtype) -> TrainableChange:
@@ -111,6 +138,7 @@ def _bitdelta(packed: Packed, dtype: torch.dtype) -> TrainableChange:
 TRAINABLE: Mapping[str, Callable[[Packed, torch.dtype], TrainableChange]] = {
     "deltadq": _deltadq,
     "bitdelta": _bitdelta,
-    "lora": LowRankChange,
+    "caldera": CalderaChange,
+    "lora": LoraChange,
     "saten": SatenChange,
 }

@@ -217,7 +217,7 @@ def _kept_factors(names: list[str], destination: Destination) -> list[Placed]:
     fused = layout.linears[names[0]].fused
     left = [n for n, part in layout.linears.items() if part.fused == fused and n not in names]
     kept = ((layout.linears[name].offset, destination.factors_of(name)) for name in left)
-    return [Placed(offset, own) for offset, own in kept if own is not None]
+    return [Placed(offset, own) for offset, own in kept if own is not None and len(own.a)]
 
 
 def _vectors(artifact: Artifact, target: _Target) -> list[str]:

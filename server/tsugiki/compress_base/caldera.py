@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 from tsugiki.codecs.factors import Factors
-from tsugiki.codecs.low_rank_fit import fit
+from tsugiki.codecs.low_rank_fit import DAMPING, damped, fit
 from tsugiki.compress_base.ldlq import block_factor, sweep
 from tsugiki.errors import CompressionRefused
 from tsugiki_kernels.hadamard import rotation_of
 from tsugiki_kernels.lattice import GROUP, LatticeWeight
 
 ITERATIONS = 6
-DAMPING = 0.1  # of the mean diagonal of the Gram matrix, added to it
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +49,7 @@ class Metric:
 
     def __init__(self, gram: Tensor, damping: float = DAMPING) -> None:
         """`gram`: the mean of x x^T, float32 [in, in]."""
-        scale = float(gram.diagonal().mean()) or 1.0
-        self.gram = gram / scale + damping * torch.eye(len(gram))
+        self.gram = damped(gram, damping)
         self.rotation = rotation_of(len(gram))
         turned = self.rotation.apply(self.rotation.apply(self.gram).T.contiguous())
         self.factor = block_factor((turned + turned.T) / 2)

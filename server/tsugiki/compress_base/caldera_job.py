@@ -22,11 +22,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tsugiki.codecs.factors import stored
+from tsugiki.codecs.low_rank_fit import DAMPING
 from tsugiki.compress.checkpoint_writer import new_directory, write_config, write_tensors
 from tsugiki.compress.job import OpenedBase, open_base
 from tsugiki.compress.progress import Progress
 from tsugiki.compress_base.base import CalibrationText, copy_text_side, layer_weights, open_walk
-from tsugiki.compress_base.caldera import DAMPING, Decomposed, Metric, Settings, decompose
+from tsugiki.compress_base.caldera import Decomposed, Metric, Settings, decompose
 from tsugiki.compress_base.layers import LayerWalk
 from tsugiki.errors import CompressionRefused, ConfigError
 from tsugiki.model.caldera import CODES, KEY, RESIDUAL, SCALES, CalderaSettings

@@ -136,11 +136,11 @@ class LatticeForm:
         kernels: KernelBackend,
         bias: Tensor | None = None,
     ) -> None:
-        """`factors`: the base's own, by the first output of the linear; none with rank 0."""
+        """`factors`: the base's own, by the first output of the linear; they may have rank 0."""
         self.weight = weight
         self.bias = bias
         self.factors = factors
-        placed = [Placed(offset, delta) for offset, delta in factors.items()]
+        placed = [Placed(at, delta) for at, delta in factors.items() if len(delta.a)]
         self.own = kernels.stage(placed) if placed else None
 
     @property

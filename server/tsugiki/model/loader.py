@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tsugiki.codecs.base import Layout
-from tsugiki.codecs.factors import Factors, low_rank_delta
+from tsugiki.codecs.factors import Factors, empty, low_rank_delta
 from tsugiki.errors import ConfigError, Unsupported, UnsupportedModel
 from tsugiki.model.architecture import Architecture, read_architecture
 from tsugiki.model.base_form import (
@@ -252,9 +252,8 @@ class _Reader:
         """The factors of fused linears by their first output, in the dtype of activations."""
         offsets = accumulate((rows for rows, _ in shapes), initial=0)
         return {
-            at: low_rank_delta(found, self._dtype, None)
-            for at, found in zip(offsets, slots, strict=False)
-            if found is not None
+            at: low_rank_delta(found or empty(shape), self._dtype, None)
+            for at, shape, found in zip(offsets, shapes, slots, strict=False)
         }
 
     def _packed(self, names: list[str], shape: tuple[int, ...]) -> Tensor:
