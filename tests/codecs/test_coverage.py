@@ -47,6 +47,11 @@ def zeroed(packed: Packed) -> list[Packed]:
         disjoint["b"][:, :1] = 0
         zero_b = with_parts(packed, b=torch.zeros_like(parts["b"]))
         return [zero_b, with_options(packed, scale=0.0), with_parts(packed, **disjoint)]
+    if packed.codec == "saten":
+        scaled = [f"{of}_steps" if f"{of}_steps" in parts else f"{of}s" for of in ("core", "value")]
+        nothing = {name: torch.zeros_like(parts[name]) for name in scaled}
+        gains = with_options(packed, core_gain=0.0, value_gain=0.0)
+        return [gains, with_parts(packed, **nothing)]
     return [with_parts(packed, values=torch.zeros_like(parts["values"]))]
 
 

@@ -15,6 +15,7 @@ ROWS, COLUMNS = 40, 64
 OPTIONS: dict[str, dict[str, Any]] = {
     "deltadq": {"alpha": 4, "bits": 2, "group_size": 4, "rows_per_step": 16, "bias_bits": 8},
     "bitdelta": {"bias_bits": 8},
+    "caldera": {"rank": 5, "factor_bits": 16},
     "lora": {"rank": 5},
     "saten": {"rank": 5, "density": 0.1, "core_bits": 16, "value_bits": 16},
 }

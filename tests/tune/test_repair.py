@@ -155,7 +155,9 @@ def test_a_file_without_trainable_linears_is_refused(tiny_base: Path, tmp_path: 
     out = tmp_path / "norm.safetensors"
     compress(CompressJob("bitdelta", tiny_base, tmp_path / "tuned", out), QUIET)
     opened = open_variant(out, str(tiny_base), tmp_path)
-    with pytest.raises(Unsupported, match="codecs that can: deltadq, bitdelta, lora"):
+    with pytest.raises(
+        Unsupported, match="codecs that can: deltadq, bitdelta, caldera, lora, saten"
+    ):
         make_student(opened, torch.float32)
 
 
