@@ -3,15 +3,12 @@
 from pathlib import Path
 
 import pytest
-import torch
 
-from tsugiki.compress.checkpoint_writer import write_text_side, write_weights
+from tests.compressed_base import written_dense
 from tsugiki.compress.progress import Progress
 from tsugiki.compress_base.base import CalibrationText
 from tsugiki.compress_base.caldera import Settings
 from tsugiki.compress_base.caldera_job import CalderaBaseJob, caldera_base
-from tsugiki.model.checkpoint import open_checkpoint
-from tsugiki.model.stored_form import dense_config
 
 QUIET = Progress(quiet=True)
 
@@ -31,26 +28,10 @@ def caldera_directory(
 @pytest.fixture(scope="session")
 def dense_copy(caldera_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """That base as an ordinary float32 checkpoint."""
-    return _written(caldera_directory, tmp_path_factory.mktemp("dense"), noise=0.0)
+    return written_dense(caldera_directory, tmp_path_factory.mktemp("dense"), noise=0.0)
 
 
 @pytest.fixture(scope="session")
 def tuned_copy(caldera_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dense fine-tune of it: every linear and norm moved a little."""
-    return _written(caldera_directory, tmp_path_factory.mktemp("tuned"), noise=0.05)
-
-
-def _written(base: Path, out: Path, noise: float) -> Path:
-    checkpoint = open_checkpoint(base)
-    generator = torch.Generator().manual_seed(5)
-
-    def moved(name: str) -> torch.Tensor:
-        tensor = checkpoint.tensor(name).float()
-        if "embed" in name:
-            return tensor
-        return tensor + noise * torch.randn(tensor.shape, generator=generator)
-
-    tensors = ((name, moved(name)) for name in checkpoint.names())
-    write_weights(out, dense_config(checkpoint.config), tensors, torch.float32)
-    write_text_side(out, base, None)
-    return out
+    return written_dense(caldera_directory, tmp_path_factory.mktemp("tuned"), noise=0.05)

@@ -1,12 +1,13 @@
 """The solo law on a CALDERA base: a sequence's logits have the same bits alone and mixed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.compressed_base import logits
 from tsugiki.codecs import artifact
 from tsugiki.codecs.base import ResidentVariant
 from tsugiki.codecs.masks import MaskCache
@@ -14,13 +15,9 @@ from tsugiki.codecs.staging import Destination, stage_variant
 from tsugiki.compress.job import CompressJob
 from tsugiki.compress.pipeline import compress
 from tsugiki.compress.progress import Progress
-from tsugiki.model.batch import Batch, Segment
-from tsugiki.model.kv_cache import allocate_kv_cache
 from tsugiki.model.loader import BaseModel, load_base
 from tsugiki_kernels.cpu.backend import CpuBackend
-from tsugiki_kernels.operands import AttentionBatch
 
-TOKENS = 16
 WANTED = (("caldera", {"rank": 8}), ("caldera", {"rank": 3, "factor_bits": 16}), ("bitdelta", {}))
 
 
@@ -46,27 +43,6 @@ def staged(base: BaseModel, kernels: CpuBackend, files: list[Path]) -> list[Resi
         factors_of=base.factors_of,
     )
     return [stage_variant(artifact.read(file), place) for file in files]
-
-
-def logits(base: BaseModel, variants: Sequence[ResidentVariant | None]) -> Tensor:
-    """float32 [variants, 16, vocab]: one sequence of ids 3 .. 18 for each of them."""
-    count = len(variants)
-    rows = torch.arange(count * TOKENS)
-    starts = range(0, count * TOKENS, TOKENS)
-    where = AttentionBatch(
-        query_start=torch.tensor([*starts, count * TOKENS], dtype=torch.int32),
-        context=torch.full((count,), TOKENS, dtype=torch.int32),
-        block_tables=torch.arange(count, dtype=torch.int32)[:, None],
-        slots=rows,
-        block_size=TOKENS,
-    )
-    segments = tuple(
-        Segment(variant, start, start + TOKENS, TOKENS)
-        for variant, start in zip(variants, starts, strict=True)
-    )
-    batch = Batch(rows % TOKENS + 3, rows % TOKENS, segments, where, rows)
-    cache = allocate_kv_cache(base.architecture, count, TOKENS, base.dtype)
-    return base.decoder.forward(batch, cache).clone().view(count, TOKENS, -1)
 
 
 @pytest.mark.compiler

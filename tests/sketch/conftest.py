@@ -4,12 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
-from tsugiki.compress.checkpoint_writer import write_text_side, write_weights
+from tests.compressed_base import written_dense
 from tsugiki.compress.progress import Progress
 from tsugiki.compress_base.job import SketchBaseJob, sketch_base
-from tsugiki.model.checkpoint import open_checkpoint
 from tsugiki.model.sketched import SketchSettings
 
 QUIET = Progress(quiet=True)
@@ -45,26 +43,10 @@ def sketched_base(sketch: Sketch) -> Path:
 @pytest.fixture(scope="session")
 def dense_copy(sketched_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sketched base as an ordinary float32 checkpoint."""
-    return _written(sketched_base, tmp_path_factory.mktemp("dense"), noise=0.0)
+    return written_dense(sketched_base, tmp_path_factory.mktemp("dense"), noise=0.0)
 
 
 @pytest.fixture(scope="session")
 def tuned_copy(sketched_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dense fine-tune of the sketched base: every linear and norm moved a little."""
-    return _written(sketched_base, tmp_path_factory.mktemp("dense-tuned"), noise=0.02)
-
-
-def _written(base: Path, out: Path, noise: float) -> Path:
-    checkpoint = open_checkpoint(base)
-    generator = torch.Generator().manual_seed(5)
-
-    def moved(name: str) -> torch.Tensor:
-        tensor = checkpoint.tensor(name).float()
-        if "embed" in name:
-            return tensor
-        return tensor + noise * torch.randn(tensor.shape, generator=generator)
-
-    config = {key: value for key, value in checkpoint.config.items() if key != "tsugiki"}
-    write_weights(out, config, ((n, moved(n)) for n in checkpoint.names()), torch.float32)
-    write_text_side(out, base, None)
-    return out
+    return written_dense(sketched_base, tmp_path_factory.mktemp("dense-tuned"), noise=0.02)

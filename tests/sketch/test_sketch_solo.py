@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.compressed_base import logits
 from tsugiki.codecs import artifact
 from tsugiki.codecs.base import ResidentVariant
 from tsugiki.codecs.masks import MaskCache
@@ -14,35 +15,10 @@ from tsugiki.codecs.staging import Destination, stage_variant
 from tsugiki.compress.job import CompressJob
 from tsugiki.compress.pipeline import compress
 from tsugiki.compress.progress import Progress
-from tsugiki.model.batch import Batch, Segment
-from tsugiki.model.kv_cache import allocate_kv_cache
-from tsugiki.model.loader import BaseModel, load_base
+from tsugiki.model.loader import load_base
 from tsugiki_kernels.cpu.backend import CpuBackend
-from tsugiki_kernels.operands import AttentionBatch
 
-TOKENS = 16
 Variants = Sequence[ResidentVariant | None]
-
-
-def logits(base: BaseModel, variants: Variants) -> Tensor:
-    """float32 [variants, 16, vocab]: one sequence of ids 3 .. 18 for each of them."""
-    count = len(variants)
-    rows = torch.arange(count * TOKENS)
-    starts = range(0, count * TOKENS, TOKENS)
-    where = AttentionBatch(
-        query_start=torch.tensor([*starts, count * TOKENS], dtype=torch.int32),
-        context=torch.full((count,), TOKENS, dtype=torch.int32),
-        block_tables=torch.arange(count, dtype=torch.int32)[:, None],
-        slots=rows,
-        block_size=TOKENS,
-    )
-    segments = tuple(
-        Segment(variant, start, start + TOKENS, TOKENS)
-        for variant, start in zip(variants, starts, strict=True)
-    )
-    batch = Batch(rows % TOKENS + 3, rows % TOKENS, segments, where, rows)
-    cache = allocate_kv_cache(base.architecture, count, TOKENS, base.dtype)
-    return base.decoder.forward(batch, cache).clone().view(count, TOKENS, -1)
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,13 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tsugiki_kernels.check import check_on_cpu, check_spans, check_tensor
 from tsugiki_kernels.check_weights import check_codebook_weight
 from tsugiki_kernels.codebooks import CodebookWeight
 from tsugiki_kernels.cpu import parts, records
-from tsugiki_kernels.cpu.deltas import activations, check_strides
+from tsugiki_kernels.cpu.compressed import checked
+from tsugiki_kernels.cpu.deltas import activations
 from tsugiki_kernels.cpu.program import Operation
 from tsugiki_kernels.cpu.records import PLAIN_BITS, Activations, CodebookPart, Fields
-from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.interface import Span
 
 
@@ -49,17 +48,8 @@ def linear(
     Raises:
         BadArgument: naming the argument that breaks the contract.
     """
-    spans = [(0, len(x))] if spans is None else spans
     check_codebook_weight(weight)
-    check_spans(x, out, len(spans), spans)
-    check_strides(x, out)
-    check_on_cpu(x=x, out=out, codebooks=weight.codebooks)
-    outputs, inputs = weight.shape
-    if (x.shape[1], out.shape[1]) != (inputs, outputs):
-        raise BadArgument(f"x, out: expected widths {inputs} and {outputs}")
-    plain = None if bias is None else bias.float()
-    if plain is not None:
-        check_tensor("bias", plain, (plain.dtype,), (outputs,))
+    spans, plain = checked(x, bias, out, spans, weight.shape, codebooks=weight.codebooks)
     part = _record(weight, plain)
     flat = array("q", chain.from_iterable(spans))
     where = ctypes.addressof(part), flat.buffer_info()[0], len(spans), None

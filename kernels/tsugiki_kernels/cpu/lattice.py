@@ -14,12 +14,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tsugiki_kernels.check import check_on_cpu, check_spans, check_tensor
 from tsugiki_kernels.check_weights import check_lattice_weight
-from tsugiki_kernels.cpu.deltas import activations, check_strides
+from tsugiki_kernels.cpu.compressed import checked
+from tsugiki_kernels.cpu.deltas import activations
 from tsugiki_kernels.cpu.program import Operation
 from tsugiki_kernels.cpu.records import Activations, Fields
-from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.hadamard import paley, signs
 from tsugiki_kernels.interface import Span
 from tsugiki_kernels.lattice import (
@@ -85,24 +84,15 @@ def linear(
     Raises:
         BadArgument: naming the argument that breaks the contract.
     """
-    spans = [(0, len(x))] if spans is None else spans
     check_lattice_weight(weight)
-    check_spans(x, out, len(spans), spans)
-    check_strides(x, out)
-    check_on_cpu(x=x, out=out, codes=weight.codes)
-    outputs, inputs = weight.shape
-    if (x.shape[1], out.shape[1]) != (inputs, outputs):
-        raise BadArgument(f"x, out: expected widths {inputs} and {outputs}")
-    plain = None if bias is None else bias.float()
-    if plain is not None:
-        check_tensor("bias", plain, (plain.dtype,), (outputs,))
+    spans, plain = checked(x, bias, out, spans, weight.shape, codes=weight.codes)
     flat = array("q", chain.from_iterable(spans))
     rotation, turned = _rotation(weight)
     call = LatticeLinear(
         Activations(*activations(x, out)),
         flat.buffer_info()[0],
         len(spans),
-        outputs,
+        weight.shape[0],
         weight.scales.data_ptr(),
         None if plain is None else plain.data_ptr(),
         rotation,
