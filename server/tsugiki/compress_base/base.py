@@ -1,7 +1,7 @@
 """What every compressed base takes over from the one it is made of, and sees of it.
 
 Owns: opening the calibration walk, the names of a layer's linears, the files beside config and
-weights. Does not know: any form.
+weights, what is counted of those written. Does not know: any form.
 """
 
 import shutil
@@ -27,6 +27,27 @@ class CalibrationText:
     path: Path
     sequences: int = 64
     sequence_tokens: int = 512
+
+
+@dataclass(slots=True)
+class Written:
+    """What was written of the compressed weights alone."""
+
+    weights: int = 0
+    nbytes: int = 0
+    error: float = 0.0  # squared
+    norm: float = 0.0  # squared
+    seconds: float = 0.0
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Of the compressed weights."""
+        return 8 * self.nbytes / self.weights
+
+    @property
+    def relative_error(self) -> float:
+        """|W' - W| / |W| over all of them."""
+        return float((self.error / self.norm) ** 0.5)
 
 
 def open_walk(base: OpenedBase, text: CalibrationText, progress: Progress) -> LayerWalk:

@@ -15,7 +15,13 @@ from torch import Tensor
 from tsugiki.compress.checkpoint_writer import new_directory, write_config, write_tensors
 from tsugiki.compress.job import OpenedBase, open_base
 from tsugiki.compress.progress import Progress
-from tsugiki.compress_base.base import CalibrationText, copy_text_side, layer_weights, open_walk
+from tsugiki.compress_base.base import (
+    CalibrationText,
+    Written,
+    copy_text_side,
+    layer_weights,
+    open_walk,
+)
 from tsugiki.compress_base.layers import LayerWalk
 from tsugiki.compress_base.sensitivity import DAMPING, indifferent, sensitivity
 from tsugiki.compress_base.sketch import POWER, Sketched, sketch_linear
@@ -41,26 +47,11 @@ class SketchBaseJob:
 
 
 @dataclass(slots=True)
-class SketchReport:
+class SketchReport(Written):
     """What was written. Bytes and bits are those of the sketched linears, codebooks included."""
 
     linears: int = 0
-    weights: int = 0
-    nbytes: int = 0
     codebook_bytes: int = 0
-    error: float = 0.0  # squared
-    norm: float = 0.0  # squared
-    seconds: float = 0.0
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Of the sketched linears."""
-        return 8 * self.nbytes / self.weights
-
-    @property
-    def relative_error(self) -> float:
-        """|W' - W| / |W| over all of them."""
-        return float((self.error / self.norm) ** 0.5)
 
     def add(self, found: Sketched) -> None:
         """Count one linear."""

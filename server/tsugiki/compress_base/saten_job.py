@@ -27,7 +27,7 @@ from tsugiki.codecs.saten_fit import DEFAULTS
 from tsugiki.compress.checkpoint_writer import new_directory, write_config, write_tensors
 from tsugiki.compress.job import OpenedBase, open_base
 from tsugiki.compress.progress import Progress
-from tsugiki.compress_base.base import copy_text_side, layer_weights
+from tsugiki.compress_base.base import Written, copy_text_side, layer_weights
 from tsugiki.errors import CompressionRefused, ConfigError
 from tsugiki.model.fingerprint import base_fingerprint
 from tsugiki.model.saten import KEY, SatenSettings, stored_tensors
@@ -51,25 +51,10 @@ class SatenBaseJob:
 
 
 @dataclass(slots=True)
-class SatenReport:
+class SatenReport(Written):
     """What was written."""
 
     matrices: int = 0
-    weights: int = 0
-    nbytes: int = 0
-    error: float = 0.0  # squared
-    norm: float = 0.0  # squared
-    seconds: float = 0.0
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Of the matrices."""
-        return 8 * self.nbytes / self.weights
-
-    @property
-    def relative_error(self) -> float:
-        """|W' - W| / |W| over all of them."""
-        return float((self.error / self.norm) ** 0.5)
 
     def add(self, weight: Tensor, packed: Packed) -> None:
         """Count one matrix."""
