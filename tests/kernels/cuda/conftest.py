@@ -8,8 +8,12 @@ import torch
 
 from tests.kernels.cuda.executor import ORDERS, Executor
 from tests.kernels.cuda.host_build import FLAVOURS
+from tests.kernels.cuda.served import Machine
+from tsugiki_kernels.cuda.backend import CudaBackend
 from tsugiki_kernels.cuda.binaries import Binaries
 from tsugiki_kernels.cuda.launcher import Launcher
+from tsugiki_kernels.device import CpuDevice
+from tsugiki_kernels.select import Choice, choose
 
 
 @pytest.fixture(scope="session")
@@ -44,13 +48,22 @@ def executor(request: pytest.FixtureRequest, shim_cache: Path) -> Executor:
     return executor
 
 
-@pytest.fixture(
-    scope="session",
-    params=[
-        pytest.param("executor", marks=pytest.mark.compiler),
-        pytest.param("gpu", marks=pytest.mark.gpu),
-    ],
-)
+ON_BOTH = [
+    pytest.param("executor", marks=pytest.mark.compiler),
+    pytest.param("gpu", marks=pytest.mark.gpu),
+]
+
+
+@pytest.fixture(scope="session", params=ON_BOTH)
+def machine(request: pytest.FixtureRequest) -> Machine:
+    """What a whole server under test runs on."""
+    if request.param == "gpu":
+        return Machine("cuda", choose)
+    executor: Launcher = request.getfixturevalue("executor")
+    return Machine("cpu", lambda *_: Choice(CudaBackend(executor, CpuDevice())))
+
+
+@pytest.fixture(scope="session", params=ON_BOTH)
 def launcher(request: pytest.FixtureRequest) -> Launcher:
     """What a kernel's test launches with; its tensors go to `launcher.device`."""
     if request.param == "executor":

@@ -1,7 +1,8 @@
-"""The whole server in this process, its GPU played by the executor, and what it answers."""
+"""The whole server in this process, on a GPU or with one that the executor plays."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,30 @@ PROMPTS = [[0, *range(20, 25)], [0, *range(40, 61)]]
 TOKENS = 6
 
 
+@dataclass(frozen=True)
+class Machine:
+    """What --device and --kernels mean to a server under test."""
+
+    device: str
+    chosen: Chosen
+
+
 @contextmanager
 def serving(
     base: Path,
     variants: Path,
     cache: Path,
-    chosen: Chosen,
+    machine: Machine,
     *,
     dtype: str = "float32",
     variant_memory: int = 2**30,
 ) -> Iterator[str]:
-    """The URL of a server in this process with the kernels that `chosen` gives."""
+    """The URL of a server in this process on that machine."""
     config = ServeConfig(
         base=str(base),
         variants=variants,
         served_model_name="base",
-        device="cpu",
+        device=machine.device,
         dtype=dtype,
         kernels="cuda",
         drain_seconds=1,
@@ -37,7 +46,7 @@ def serving(
         max_model_len=128,
         cache_dir=cache,
     )
-    with served.serving(config, chosen) as url:
+    with served.serving(config, machine.chosen) as url:
         yield url
 
 

@@ -14,7 +14,7 @@ from tests.kernels.cuda.resident import (
     device_of,
     rebuilt,
 )
-from tests.kernels.cuda.served import answers, serving
+from tests.kernels.cuda.served import Machine, answers, serving
 from tests.kernels.deltas import close, dense64, expected64
 from tsugiki.compress.job import CompressJob
 from tsugiki.compress.pipeline import compress
@@ -27,7 +27,6 @@ from tsugiki_kernels.cuda.kinds import CODEBOOKS
 from tsugiki_kernels.cuda.launcher import Launcher
 from tsugiki_kernels.deltas import CodebookDelta, Placed
 from tsugiki_kernels.errors import BadArgument
-from tsugiki_kernels.interface import KernelBackend
 from tsugiki_kernels.reference import ReferenceBackend
 from tsugiki_kernels.select import Choice
 
@@ -125,9 +124,8 @@ def sketched(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.compiler
 def test_a_sketched_base_and_its_variants_are_served_as_by_the_reference(
-    sketched: Path, tiny_tuned: Path, tmp_path: Path, executor: Launcher
+    sketched: Path, tiny_tuned: Path, tmp_path: Path, machine: Machine
 ) -> None:
     folder = tmp_path / "variants"
     folder.mkdir()
@@ -136,11 +134,11 @@ def test_a_sketched_base_and_its_variants_are_served_as_by_the_reference(
     )
     compress(job, QUIET)
 
-    def served(kernels: KernelBackend, name: str) -> list[dict[str, Any]]:
-        with serving(sketched, folder, tmp_path / name, lambda *_: Choice(kernels)) as url:
+    def served(on: Machine, name: str) -> list[dict[str, Any]]:
+        with serving(sketched, folder, tmp_path / name, on) as url:
             return answers(url, ["base", "books"])
 
-    expected = served(ReferenceBackend(), "reference")
-    found = served(CudaBackend(executor, device_of(executor)), "cuda")
+    expected = served(Machine("cpu", lambda *_: Choice(ReferenceBackend())), "reference")
+    found = served(machine, "cuda")
     assert [one["token_ids"] for one in found] == [one["token_ids"] for one in expected]
     assert expected[0]["token_ids"] != expected[-1]["token_ids"]

@@ -1,4 +1,4 @@
-"""The whole server with --kernels cuda, its GPU played by the executor, against the reference.
+"""The whole server with --kernels cuda, on a GPU or with one that is played, against the reference.
 
 HTTP in, HTTP out: base, both layouts of deltadq, bitdelta and LoRA mixed in the same steps. In
 float32 the greedy tokens are the same. In 16 bits two backends round differently, and tokens of
@@ -13,13 +13,10 @@ import httpx
 import pytest
 
 from benchmarks.adapters import save_adapter
-from tests.kernels.cuda.served import PROMPTS, TOKENS, answers, serving
+from tests.kernels.cuda.served import PROMPTS, TOKENS, Machine, answers, serving
 from tsugiki.compress.job import CompressJob
 from tsugiki.compress.pipeline import compress
 from tsugiki.compress.progress import Progress
-from tsugiki_kernels.cuda.backend import CudaBackend
-from tsugiki_kernels.cuda.launcher import Launcher
-from tsugiki_kernels.device import CpuDevice
 from tsugiki_kernels.reference import ReferenceBackend
 from tsugiki_kernels.select import Choice
 
@@ -60,9 +57,8 @@ def expected(
 ) -> list[dict[str, Any]]:
     """What the reference answers."""
     cache = tmp_path_factory.mktemp("cache")
-    with serving(
-        tiny_base, variants, cache, lambda *_: Choice(ReferenceBackend()), dtype=dtype
-    ) as url:
+    reference = Machine("cpu", lambda *_: Choice(ReferenceBackend()))
+    with serving(tiny_base, variants, cache, reference, dtype=dtype) as url:
         return answers(url, MODELS)
 
 
@@ -88,19 +84,14 @@ def check(found: list[dict[str, Any]], expected: list[dict[str, Any]], dtype: st
         )
 
 
-@pytest.mark.compiler
 def test_a_mixed_batch_on_cuda_kernels_is_answered_as_by_the_reference(
     tiny_base: Path,
     variants: Path,
     tmp_path: Path,
-    executor: Launcher,
+    machine: Machine,
     dtype: str,
     expected: list[dict[str, Any]],
 ) -> None:
-    def chosen(name: str, device: str, cache: Path) -> Choice:
-        assert name == "cuda"
-        return Choice(CudaBackend(executor, CpuDevice()))
-
-    with serving(tiny_base, variants, tmp_path, chosen, dtype=dtype) as url:
+    with serving(tiny_base, variants, tmp_path, machine, dtype=dtype) as url:
         assert httpx.get(f"{url}/health").json()["kernels"] == "cuda"
         check(answers(url, MODELS), expected, dtype)

@@ -1,7 +1,8 @@
 """The whole server with a buffer of variants that is too small: they are swapped and moved in it.
 
-The kernels are CUDA's, executed on the CPU. Requests come one at a time: the base's products are
-torch's, whose last bits depend on the rows beside. So a variant answers as it did, bit for bit.
+The kernels are CUDA's, on a GPU or executed on the CPU. Requests come one at a time: the base's
+products are torch's, whose last bits depend on the rows beside. So a variant answers as it did, bit
+for bit.
 """
 
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.adapters import save_adapter
-from tests.kernels.cuda.served import PROMPTS, answers, serving
+from tests.kernels.cuda.served import PROMPTS, Machine, answers, serving
 from tsugiki.compress.job import CompressJob
 from tsugiki.compress.pipeline import compress
 from tsugiki.compress.progress import Progress
@@ -46,20 +47,16 @@ def resident_bytes(url: str) -> dict[str, int]:
     return {card["name"]: card["resident_bytes"] for card in cards}
 
 
-@pytest.mark.compiler
 def test_a_variant_that_was_moved_answers_as_before(
-    tiny_base: Path, adapters: Path, tmp_path: Path, executor: Launcher
+    tiny_base: Path, adapters: Path, tmp_path: Path, machine: Machine
 ) -> None:
-    def chosen(*_: object) -> Choice:
-        return Choice(CudaBackend(executor, CpuDevice()))
-
-    with serving(tiny_base, adapters, tmp_path, chosen) as url:
+    with serving(tiny_base, adapters, tmp_path, machine) as url:
         first = {name: asked(url, name) for name in RANKS}
         again = asked(url, "middle")
         sizes = resident_bytes(url)
         assert httpx.get(f"{url}/health").json()["room"]["moves"] == 0
     memory = sizes["middle"] + sizes["large"]
-    with serving(tiny_base, adapters, tmp_path, chosen, variant_memory=memory) as url:
+    with serving(tiny_base, adapters, tmp_path, machine, variant_memory=memory) as url:
         for name in RANKS:  # the large one fits where the small one was and what is left, together
             assert asked(url, name) == first[name]
         room = httpx.get(f"{url}/health").json()["room"]
@@ -85,6 +82,6 @@ def test_memory_for_variants_that_the_device_does_not_have_is_refused_at_start(
 
     with (
         pytest.raises(ConfigError, match=r"--variant-memory 4096 does not fit .* lower it"),
-        serving(tiny_base, adapters, tmp_path, chosen, variant_memory=4096),
+        serving(tiny_base, adapters, tmp_path, Machine("cpu", chosen), variant_memory=4096),
     ):
         pass
