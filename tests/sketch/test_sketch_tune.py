@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tsugiki.cli import main
+from tsugiki.codecs.sketch_retune import LookedUpProduct
 from tsugiki.compress.decompress import decompress
 from tsugiki.compress.progress import Progress
 from tsugiki.compress.reconstruct import open_variant
@@ -19,7 +20,6 @@ from tsugiki.distill.trainer import TrainingPlan, schedule
 from tsugiki.errors import ConfigError
 from tsugiki.tune.compressed import Tuned, TuneJob
 from tsugiki.tune.sketch import SketchTunePlan, tune_sketch
-from tsugiki.tune.sketched_linear import LookedUpProduct
 
 QUIET = Progress(quiet=True)
 PLAN = SketchTunePlan(

@@ -20,6 +20,7 @@ from tsugiki.codecs.factors import Factors
 from tsugiki.codecs.options import LARGEST_FLOAT16
 from tsugiki.codecs.quantize import pack_bias, stored_bias
 from tsugiki.codecs.saten_retune import SatenChange
+from tsugiki.codecs.sketch_retune import SketchChange
 from tsugiki.codecs.trainable import TrainableChange, unit
 
 
@@ -142,3 +143,20 @@ TRAINABLE: Mapping[str, Callable[[Packed, torch.dtype], TrainableChange]] = {
     "lora": LoraChange,
     "saten": SatenChange,
 }
+
+# codec -> the same, where the base's weight says which entries share a value
+TRAINABLE_ON_BASE: Mapping[str, Callable[[Packed, Tensor], TrainableChange]] = {
+    "sketch": SketchChange
+}
+
+
+def trainable(
+    packed: Packed, base: Callable[[], Tensor], dtype: torch.dtype
+) -> TrainableChange | None:
+    """What can be trained of this module, computed with in `dtype` beside the linear as it is
+    packed; None: nothing. `base()`: float32 [out, in], what the module changes or replaces."""
+    if packed.codec in TRAINABLE:
+        return TRAINABLE[packed.codec](packed, dtype)
+    if packed.codec in TRAINABLE_ON_BASE and packed.tensors:
+        return TRAINABLE_ON_BASE[packed.codec](packed, base())
+    return None

@@ -84,7 +84,7 @@ class Sketch(DeltaCodec):
         """See `Codec.validate`."""
         check_parts(packed, self.parts(packed.shape, packed.options))
         if packed.tensors:
-            check_finite(_changes(packed), "codebook differences times gain")
+            check_finite(changes_of(packed), "codebook differences times gain")
 
     def sound_if_finite(self, options: Options) -> bool:
         """See `Codec.sound_if_finite`: no product of a value, a step and the gain can overflow."""
@@ -96,7 +96,7 @@ class Sketch(DeltaCodec):
             return Dense(base.float())
         bits, groups = packed.options["bits"], packed.options["groups"]
         index = cells_of(base, bits, groups, packed.name)
-        return Dense(base.float() + looked_up(index, _changes(packed)))
+        return Dense(base.float() + looked_up(index, changes_of(packed)))
 
     def zero(self, shape: tuple[int, ...]) -> Packed:
         """See `Codec.zero`."""
@@ -112,7 +112,7 @@ class Sketch(DeltaCodec):
 
     def changes(self, packed: Packed) -> bool:
         """See `Codec.changes`."""
-        return bool(packed.tensors) and bool(_changes(packed).any())
+        return bool(packed.tensors) and bool(changes_of(packed).any())
 
     def resident(self, part: PlacedPacked, dtype: torch.dtype, masks: Masks) -> CodebookDelta:
         """See `Codec.resident`: values as they are stored; codes of 4 bits take a byte each.
@@ -178,7 +178,7 @@ def _delta(packed: Packed, index: IndexMap, bias: Tensor | None) -> CodebookDelt
     return CodebookDelta(index, gain, values, packed.tensors["step"], bias)
 
 
-def _changes(packed: Packed) -> Tensor:
+def changes_of(packed: Packed) -> Tensor:
     """float32 [out, groups, entries]: what is added to the base's codebooks."""
     bits, groups = packed.options["bits"], packed.options["groups"]
     rows, columns = packed.shape

@@ -25,6 +25,7 @@ LEARNING_RATES = {
     "biases": 0.03,
     "low_rank_a": 0.003,
     "low_rank_b": 0.003,
+    "codebooks": 0.01,
     "cores": 0.003,
     "values": 0.01,
     NORMS: 2e-4,

@@ -1,42 +1,13 @@
 """A linear whose trained parameters are its codebooks (SketchTune, arXiv 2410.06364, section 3).
 
-Owns: the exact gradient. The dense weight exists while a product is computed and is looked up again
-in the backward pass, so no step keeps one. Does not know: models, files, losses.
+Owns: the module. Does not know: the gradient (codecs/sketch_retune.py), models, files, losses.
 """
 
-from typing import Any
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tsugiki.codecs.sketch_retune import looked_up_product
 from tsugiki_kernels.codebooks import CodebookWeight
-
-
-class LookedUpProduct(torch.autograd.Function):
-    """x W^T with W[r, c] = codebooks[r, c // width, codes[r, c]]."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, codebooks: Tensor, codes: Tensor) -> Tensor:
-        """x: [..., in]; codebooks: [out, groups, entries]; codes: uint8 [out, groups, width]."""
-        ctx.save_for_backward(x, codebooks, codes)
-        return F.linear(x, _dense(codebooks, codes, x.dtype))
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, None]:
-        """Of an entry: the sum of the dense gradient over its cell."""
-        (gradient,) = gradients
-        x, codebooks, codes = ctx.saved_tensors
-        to_x = None
-        if ctx.needs_input_grad[0]:
-            to_x = gradient @ _dense(codebooks, codes, x.dtype)
-        rows = gradient.flatten(0, -2).T @ x.flatten(0, -2)
-        dense = rows.view(codes.shape).to(codebooks.dtype)
-        return to_x, torch.zeros_like(codebooks).scatter_add_(2, codes.long(), dense), None
-
-
-def _dense(codebooks: Tensor, codes: Tensor, dtype: torch.dtype) -> Tensor:
-    return codebooks.to(dtype).gather(2, codes.long()).flatten(1)
 
 
 class SketchedLinear(nn.Module):
@@ -55,7 +26,7 @@ class SketchedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
-        y: Tensor = LookedUpProduct.apply(x, self.codebooks, self.codes)  # type: ignore[no-untyped-call]
+        y = looked_up_product(x, self.codebooks, self.codes)
         return y if self.bias is None else y + self.bias
 
     def change(self) -> Tensor:

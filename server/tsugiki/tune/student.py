@@ -7,6 +7,7 @@ schedules, what codecs offer (codecs/retune.py).
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from tsugiki.codecs import CODECS
 from tsugiki.codecs.base import Packed
-from tsugiki.codecs.retune import TRAINABLE
+from tsugiki.codecs.retune import TRAINABLE, TRAINABLE_ON_BASE, trainable
 from tsugiki.codecs.trainable import TrainableChange
 from tsugiki.compress.hf_model import model_of
 from tsugiki.compress.reconstruct import Reconstruction
@@ -82,16 +83,23 @@ def make_student(variant: Reconstruction, dtype: torch.dtype) -> Student:
     linears = {}
     for name, packed in variant.modules.items():
         place = places.get(name.removesuffix(".weight"))
-        if packed.codec in TRAINABLE and isinstance(place, nn.Linear):
-            linears[name] = RetunedLinear(place, TRAINABLE[packed.codec](packed, dtype))
+        if not isinstance(place, nn.Linear):
+            continue
+        change = trainable(packed, partial(_backbone, variant, name), dtype)
+        if change is not None:
+            linears[name] = RetunedLinear(place, change)
             parent, _, leaf = name.removesuffix(".weight").rpartition(".")
             setattr(places[parent], leaf, linears[name])
     if not linears:
         raise Unsupported(
             f"no module of this file can be repaired in place; codecs that can: "
-            f"{', '.join(TRAINABLE)}"
+            f"{', '.join((*TRAINABLE, *TRAINABLE_ON_BASE))}"
         )
     return Student(model, linears, _trained_norms(places, variant.modules))
+
+
+def _backbone(variant: Reconstruction, name: str) -> Tensor:
+    return variant.base.checkpoint.backbone(name).float()
 
 
 def _trained_norms(
