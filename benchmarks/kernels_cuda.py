@@ -1,25 +1,27 @@
 """What do compressed deltas cost on a GPU, and how near is that to its memory bandwidth?
 
-Needs an NVIDIA GPU; nobody who wrote this had one. Each line is one call: the time on the device
-(events around replays of a recorded program, so a captured graph where the kernels allow one), the
-bytes that the call must move at least (compressed weights, activations in and out), the bandwidth
-that makes, and its share of what a plain copy reaches on this GPU: the roofline of all of these
-kernels for few rows. Weights rotate through 1 GB, so that no cache holds them.
+Needs an NVIDIA GPU. Each line is one call: the time on the device (events around replays of a
+recorded program, so a captured graph where the kernels allow one), the bytes that the call must
+move at least (compressed weights, activations in and out), the bandwidth that makes, and its share
+of what a plain copy reaches on this GPU: the roofline of all of these kernels for few rows. Weights
+rotate through 1 GB, so that no cache holds them. Beside them the base's own linear in bfloat16
+(torch's, the same way): what a variant adds to it is the share that its users pay.
 
     python -m benchmarks.kernels_cuda [--kind 'signs'] [--calls 200]
 """
 
 import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import cycle, islice
 
 import torch
+from torch import Tensor
 
 from benchmarks.kernels_cpu import KINDS, copies
 from benchmarks.results import save
 from tsugiki.config import default_cache_dir
-from tsugiki_kernels.deltas import Placed
+from tsugiki_kernels.deltas import Delta, Placed, SparseDelta
 from tsugiki_kernels.errors import BackendUnavailable
 from tsugiki_kernels.interface import KernelBackend, Staged
 from tsugiki_kernels.select import backend
@@ -97,11 +99,47 @@ def rebuilding(
     return [kernels.record(of(one)).run for one in staged[:8]]
 
 
+def dense(
+    kernels: KernelBackend, shape: tuple[int, int], times: int, copying: float
+) -> Iterator[Row]:
+    """The base's linear at each number of rows."""
+    out, inputs = shape
+    weights = [
+        torch.randn(shape, device="cuda", dtype=torch.bfloat16)
+        for _ in range(-(-BYTES // (2 * out * inputs)))
+    ]
+    for rows in sorted({rows for rows, _ in LOADS}):
+        x = torch.randn(rows, inputs, device="cuda", dtype=torch.bfloat16)
+        y = torch.zeros(rows, out, device="cuda", dtype=torch.bfloat16)
+
+        def on(weight: Tensor, x: Tensor = x, y: Tensor = y) -> Callable[[], None]:
+            return kernels.record(lambda recorder: recorder.linear(x, weight, None, y)).run
+
+        us = microseconds([on(weight) for weight in weights], times)
+        nbytes = 2 * (out * inputs + rows * (inputs + out))
+        yield row_of(shape, "base, bfloat16", f"{rows} rows", us, nbytes, copying)
+
+
+def row_of(
+    shape: tuple[int, int], kind: str, what: str, us: float, nbytes: int, copying: float
+) -> Row:
+    """A measurement with what follows from it."""
+    rate = nbytes / us * 1e6
+    return Row(shape, kind, what, us, nbytes / 1e6, rate / 1e9, rate / copying)
+
+
+def on_gpu(delta: Delta) -> Delta:
+    """Its kept columns where the kernels of tiles read them."""
+    if isinstance(delta, SparseDelta):
+        return replace(delta, columns=delta.columns.cuda())
+    return delta
+
+
 def measure_kind(
     kernels: KernelBackend, kind: str, shape: tuple[int, int], times: int, copying: float
 ) -> list[Row]:
     """All loads of one kind of delta, and rebuilding a weight."""
-    delta = KINDS[kind](shape)
+    delta = on_gpu(KINDS[kind](shape))
     first = kernels.stage_all([[Placed(0, delta)]])
     count = min(MOST_COPIES, max(-(-BYTES // first.nbytes), LOADS[-1][1]))
     more = (kernels.stage([Placed(0, one)]) for one in islice(copies(delta), count - 1))
@@ -109,9 +147,7 @@ def measure_kind(
     out, inputs = shape
 
     def row(what: str, calls: Sequence[Callable[[], None]], nbytes: int) -> Row:
-        us = microseconds(calls, times)
-        rate = nbytes / us * 1e6
-        return Row(shape, kind, what, us, nbytes / 1e6, rate / 1e9, rate / copying)
+        return row_of(shape, kind, what, microseconds(calls, times), nbytes, copying)
 
     rows = []
     for load in LOADS:
@@ -121,6 +157,16 @@ def measure_kind(
         rows.append(row(what, applying(kernels, staged, shape, load), nbytes))
     rebuilt = first.nbytes + 4 * out * inputs
     return [*rows, row("rebuild", rebuilding(kernels, staged, shape), rebuilt)]
+
+
+def measure(
+    kernels: KernelBackend, kinds: Sequence[str], times: int, copying: float
+) -> Iterator[Row]:
+    """Every shape: the base, then each kind."""
+    for shape in SHAPES:
+        yield from dense(kernels, shape, times, copying)
+        for kind in kinds:
+            yield from measure_kind(kernels, kind, shape, times, copying)
 
 
 def main() -> int:
@@ -138,16 +184,14 @@ def main() -> int:
     gpu = torch.cuda.get_device_name()
     print(f"{gpu}: a copy reaches {copying / 1e9:.0f} GB/s")
     table = []
-    for shape in SHAPES:
-        for kind in args.kind or KINDS:
-            for row in measure_kind(kernels, kind, shape, args.calls, copying):
-                table.append(asdict(row))
-                print(
-                    f"{shape[0]}x{shape[1]:<6} {kind:26} {row.what:22} {row.us:8.1f} us "
-                    f"{row.megabytes:8.2f} MB {row.gigabytes_per_second:8.1f} GB/s "
-                    f"{row.of_copy:6.1%} of a copy",
-                    flush=True,
-                )
+    for row in measure(kernels, args.kind or list(KINDS), args.calls, copying):
+        table.append(asdict(row))
+        print(
+            f"{row.shape[0]}x{row.shape[1]:<6} {row.kind:26} {row.what:22} {row.us:8.1f} us "
+            f"{row.megabytes:8.2f} MB {row.gigabytes_per_second:8.1f} GB/s "
+            f"{row.of_copy:6.1%} of a copy",
+            flush=True,
+        )
     print(save("kernels_cuda", {"gpu": gpu, "copy_bytes_per_second": copying, "rows": table}))
     return 0
 

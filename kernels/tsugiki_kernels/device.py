@@ -164,15 +164,14 @@ class _CudaStream:
 
 
 class CudaDevice:
-    """An NVIDIA GPU through torch. Not yet run on one."""
+    """An NVIDIA GPU through torch."""
 
     def __init__(self, place: torch.device) -> None:
         self.place = torch.device("cuda", place.index or 0)
         self.steps: Stream = _CudaStream(torch.cuda.default_stream(self.place))
         self.copies: Stream = _CudaStream(_new_stream(self.place))
         self._capturing = _new_stream(self.place)
-        # Graphs are replayed one after the other and keep nothing in their pool: they share one.
-        self._pool = torch.cuda.graph_pool_handle()
+        self._first: torch.cuda.CUDAGraph | None = None
 
     @torch.inference_mode(False)
     def empty(self, nbytes: int) -> Tensor:
@@ -189,16 +188,22 @@ class CudaDevice:
         return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
 
     def capture(self, body: Callable[[], None]) -> Replay:
-        """See Device.capture. Other threads may copy and wait meanwhile."""
+        """See Device.capture. Other threads may copy and wait meanwhile.
+
+        Graphs are replayed one after the other and keep nothing in their pool: they share that of
+        the first. Torch gives a pool up with its last graph, so that one stays.
+        """
         graph = torch.cuda.CUDAGraph()
+        pool = None if self._first is None else self._first.pool()
         with torch.cuda.device(self.place):
             self._capturing.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._capturing):
-                graph.capture_begin(self._pool, capture_error_mode="thread_local")
+                graph.capture_begin(pool, capture_error_mode="thread_local")
                 try:
                     body()
                 finally:
                     graph.capture_end()
+        self._first = self._first or graph
         return graph.replay
 
 

@@ -18,9 +18,11 @@ from tsugiki_kernels.check_deltas import check_parts
 from tsugiki_kernels.cuda import records
 from tsugiki_kernels.cuda.kinds import Form, Packing, form_of
 from tsugiki_kernels.cuda.region import Region
+from tsugiki_kernels.cuda.sparse_forms import in_tiles
 from tsugiki_kernels.cuda.upload import Uploader
 from tsugiki_kernels.cuda.work_list import ResidentPart
 from tsugiki_kernels.deltas import Bias, CodebookDelta, CodedBias, Delta, Placed, SparseDelta
+from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.extent import Extent
 from tsugiki_kernels.formulas import own_tensors, with_tensors
 from tsugiki_kernels.interface import Staged, StagedLinears
@@ -168,17 +170,29 @@ def _staged(
             if delta.bias is not None
         ),
         region=region,
-        shared=tuple(_shared(deltas)),
+        shared=tuple(_shared(deltas, there.memory.device)),
     )
 
 
-def _shared(deltas: Iterable[Delta]) -> Iterator[Tensor]:
+def _shared(deltas: Iterable[Delta], place: torch.device) -> Iterator[Tensor]:
+    """What records point at outside the extent.
+
+    Raises:
+        BadArgument: it is not on the device.
+    """
     for delta in deltas:
         match delta:
-            case SparseDelta(columns=columns):
-                yield columns
+            case SparseDelta(columns=tensor) if in_tiles(delta):
+                name = "columns"
             case CodebookDelta(index=index):
-                yield index.codes
+                name, tensor = "codes", index.codes
+            case _:
+                continue
+        if tensor.device != place:
+            raise BadArgument(
+                f"{name}: on {tensor.device}; kernels read them where they are, on {place}"
+            )
+        yield tensor
 
 
 def _moved(placed: Placed, there: Extent) -> Placed:

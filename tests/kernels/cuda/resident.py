@@ -12,7 +12,7 @@ from tsugiki_kernels.cuda import records
 from tsugiki_kernels.cuda.kinds import Form
 from tsugiki_kernels.cuda.launcher import Launcher
 from tsugiki_kernels.cuda.work_list import ResidentPart, work_list
-from tsugiki_kernels.deltas import Bias, CodedBias, Delta, Placed, SparseDelta
+from tsugiki_kernels.deltas import Bias, CodebookDelta, CodedBias, Delta, Placed, SparseDelta
 from tsugiki_kernels.device import CpuDevice, CudaDevice, Device
 from tsugiki_kernels.interface import Span
 
@@ -50,12 +50,18 @@ class Memory:
         return records.Bias(self.put(bias), 1.0, records.PLAIN_BITS)
 
     def delta(self, delta: Delta) -> Delta:
-        """Its kept columns on the device, where other variants would share them."""
-        if not isinstance(delta, SparseDelta):
-            return delta
-        columns = delta.columns.to(self.device)
-        self.held.append(columns)
-        return replace(delta, columns=columns)
+        """Its kept columns or its map on the device, where other variants would share them."""
+        if isinstance(delta, SparseDelta):
+            return replace(delta, columns=self._held(delta.columns))
+        if isinstance(delta, CodebookDelta):
+            index = replace(delta.index, codes=self._held(delta.index.codes))
+            return replace(delta, index=index)
+        return delta
+
+    def _held(self, tensor: Tensor) -> Tensor:
+        there = tensor.to(self.device)
+        self.held.append(there)
+        return there
 
     def part(self, form: Form, placed: Placed) -> ResidentPart:
         """What staging makes of a part, but for the extent."""

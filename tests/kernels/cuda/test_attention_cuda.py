@@ -134,7 +134,7 @@ def test_refusals_name_the_tensor(paged: Paged) -> None:
     case = PagedCase([20], 3, 1, 16, torch.float32)
     cache, batch = case.cache(paged), case.batch([(0, 20)])
     q, out = case.q[0], torch.empty_like(case.q[0])
-    wide = torch.zeros(20, 3 * 16 + 1)[:, 1:].unflatten(1, (3, 16))
+    wide = torch.zeros(20, 3 * 16 + 1, device=paged.launcher.device)[:, 1:].unflatten(1, (3, 16))
     with pytest.raises(BadArgument, match="q: expected heads that begin at multiples of 16"):
         paged.paged_attention(wide, cache, batch, 1.0, None, out)
     with pytest.raises(BadArgument, match="window: expected at least 1"):
