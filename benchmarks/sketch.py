@@ -107,8 +107,9 @@ def perplexity(model: Any, windows: Tensor) -> float:
     """exp of the mean loss of every token but each window's first."""
     total = 0.0
     for window in windows:
-        logits = model(window[None], use_cache=False).logits[0, :-1].float()
-        total += float(torch.nn.functional.cross_entropy(logits, window[1:], reduction="sum"))
+        ids = window.to(model.device)
+        logits = model(ids[None], use_cache=False).logits[0, :-1].float()
+        total += float(torch.nn.functional.cross_entropy(logits, ids[1:], reduction="sum"))
     return float(torch.tensor(total / (windows.numel() - len(windows))).exp())
 
 
@@ -155,6 +156,7 @@ def measure(form: Form, base: OpenedBase, windows: Tensor, arguments: Any) -> Ro
                 arguments.sequences,
                 damping=arguments.damping,
                 power=arguments.power,
+                device=arguments.device,
             )
             report = sketch_base(job, Progress())
             sketched = open_base(out)
@@ -167,7 +169,7 @@ def measure(form: Form, base: OpenedBase, windows: Tensor, arguments: Any) -> Ro
         bits = 16.0 if width is None else width + 32 / base.architecture.hidden_size
         error = relative_error(base, change)
     seconds = time.monotonic() - started
-    found = perplexity(model, windows)
+    found = perplexity(model.to(arguments.device), windows)
     of_form = form.name, windows.numel(), windows.shape[1], *calibration_of(form, arguments)
     return Row(arguments.name, *of_form, bits, error, found, seconds)
 
@@ -243,6 +245,7 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, default=ROWS)
     parser.add_argument("--forms", nargs="+", default=[""], help="only those that begin so")
     parser.add_argument("--sketched", type=Path, help="judge this sketched base instead")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--table", action="store_true", help="measure nothing")
     arguments = parser.parse_args()
     rows = read_rows(arguments.rows)

@@ -50,7 +50,9 @@ class Written:
         return float((self.error / self.norm) ** 0.5)
 
 
-def open_walk(base: OpenedBase, text: CalibrationText, progress: Progress) -> LayerWalk:
+def open_walk(
+    base: OpenedBase, text: CalibrationText, progress: Progress, device: torch.device | str = "cpu"
+) -> LayerWalk:
     """The base on its calibration text, before the first layer.
 
     Raises:
@@ -61,7 +63,9 @@ def open_walk(base: OpenedBase, text: CalibrationText, progress: Progress) -> La
     length = min(text.sequence_tokens, base.architecture.max_position_embeddings)
     ids = sequences(text.path, load_tokenizer(directory), text.sequences, length)
     progress.stage(f"calibrating with {ids.numel()} tokens in {len(ids)} sequences")
-    return LayerWalk(load_model(directory, torch.float32), ids)
+    model = load_model(directory, torch.float32).to(device)
+    model.set_attn_implementation("eager")  # layer_inputs.py looks at its probabilities
+    return LayerWalk(model, ids.to(device))
 
 
 def layer_weights(base: OpenedBase, layer: int) -> list[str]:

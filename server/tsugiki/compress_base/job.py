@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tsugiki.compress.checkpoint_writer import new_directory, write_config, write_tensors
@@ -44,6 +45,7 @@ class SketchBaseJob:
     damping: float = DAMPING
     power: float = POWER
     cache_dir: Path | None = None
+    device: torch.device | str = "cpu"
 
 
 @dataclass(slots=True)
@@ -82,7 +84,7 @@ def sketch_base(job: SketchBaseJob, progress: Progress) -> SketchReport:
         walk = None
         if job.calibration is not None:
             text = CalibrationText(job.calibration, job.sequences, job.sequence_tokens)
-            walk = open_walk(base, text, progress)
+            walk = open_walk(base, text, progress, job.device)
         write_tensors(directory, _tensors(job, base, walk, report, progress))
         write_config(directory, _config(job, base, fingerprint))
         copy_text_side(job.base, directory)
@@ -115,7 +117,7 @@ def _layer(
     for name in layer_weights(base, layer):
         weight = base.checkpoint.tensor(name).float()
         below = name.removeprefix(f"model.layers.{layer}.")
-        costs = factors[id(grams[below])] if grams else indifferent(weight.shape[1])
+        costs = factors[id(grams[below])] if grams else indifferent(weight.shape[1], job.device)
         found = sketch_linear(weight, costs, job.settings, job.power)
         report.add(found)
         if walk is not None:

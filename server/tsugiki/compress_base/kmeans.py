@@ -26,13 +26,16 @@ def weighted_kmeans(values: Tensor, weights: Tensor, entries: int) -> Tensor:
     found = [sums.settled(start) for start in starts]
     losses = torch.stack([sums.loss(centroids) for centroids in found])
     best = losses.argmin(0)
-    return torch.stack(found)[best, torch.arange(len(values))].float()
+    return torch.stack(found)[best, torch.arange(len(values), device=values.device)].float()
 
 
 def _equally_spaced(ordered: Tensor, entries: int) -> Tensor:
     low, high = ordered[:, :1], ordered[:, -1:]
-    at = (torch.arange(entries, dtype=torch.float64) + 0.5) / entries
-    return low + (high - low) * at
+    return low + (high - low) * _shares(entries, ordered.device)
+
+
+def _shares(entries: int, device: torch.device) -> Tensor:
+    return (torch.arange(entries, dtype=torch.float64, device=device) + 0.5) / entries
 
 
 class _Sums:
@@ -63,8 +66,7 @@ class _Sums:
     def quantiles(self, entries: int) -> Tensor:
         """Values that cut the weight of a row into equal shares."""
         running = self.running[0]
-        at = (torch.arange(entries, dtype=torch.float64) + 0.5) / entries
-        wanted = at * running[:, -1:]
+        wanted = _shares(entries, running.device) * running[:, -1:]
         places = torch.searchsorted(running[:, 1:].contiguous(), wanted.contiguous())
         return self.ordered.gather(1, places.clamp(max=self.ordered.shape[1] - 1))
 

@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from tsugiki.compress_base.layer_inputs import LayerInputs
 from tsugiki.compress_base.sensitivity import Gram
 
 
@@ -38,33 +39,16 @@ class LayerWalk:
 
     @torch.no_grad()
     def grams(self, layer: int) -> dict[str, Tensor]:
-        """Weight name below the layer ("self_attn.q_proj.weight") -> mean of x x^T of its input."""
-        seen: dict[str, Gram] = {}
-        of_input: dict[int, Gram] = {}  # of the present sequence: linears that share an input
-
-        def hook(name: str) -> Any:
-            def see(module: nn.Linear, inputs: tuple[Tensor, ...]) -> None:
-                x = inputs[0]
-                gram = of_input.get(id(x)) or seen.setdefault(name, Gram(module.in_features))
-                if id(x) not in of_input:
-                    gram.add(x[0])
-                    kept.append(x)  # an id is one tensor's as long as it lives
-                of_input[id(x)] = seen[name] = gram
-
-            return see
-
-        kept: list[Tensor] = []
-        handles = [
-            module.register_forward_pre_hook(hook(f"{name}.weight"))
-            for name, module in self._linears(layer)
-        ]
-        for hidden in self._hidden:
-            self._run(layer, hidden)
-            of_input.clear()
-            kept.clear()
-        for handle in handles:
-            handle.remove()
-        return {name: gram.mean() for name, gram in seen.items()}
+        """Weight name below the layer ("self_attn.q_proj.weight") -> mean of x x^T of its input,
+        weighed as layer_inputs.py has it."""
+        found: dict[tuple[str, ...], Gram] = {}
+        with LayerInputs(self._layers[layer]) as inputs:
+            for hidden in self._hidden:
+                output = self._run(layer, hidden)
+                for names, rows in inputs.weighed(output[0]).items():
+                    found.setdefault(names, Gram(rows.shape[1], rows.device)).add(rows)
+        means = {names: gram.mean() for names, gram in found.items()}
+        return {name: mean for names, mean in means.items() for name in names}
 
     @torch.no_grad()
     def replace(self, layer: int, name: str, weight: Tensor) -> None:
@@ -75,11 +59,6 @@ class LayerWalk:
     def advance(self, layer: int) -> None:
         """Past this layer, with the weights that it has now."""
         self._hidden = [self._run(layer, hidden) for hidden in self._hidden]
-
-    def _linears(self, layer: int) -> Iterator[tuple[str, nn.Linear]]:
-        for name, module in self._layers[layer].named_modules():
-            if isinstance(module, nn.Linear):
-                yield name, module
 
     def _run(self, layer: int, hidden: Tensor) -> Tensor:
         found = self._layers[layer](hidden, **self._calls[layer])

@@ -60,7 +60,7 @@ def least_squares(weight: Tensor, codes: Tensor, codebooks: Tensor, gram: Tensor
 
 def _one_hot(codes: Tensor, groups: int, entries: int) -> list[Tensor]:
     """For each group float32 [rows, entries, width]."""
-    numbers = torch.arange(entries)[None, :, None]
+    numbers = torch.arange(entries, device=codes.device)[None, :, None]
     return [(part[:, None] == numbers).float() for part in codes.chunk(groups, dim=1)]
 
 
@@ -87,7 +87,8 @@ def _ascending(codes: Tensor, codebooks: Tensor) -> tuple[Tensor, Tensor]:
     """The same weights with every codebook in order."""
     ordered, places = codebooks.sort(dim=2)
     ranks = torch.empty_like(places)
-    ranks.scatter_(2, places, torch.arange(places.shape[2]).expand_as(places))
+    numbers = torch.arange(places.shape[2], device=places.device)
+    ranks.scatter_(2, places, numbers.expand_as(places))
     rows, groups, _ = codebooks.shape
     return ranks.gather(2, codes.view(rows, groups, -1)).flatten(1), ordered
 

@@ -15,8 +15,8 @@ DAMPING = 0.1  # of the mean diagonal, added to it; 0.01 left 1 to 8 % more erro
 class Gram:
     """The running mean of x x^T over rows of inputs; float32 [in, in]."""
 
-    def __init__(self, width: int) -> None:
-        self.sum = torch.zeros(width, width)
+    def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
+        self.sum = torch.zeros(width, width, device=device)
         self.rows = 0
 
     def add(self, rows: Tensor) -> None:
@@ -41,7 +41,7 @@ class Sensitivity:
 
     def weights(self, power: float) -> Tensor:
         """What an error in a column costs, float32 [in], as the weight's columns lie."""
-        found = torch.empty(len(self.order))
+        found = torch.empty_like(self.gram[0])
         found[self.order] = self.factor.diagonal() ** -power
         return found / found.mean()
 
@@ -53,13 +53,13 @@ def sensitivity(gram: Tensor, damping: float = DAMPING) -> Sensitivity:
     gram = gram + torch.diag(dead.double())
     mean = gram.diagonal().mean()
     order = gram.diagonal().argsort(descending=True, stable=True)
-    damped = gram + damping * mean * torch.eye(len(gram), dtype=torch.float64)
+    damped = gram + torch.diag((damping * mean).expand(len(gram)))
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped[order][:, order]))
     factor = torch.linalg.cholesky(inverse, upper=True)
     return Sensitivity(order, damped.float(), factor.float(), dead)
 
 
-def indifferent(width: int) -> Sensitivity:
+def indifferent(width: int, device: torch.device | str = "cpu") -> Sensitivity:
     """Without calibration: every input weighs the same, and no error can be made up for."""
-    order, one = torch.arange(width), torch.eye(width)
-    return Sensitivity(order, one, one, torch.zeros(width, dtype=torch.bool))
+    order, one = torch.arange(width, device=device), torch.eye(width, device=device)
+    return Sensitivity(order, one, one, torch.zeros(width, dtype=torch.bool, device=device))

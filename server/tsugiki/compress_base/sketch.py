@@ -54,17 +54,17 @@ def sketch_linear(
             f"a linear of {columns} inputs cannot be sketched: {settings.groups} groups must "
             f"divide them, and rows of {settings.bits}-bit indices must fill whole bytes"
         )
-    weight = weight.float()
+    weight = weight.float().to(costs.gram.device)
     if not bool(torch.isfinite(weight).all()):
         raise CompressionRefused("the weight holds NaN or infinity: repair the checkpoint first")
     alive = weight.masked_fill(costs.dead, 0.0)
     codebooks = _codebooks(alive, costs.weights(power), settings)
     codes = sweep(alive, codebooks, costs)
     codes, codebooks = refined(alive, codes, codebooks, costs.gram, rounds)
-    numbers, stored = canonical(codes.view(rows, settings.groups, -1), codebooks)
+    numbers, stored = canonical(codes.cpu().view(rows, settings.groups, -1), codebooks.cpu())
     packed = packing.pack(numbers.view(rows, columns).to(torch.uint8), settings.bits)
     found = CodebookWeight(settings.index_of((rows, columns), packed), stored)
-    error = (looked_up(found.index, found.codebooks) - weight).square().sum()
+    error = (looked_up(found.index, found.codebooks) - weight.cpu()).square().sum()
     return Sketched(found, float(error), float(weight.square().sum()))
 
 
@@ -83,12 +83,13 @@ def sweep(weight: Tensor, codebooks: Tensor, costs: Sensitivity) -> Tensor:
     width = columns // codebooks.shape[1]
     middles = (codebooks[..., 1:] + codebooks[..., :-1]) / 2
     left = weight[:, costs.order].clone()
-    codes = torch.empty(rows, columns, dtype=torch.int64)
+    codes = torch.empty(rows, columns, dtype=torch.int64, device=weight.device)
+    order = costs.order.tolist()
     for start in range(0, columns, BLOCK):
         stop = min(start + BLOCK, columns)
-        errors = torch.empty(rows, stop - start)
+        errors = weight.new_empty(rows, stop - start)
         for place in range(start, stop):
-            column = int(costs.order[place])
+            column = order[place]
             group = column // width
             value = left[:, place]
             code = (value[:, None] > middles[:, group]).sum(1)
