@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.pretended_gpu import pretended_gpu
 from tsugiki.cli import main
 from tsugiki.codecs import artifact
 from tsugiki.codecs.factors import Factors
@@ -79,6 +80,16 @@ def test_a_tuned_variant_learns_and_is_served_as_transformers_runs_it(
     decompress(variant, checkpoint, torch.float32, QUIET)
     assert torch.allclose(served(caldera_directory, out), oracle(checkpoint), atol=1e-4)
     assert artifact.read_header(out).options == {"factor_bits": 16, "rank": 6}
+
+
+def test_on_another_device_the_same_is_learned(
+    caldera_directory: Path, data: Path, tmp_path: Path
+) -> None:
+    job = TuneJob(caldera_directory, data, tmp_path / "here", tmp_path, dtype=torch.float32)
+    here = tune_caldera(job, PLAN, QUIET)
+    with pretended_gpu() as gpu:
+        there = tune_caldera(replace(job, out=tmp_path / "there", device=gpu), PLAN, QUIET)
+    assert there.after == pytest.approx(here.after, rel=1e-3)
 
 
 def test_a_dense_base_and_another_codec_s_flag_are_refused_by_name(

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.pretended_gpu import pretended_gpu
 from tsugiki.cli import main
 from tsugiki.codecs.sketch_retune import LookedUpProduct
 from tsugiki.compress.decompress import decompress
@@ -110,6 +111,14 @@ def test_an_interrupted_run_ends_in_the_same_bits(tune: Tune, tmp_path: Path) ->
     assert (tmp_path / "resumed.safetensors.training").is_file()
     assert tune("resumed", checkpoint_every=2).header.digest == whole.header.digest
     assert not (tmp_path / "resumed.safetensors.training").exists()
+
+
+def test_on_another_device_the_same_is_learned(tune: Tune) -> None:
+    here = tune("here")
+    with pretended_gpu() as gpu:
+        there = tune("there", device=gpu)
+    assert there.after == pytest.approx(here.after, rel=1e-3)
+    assert there.header.file_bytes == here.header.file_bytes
 
 
 def test_checkpointing_changes_memory_and_no_loss(tune: Tune) -> None:

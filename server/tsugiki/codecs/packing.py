@@ -24,7 +24,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     period = 8 // bits if 8 % bits == 0 else 8  # codes that together fill whole bytes
     periods = -(-count // period)
     padded = torch.nn.functional.pad(codes, (0, -count % period)).view(rows, periods, period)
-    word = torch.zeros(padded.shape[:2], dtype=torch.int64)
+    word = torch.zeros(padded.shape[:2], dtype=torch.int64, device=codes.device)
     for i in range(period):
         word |= padded[:, :, i].long() << (i * bits)
     width = period * bits // 8

@@ -21,12 +21,16 @@ from tsugiki.codecs.options import LARGEST_FLOAT16
 from tsugiki.codecs.quantize import pack_bias, stored_bias
 from tsugiki.codecs.saten_retune import SatenChange
 from tsugiki.codecs.sketch_retune import SketchChange
-from tsugiki.codecs.trainable import TrainableChange, unit
+from tsugiki.codecs.trainable import TrainableChange, hold, unit
 
 
 class ScaledChange(TrainableChange):
     """rho (x D^T) + u beta, D being the stored change: a factor for each group of rows that shares
     a step, and the bias where one is stored."""
+
+    _change: Tensor
+    _bias: Tensor | None
+    _unit: Tensor
 
     def __init__(
         self, packed: Packed, change: Tensor, rows_per_factor: int, step: str, dtype: torch.dtype
@@ -36,11 +40,10 @@ class ScaledChange(TrainableChange):
         super().__init__()
         self._packed, self._step = packed, step
         self._rows_per_factor = rows_per_factor
-        self._change = change.to(dtype)
+        hold(self, _change=change.to(dtype), _bias=stored_bias(packed))
         self.factors = nn.Parameter(torch.zeros(-(-packed.shape[0] // rows_per_factor)))
-        self._bias = stored_bias(packed)
         if self._bias is not None:
-            self._unit = unit(self._bias)
+            hold(self, _unit=unit(self._bias))
             self.biases = nn.Parameter(torch.zeros(packed.shape[0]))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,14 +68,18 @@ class ScaledChange(TrainableChange):
 class LowRankChange(TrainableChange):
     """scale (x A'^T B'^T - x A^T B^T), A' = A + u a and B' = B + v b."""
 
+    _a: Tensor
+    _b: Tensor
+    _unit_a: Tensor
+    _unit_b: Tensor
+
     def __init__(
         self, packed: Packed, a: Tensor, b: Tensor, scale: float, dtype: torch.dtype
     ) -> None:
         """`a` [rank, in] and `b` [out, rank]: the factors as they are stored, float32."""
         super().__init__()
         self._packed, self._scale = packed, scale
-        self._a, self._b = a, b
-        self._units = unit(self._a), unit(self._b)
+        hold(self, _a=a, _b=b, _unit_a=unit(a), _unit_b=unit(b))
         self._dtype = dtype
         self.low_rank_a = nn.Parameter(torch.zeros_like(self._a))
         self.low_rank_b = nn.Parameter(torch.zeros_like(self._b))
@@ -87,8 +94,8 @@ class LowRankChange(TrainableChange):
 
     def _factors(self) -> tuple[Tensor, Tensor]:
         return (
-            self._a + self._units[0] * self.low_rank_a,
-            self._b + self._units[1] * self.low_rank_b,
+            self._a + self._unit_a * self.low_rank_a,
+            self._b + self._unit_b * self.low_rank_b,
         )
 
 

@@ -16,23 +16,28 @@ from tsugiki.codecs import saten_values
 from tsugiki.codecs.base import Packed
 from tsugiki.codecs.saten_form import entries_of, sparse_form, train_form, train_of
 from tsugiki.codecs.saten_train import TensorTrain
-from tsugiki.codecs.trainable import TrainableChange, unit
+from tsugiki.codecs.trainable import TrainableChange, hold, unit
 
 
 class Numbers(nn.Module):
     """Stored numbers and what training adds to them, in units of their size."""
 
+    _step: Tensor | None
+    _group: Tensor
+    _before: Tensor
+    _unit: Tensor
+
     def __init__(self, stored: saten_values.Stored, group: Tensor, bits: int) -> None:
         super().__init__()
-        self._stored, self._group, self._bits = stored, group, bits
-        self._before = saten_values.read(stored, group, bits)
-        self._unit = unit(self._before)
+        self._stored, self._bits = stored, bits
+        before = saten_values.read(stored, group, bits)
+        hold(self, _step=stored.step, _group=group, _before=before, _unit=unit(before))
         self.added = nn.Parameter(torch.zeros_like(self._before))
 
     def forward(self) -> Tensor:
         """float32 [n], as they would be read back."""
         exact = self._before + self._unit * self.added
-        if self._stored.step is None:
+        if self._step is None:
             return exact
         rounded = saten_values.read(self.stored(), self._group, self._bits)
         return exact + (rounded - exact).detach()
@@ -41,11 +46,15 @@ class Numbers(nn.Module):
     def stored(self) -> saten_values.Stored:
         """As stored, with the steps and the gain that they had."""
         now = self._before + self._unit * self.added
-        return saten_values.store_like(self._stored, now, self._group, self._bits)
+        like = replace(self._stored, step=self._step)
+        return saten_values.store_like(like, now, self._group, self._bits)
 
 
 class SatenChange(TrainableChange):
     """x (T' + E')^T - x (T + E)^T."""
+
+    _places: Tensor
+    _before: Tensor
 
     def __init__(self, packed: Packed, dtype: torch.dtype) -> None:
         super().__init__()
@@ -53,7 +62,7 @@ class SatenChange(TrainableChange):
         self._train = train_form(packed.shape, packed.options)
         self._sparse = sparse_form(packed.shape, packed.options)
         self._shapes = [core.shape for core in train_of(packed).cores]
-        self._places = entries_of(packed)[0]
+        hold(self, _places=entries_of(packed)[0])
         self.cores: Numbers | None = None
         self.values: Numbers | None = None
         if self._train.modes:
@@ -63,7 +72,7 @@ class SatenChange(TrainableChange):
             group = self._sparse.group(self._places)
             self.values = Numbers(_stored(packed, "value"), group, self._sparse.bits)
         with torch.no_grad():
-            self._before = self._dense()
+            hold(self, _before=self._dense())
 
     def kinds(self) -> Mapping[str, nn.Parameter]:
         """See `TrainableChange.kinds`."""
@@ -84,14 +93,16 @@ class SatenChange(TrainableChange):
 
     def _dense(self) -> Tensor:
         """T + E with the values that are trained, float32 [out, in]."""
-        dense = torch.zeros(self._packed.shape)
+        dense = torch.zeros(self._packed.shape, device=self._places.device)
         if self.cores is not None:
             sizes = [shape.numel() for shape in self._shapes]
             flat = torch.split(self.cores(), sizes)
             cores = [c.view(s) for c, s in zip(flat, self._shapes, strict=True)]
             dense = TensorTrain(tuple(cores)).dense()
         if self.values is not None:
-            entries = torch.zeros(dense.numel()).index_put((self._places,), self.values())
+            entries = torch.zeros(dense.numel(), device=dense.device).index_put(
+                (self._places,), self.values()
+            )
             dense = dense + entries.view(dense.shape)
         return dense
 

@@ -14,7 +14,11 @@ LEAST_UNIT = 1e-6
 
 
 class TrainableChange(nn.Module):
-    """What training adds to a packed linear: nothing at first."""
+    """What training adds to a packed linear: nothing at first.
+
+    All its tensors are parameters or buffers, so that it can be moved to another device whole; it
+    is packed on the CPU.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out], in the dtype of x."""
@@ -27,6 +31,12 @@ class TrainableChange(nn.Module):
     def pack(self) -> Packed:
         """The linear with the trained values, as many bytes as before."""
         raise NotImplementedError
+
+
+def hold(module: nn.Module, **tensors: Tensor | None) -> None:
+    """Make these its buffers: they move with it and are no part of its state."""
+    for name, tensor in tensors.items():
+        module.register_buffer(name, tensor, persistent=False)
 
 
 def unit(values: Tensor) -> Tensor:

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from tsugiki.commands.flags import add_device, refuse_foreign_flags
+
 CODECS = ("deltadq", "lora", "bitdelta", "saten", "sketch", "caldera")
 # The codec's own flags; another codec's flag is a mistake and is refused, not ignored.
 FLAGS: dict[str, tuple[str, ...]] = {
@@ -59,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_size_arguments(parser)
     _add_calibration_arguments(parser)
     _add_codec_arguments(parser)
+    add_device(parser)
 
 
 def _add_size_arguments(parser: argparse.ArgumentParser) -> None:
@@ -163,10 +166,10 @@ def job_of(args: argparse.Namespace) -> Any:
     Raises:
         ConfigError: a flag of another codec, or a bad value.
     """
-    from tsugiki.commands.flags import refuse_foreign_flags
     from tsugiki.compress.job import CompressJob
     from tsugiki.config import default_cache_dir
     from tsugiki.model.demo_base import resolve_base
+    from tsugiki.model.device import choose_device
     from tsugiki.setting_values import parse_size
 
     refuse_foreign_flags(args, FLAGS)
@@ -190,6 +193,7 @@ def job_of(args: argparse.Namespace) -> Any:
         max_kl=args.max_kl,
         cache_dir=default_cache_dir(),
         probe=args.probe,
+        device=choose_device(args.device),
     )
 
 

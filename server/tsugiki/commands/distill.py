@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from tsugiki.commands.flags import add_device
+
 DTYPES = ("bfloat16", "float32")
 DIRECTIONS = ("forward", "reverse")
 INITS = ("default", "gaussian", "orthogonal")
@@ -30,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_loss_arguments(parser)
     _add_lora_arguments(parser)
     _add_training_arguments(parser)
+    add_device(parser)
 
 
 def _add_loss_arguments(parser: argparse.ArgumentParser) -> None:
@@ -121,6 +124,7 @@ def job_of(args: argparse.Namespace) -> Any:
     from tsugiki.config import default_cache_dir
     from tsugiki.distill.job import DistillJob
     from tsugiki.model.demo_base import resolve_base
+    from tsugiki.model.device import choose_device
 
     cache_dir = default_cache_dir()
     return DistillJob(
@@ -134,6 +138,7 @@ def job_of(args: argparse.Namespace) -> Any:
         teacher_cache=args.teacher_cache,
         log=args.log,
         dtype=getattr(torch, args.dtype),
+        device=choose_device(args.device),
         max_tokens=args.max_tokens,
         gradient_checkpointing=args.gradient_checkpointing,
         checkpoint_every=args.checkpoint_every,

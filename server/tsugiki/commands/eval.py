@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tsugiki.commands.flags import add_device
+
 if TYPE_CHECKING:
     from tsugiki.compress.evaluate import Estimate, Evaluation
 
@@ -24,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="use the first N examples")
     parser.add_argument("--with-base", action="store_true", help="score the plain base too")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default float32")
+    add_device(parser)
     parser.add_argument("--json", action="store_true", help="machine-readable")
 
 
@@ -49,6 +52,7 @@ def _prepare(args: argparse.Namespace, progress: Any) -> tuple[dict[str, Any], l
     from tsugiki.compress.reconstruct import open_variant
     from tsugiki.compress.tokenizer_check import has_tokenizer, load_tokenizer
     from tsugiki.config import default_cache_dir
+    from tsugiki.model.device import choose_device
 
     variant = open_variant(args.variant, args.base, default_cache_dir())
     path = variant.base.checkpoint.path
@@ -56,13 +60,13 @@ def _prepare(args: argparse.Namespace, progress: Any) -> tuple[dict[str, Any], l
     longest = variant.base.architecture.max_position_embeddings
     dialogues = list(read_dialogues(args.data, tokenizer, limit=args.limit, max_tokens=longest))
     progress.stage("loading the models")
-    dtype = getattr(torch, args.dtype)
+    place = getattr(torch, args.dtype), choose_device(args.device)
     models = {
-        "tuned": load_fine_tune(args.tuned, path, dtype),
-        "variant": model_of(variant.config(), variant.tensors(), dtype),
+        "tuned": load_fine_tune(args.tuned, path, *place),
+        "variant": model_of(variant.config(), variant.tensors(), *place),
     }
     if args.with_base:
-        models["base"] = load_model(path, dtype)
+        models["base"] = load_model(path, *place)
     return models, dialogues
 
 

@@ -1,9 +1,17 @@
-"""Flags that belong to one of several codecs. Does not know: any codec."""
+"""Flags that several commands have, or one of several codecs. Does not know: any codec."""
 
 import argparse
 from collections.abc import Mapping
 
+from tsugiki.config import DEVICES
 from tsugiki.errors import ConfigError
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """--device, as `tsugiki serve` has it; see tsugiki.model.device.choose_device."""
+    parser.add_argument(
+        "--device", choices=DEVICES, default="auto", help="auto: a GPU where torch sees one"
+    )
 
 
 def refuse_foreign_flags(args: argparse.Namespace, flags: Mapping[str, tuple[str, ...]]) -> None:

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from tsugiki.commands.flags import add_device
+
 DTYPES = ("bfloat16", "float32")
 
 
@@ -40,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--log", type=Path, metavar="FILE", help="write losses as JSONL")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="default bfloat16")
+    add_device(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from tsugiki.compress.progress import Progress
     from tsugiki.config import default_cache_dir
     from tsugiki.errors import ConfigError
+    from tsugiki.model.device import choose_device
     from tsugiki.tune.job import RepairJob, run_repair
     from tsugiki.tune.repair import RepairPlan
 
@@ -71,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
         out=args.out,
         cache_dir=default_cache_dir(),
         dtype=getattr(torch, args.dtype),
+        device=choose_device(args.device),
         log=args.log,
         checkpoint_every=args.checkpoint_every,
     )

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tsugiki.commands.flags import add_device, refuse_foreign_flags
+
 if TYPE_CHECKING:
     from tsugiki.tune.compressed import Tuned, TuneJob
 
@@ -43,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=int, default=512, metavar="N", help="of one (512)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of batches (0)")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="default bfloat16")
+    add_device(parser)
     parser.add_argument(
         "--gradient-checkpointing", action="store_true", help="less memory, a third slower"
     )
@@ -55,10 +58,10 @@ def run(args: argparse.Namespace) -> int:
     """Train, write, say what it brought."""
     import torch
 
-    from tsugiki.commands.flags import refuse_foreign_flags
     from tsugiki.config import default_cache_dir
     from tsugiki.errors import ConfigError
     from tsugiki.model.demo_base import resolve_base
+    from tsugiki.model.device import choose_device
     from tsugiki.tune.compressed import TuneJob
 
     refuse_foreign_flags(args, FLAGS)
@@ -75,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
         cache_dir=cache,
         log=args.log,
         dtype=getattr(torch, args.dtype),
+        device=choose_device(args.device),
         max_tokens=args.max_tokens,
         gradient_checkpointing=args.gradient_checkpointing,
         checkpoint_every=args.checkpoint_every,

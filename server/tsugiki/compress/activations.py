@@ -73,7 +73,7 @@ def _run(
 ) -> tuple[Calibration, Mapping[str, float]]:
     """Statistics, and what share of the bytes each matrix takes; the model is gone afterwards."""
     progress.stage("loading the fine-tune for calibration")
-    model = load_model(pairs.tuned.path)
+    model = load_model(pairs.tuned.path, device=job.device)
     names = [change.name for change in found.changes if change.kind == "linear"]
     sampled = frozenset(_queries(job, base))
     counted = progress.track(file.to_calibrate(), "calibrating", total=file.calibrating)

@@ -19,6 +19,7 @@ from torch import Tensor
 from tsugiki.codecs.base import ModuleStats
 from tsugiki.compress.dialogues import Dialogue
 from tsugiki.errors import CompressionRefused
+from tsugiki.model.device import device_of
 
 MAX_DIALOGUES = 64
 SHARES = (0.5, 0.5)  # of the total weight: prompt, answer
@@ -43,9 +44,9 @@ class _Sums:
     count: list[int] = field(default_factory=lambda: [0, 0])
 
     @classmethod
-    def empty(cls, width: int, *, gram: bool) -> "_Sums":
-        first = torch.zeros(2, width, dtype=torch.float64)
-        square = torch.zeros(width, width) if gram else None
+    def empty(cls, width: int, device: torch.device, *, gram: bool) -> "_Sums":
+        first = torch.zeros(2, width, dtype=torch.float64, device=device)
+        square = torch.zeros(width, width, device=device) if gram else None
         return cls(first, torch.zeros_like(first), square)
 
     def add(self, which: int, rows: Tensor) -> None:
@@ -64,8 +65,8 @@ class _Sums:
         mean = per_token[0] * self.first[0] + per_token[1] * self.first[1]
         second = per_token[0] * self.second[0] + per_token[1] * self.second[1]
         tokens = sum(self.count)
-        gram = None if self.gram is None else self.gram / max(1, tokens)
-        return ModuleStats(mean.float(), second.float(), tokens, gram)
+        gram = None if self.gram is None else (self.gram / max(1, tokens)).cpu()
+        return ModuleStats(mean.float().cpu(), second.float().cpu(), tokens, gram)
 
 
 class _Collector:
@@ -102,14 +103,14 @@ class _Collector:
         if self.dialogue is None:
             return
         rows = rows.detach().float()
-        sums = self.sums.setdefault(name, _Sums.empty(rows.shape[1], gram=self.grams))
+        sums = self.sums.setdefault(name, _Sums.empty(rows.shape[1], rows.device, gram=self.grams))
         # Row p computes token p + 1: the rows that write the answer start one before it.
         answer = max(1, self.dialogue.start - 1)
         sums.add(0, rows[1:answer])
         sums.add(1, rows[answer:])
         kept = self.samples.get(name)
         if kept is not None and sum(map(len, kept)) < SAMPLE_ROWS:
-            kept.append(rows[1:].clone())
+            kept.append(rows[1:].cpu().clone())
 
 
 def calibrate(
@@ -132,7 +133,8 @@ def calibrate(
     with collector.attached(model), torch.inference_mode():
         for dialogue in dialogues:
             collector.dialogue = dialogue
-            model(torch.tensor([dialogue.ids]), use_cache=False, logits_to_keep=1)
+            ids = torch.tensor([dialogue.ids], device=device_of(model))
+            model(ids, use_cache=False, logits_to_keep=1)
     stats = {name: sums.stats() for name, sums in collector.sums.items()}
     _check(collector.weights, stats)
     samples = {n: torch.cat(rows)[:SAMPLE_ROWS] for n, rows in collector.samples.items() if rows}

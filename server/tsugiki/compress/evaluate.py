@@ -103,8 +103,8 @@ def batch_sums(batch: Sequence[Dialogue], logs: Mapping[str, Tensor]) -> Iterato
 
 def _sums(dialogue: Dialogue, logs: Mapping[str, Tensor]) -> Sums:
     """`logs`: log probabilities [answer tokens, vocab] of each model."""
-    answer = torch.tensor(dialogue.ids[dialogue.start :])
     tuned, variant = logs["tuned"], logs["variant"]
+    answer = torch.tensor(dialogue.ids[dialogue.start :], device=tuned.device)
     top = {name: log.argmax(-1) for name, log in logs.items()}
     row = {
         "tokens": float(len(answer)),

@@ -15,17 +15,20 @@ from torch import Tensor
 from tsugiki.compress.job import ADAPTER_FILE
 from tsugiki.errors import UnsupportedModel
 from tsugiki.model.checkpoint import Checkpoint, open_checkpoint, stored_form
+from tsugiki.model.device import CPU, device_of
 from tsugiki.model.stored_form import dense_config
 
 TIED_DUPLICATE = "lm_head.weight"
 
 
-def load_model(directory: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """The causal language model of a Hugging Face directory, in eval mode on the CPU; of a
-    compressed base, with the weights that it stands for."""
+def load_model(
+    directory: Path, dtype: torch.dtype = torch.float32, device: torch.device = CPU
+) -> Any:
+    """The causal language model of a Hugging Face directory, in eval mode; of a compressed base,
+    with the weights that it stands for."""
     if (compressed := _compressed(directory)) is not None:
         tensors = ((name, compressed.tensor(name)) for name in compressed.names())
-        return model_of(dense_config(compressed.config), tensors, dtype)
+        return model_of(dense_config(compressed.config), tensors, dtype, device)
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -36,7 +39,7 @@ def load_model(directory: Path, dtype: torch.dtype = torch.float32) -> Any:
         )
     except (OSError, ValueError) as error:
         raise UnsupportedModel(f"{directory}: transformers cannot load it: {error}") from None
-    return model.eval()
+    return model.to(device).eval()
 
 
 def _compressed(directory: Path) -> Checkpoint | None:
@@ -47,27 +50,31 @@ def _compressed(directory: Path) -> Checkpoint | None:
     return None if stored_form(config) is None else open_checkpoint(directory)
 
 
-def load_fine_tune(directory: Path, base: Path, dtype: torch.dtype = torch.float32) -> Any:
+def load_fine_tune(
+    directory: Path, base: Path, dtype: torch.dtype = torch.float32, device: torch.device = CPU
+) -> Any:
     """A fine-tuned checkpoint, or a PEFT adapter merged into its base.
 
     Raises:
         UnsupportedModel: it cannot be loaded, or it is an adapter and peft is not installed.
     """
     if not (directory / ADAPTER_FILE).is_file():
-        return load_model(directory, dtype)
+        return load_model(directory, dtype, device)
     try:
         from peft import PeftModel
     except ImportError:
         raise UnsupportedModel(
             f"{directory} is a PEFT adapter; to run it: pip install peft"
         ) from None
-    return PeftModel.from_pretrained(load_model(base, dtype), directory).merge_and_unload().eval()
+    adapted = PeftModel.from_pretrained(load_model(base, dtype), directory)
+    return adapted.merge_and_unload().to(device).eval()
 
 
 def model_of(
     config: Mapping[str, Any],
     tensors: Iterable[tuple[str, Tensor]],
     dtype: torch.dtype = torch.float32,
+    device: torch.device = CPU,
 ) -> Any:
     """A model with this config.json and these tensors, by checkpoint name.
 
@@ -86,7 +93,7 @@ def model_of(
     if absent or unexpected:
         raise UnsupportedModel(f"missing tensors {absent}, unknown tensors {unexpected}")
     model.tie_weights()
-    return model.eval()
+    return model.to(device).eval()
 
 
 @torch.no_grad()
@@ -121,6 +128,8 @@ def logits_at_answers(
         ids[row, : len(sequence)] = torch.tensor(sequence)
         mask[row, : len(sequence)] = 1
         wanted[row, start - 1 : len(sequence) - 1] = True
+    device = device_of(model)
+    ids, mask, wanted = ids.to(device), mask.to(device), wanted.to(device)
     known = _keys_and_values(model, ids[:1, :shared], len(sequences)) if shared else None
     hidden = model.base_model(
         input_ids=ids[:, shared:],

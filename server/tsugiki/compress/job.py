@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tsugiki.codecs.base import Layout
 from tsugiki.codecs.metadata import PROBE_LIMITS, BaseRef
 from tsugiki.compress.calibration import MAX_DIALOGUES
@@ -17,6 +19,7 @@ from tsugiki.compress.text_side import collect_text_side
 from tsugiki.errors import CompressionRefused, ConfigError
 from tsugiki.model.architecture import Architecture, read_architecture
 from tsugiki.model.checkpoint import Checkpoint, open_checkpoint
+from tsugiki.model.device import CPU
 from tsugiki.model.fingerprint import base_fingerprint
 from tsugiki.model.layout import layout_of
 from tsugiki.setting_values import check_parent
@@ -44,6 +47,7 @@ class CompressJob:
     max_kl: float | None = None  # nats per answer token, on dialogues that calibration did not see
     cache_dir: Path | None = None  # for the base's fingerprint and compiled kernels
     probe: int | None = 0  # tokens of its answer; None: as many as usual if that is cheap
+    device: torch.device = CPU  # of the models that calibrate and measure
 
     def __post_init__(self) -> None:
         goals = (self.max_bytes, self.target_ratio, self.max_kl)

@@ -100,7 +100,7 @@ def _reference(job: CompressJob, path: Path, base: OpenedBase, progress: Progres
             f"{MAX_TOKENS} tokens; give shorter prompts"
         )
     progress.stage("loading the fine-tune to compare with")
-    return Reference.of(load_model(job.tuned), dialogues, progress)
+    return Reference.of(load_model(job.tuned, device=job.device), dialogues, progress)
 
 
 class _Scale:
@@ -153,7 +153,7 @@ class _Scale:
             artifact.write(file, spec, {item.packed.name: item.packed for item in stored})
             variant = Reconstruction(self._base, artifact.read(file), self._fingerprint)
         if self._model is None:
-            self._model = model_of(variant.config(), variant.tensors())
+            self._model = model_of(variant.config(), variant.tensors(), device=self._job.device)
         else:
             refill(self._model, variant.tensors())
         return self._reference.compare(self._model).kl

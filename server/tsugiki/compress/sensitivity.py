@@ -49,7 +49,7 @@ class _Costs:
     def _hook(self, name: str) -> Callable[[Tensor], None]:
         def count(parameter: Tensor) -> None:
             if parameter.grad is not None:
-                before = self._base(name).float()
+                before = self._base(name).float().to(parameter.device)
                 delta = parameter.detach()[: len(before)] - before
                 self.sums[name] += float((parameter.grad[: len(before)] * delta).square().sum())
                 parameter.grad = None
@@ -70,9 +70,9 @@ def noise_costs(
     with torch.enable_grad(), costs.counted(model):
         for dialogue in dialogues:
             logs = logits_at_answers(model, [dialogue.ids], [dialogue.start]).log_softmax(-1)
-            drawn = torch.multinomial(logs.detach().exp(), 1, generator=generator)
+            drawn = torch.multinomial(logs.detach().exp().cpu(), 1, generator=generator)
             # scores of different tokens are independent and have mean 0: squares of sums add up
-            logs.gather(1, drawn).sum().backward()  # type: ignore[no-untyped-call]
+            logs.gather(1, drawn.to(logs.device)).sum().backward()  # type: ignore[no-untyped-call]
             tokens += dialogue.answer_length
     return {name: total / (2 * max(1, tokens)) for name, total in costs.sums.items()}
 

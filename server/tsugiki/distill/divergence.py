@@ -29,6 +29,11 @@ class Target:
     log_probs: Tensor
     indices: Tensor | None = None
 
+    def to(self, device: torch.device) -> "Target":
+        """The same there."""
+        indices = None if self.indices is None else self.indices.to(device)
+        return Target(self.log_probs.to(device), indices)
+
 
 def full_target(logits: Tensor, temperature: float) -> Target:
     """Everything that logits [n, vocab] say."""

@@ -35,6 +35,7 @@ from tsugiki.distill.teacher_cache import TeacherCache
 from tsugiki.distill.trainer import Record, TrainingPlan, mean_losses, train
 from tsugiki.distill.training_state import StateFile, state_path
 from tsugiki.errors import ConfigError, InvalidRequest
+from tsugiki.model.device import CPU
 from tsugiki.setting_values import check_parent
 
 CACHED_TOP_K = 32
@@ -83,6 +84,7 @@ class DistillJob:
     teacher_cache: Path | None = None
     log: Path | None = None
     dtype: torch.dtype = torch.bfloat16
+    device: torch.device = CPU
     max_tokens: int = 512  # of one dialogue
     gradient_checkpointing: bool = False
     checkpoint_every: int = 50  # steps; 0: never
@@ -140,6 +142,7 @@ def run_distill(job: DistillJob, plan: DistillPlan, progress: Progress) -> Disti
     progress.stage("loading the student")
     model = load_model(job.student, job.dtype)
     student = attach(model, plan.lora, plan.seed, checkpointing=job.gradient_checkpointing)
+    student.model.to(job.device)  # a branch is drawn on the CPU: the same numbers everywhere
     mixture = Mixture(plan.alpha, plan.direction, plan.temperature, opened.width)
     objective = NeoObjective(student.model, teacher, mixture)
     tests = list(batched(held_out, plan.batch_tokens, opened.shared))
@@ -189,7 +192,7 @@ def _teacher(
 
     def load() -> LiveTeacher:
         progress.stage("loading the teacher")
-        return LiveTeacher(load_model(job.teacher, job.dtype), view)
+        return LiveTeacher(load_model(job.teacher, job.dtype, job.device), view)
 
     if job.teacher_cache is None:
         return load()

@@ -38,13 +38,14 @@ class NeoObjective:
 
     def __call__(self, batch: Batch) -> Losses:
         """See `Objective`. Parts: "ce", and "kl" where there is a teacher."""
-        logits, labels = batch.logits(self.student), batch.labels
+        logits = batch.logits(self.student)
+        labels = batch.labels.to(logits.device)
         alpha = self.mixture.alpha
         ce = F.cross_entropy(logits, labels, reduction="sum")
         parts = {"ce": float(ce.detach())}
         total = (1 - alpha) * ce
         if self.teacher is not None:
-            target = self.teacher.target(batch)
+            target = self.teacher.target(batch).to(logits.device)
             shown = logits[:, : self.mixture.width]
             kl = divergence(shown, target, self.mixture.direction, self.mixture.temperature).sum()
             parts["kl"] = float(kl.detach())

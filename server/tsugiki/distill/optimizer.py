@@ -79,7 +79,9 @@ class Optimizer:
             for name, master in self._masters.items():
                 master.copy_(state[f"{name}|master"])
                 moments = {part: state[f"{name}|{part}"] for part in _present(state, name)}
-                self._adam.state[master] = {part: kept.clone() for part, kept in moments.items()}
+                self._adam.state[master] = {
+                    part: kept.to(master.device, copy=True) for part, kept in moments.items()
+                }
         self._round()
 
     @torch.no_grad()

@@ -118,7 +118,7 @@ def _expectations(
         pieces = zip(
             torch.split(target.indices, sizes), torch.split(target.log_probs, sizes), strict=True
         )
-        found |= dict(zip(batch.dialogues, pieces, strict=True))
+        found |= {d: (i.cpu(), p.cpu()) for d, (i, p) in zip(batch.dialogues, pieces, strict=True)}
     return {
         "indices": torch.cat([found[d][0] for d in dialogues]).int(),
         "log_probs": torch.cat([found[d][1] for d in dialogues]),

@@ -37,6 +37,7 @@ from tsugiki.engine.variant_service import ConvertAdapter, VariantService
 from tsugiki.engine.variant_view import VariantView, names_of
 from tsugiki.errors import ConfigError
 from tsugiki.model.demo_base import resolve_base
+from tsugiki.model.device import choose_device
 from tsugiki.model.fingerprint import derived_from
 from tsugiki.model.kv_cache import allocate_kv_cache
 from tsugiki.model.loader import BaseModel, load_base
@@ -89,7 +90,7 @@ def create_engine(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     directory = claim(config.variants)  # first: a base takes seconds to load
-    device = choose_device(config.device)
+    device = choose_device(config.device).type
     kernels = _kernels(config, device, choose_kernels)
     base = _base(config, device, kernels.kernels)
     text = load_text_side(base.path)
@@ -119,18 +120,6 @@ def create_engine(
         _machine(base, kernels),
         watch_seconds=config.watch_seconds,
     )
-
-
-def choose_device(wanted: str) -> str:
-    """cpu or cuda; auto is cuda where there is one.
-
-    Raises:
-        ConfigError: cuda is wanted and torch sees none.
-    """
-    found = torch.cuda.is_available()
-    if wanted == "cuda" and not found:
-        raise ConfigError("--device cuda: torch sees no CUDA device; use --device cpu")
-    return "cuda" if wanted != "cpu" and found else "cpu"
 
 
 def _kernels(config: ServeConfig, device: str, choose_kernels: ChooseKernels) -> Choice:

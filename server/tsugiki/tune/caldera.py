@@ -36,13 +36,14 @@ class FactoredLinear(nn.Module):
     """x Q^T + (x R^T) L^T + bias: the factors are trained, in float32."""
 
     backbone: Tensor
+    bias: Tensor | None
 
     def __init__(self, backbone: Tensor, factors: Factors, bias: Tensor | None) -> None:
         """`backbone` [out, in] in the dtype of the products."""
         super().__init__()
         self.register_buffer("backbone", backbone, persistent=False)
         self.left, self.right = nn.Parameter(factors.left), nn.Parameter(factors.right)
-        self.bias = None if bias is None else bias.detach()
+        self.register_buffer("bias", None if bias is None else bias.detach(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""

@@ -32,6 +32,7 @@ from tsugiki.distill.optimizer import ParameterGroup
 from tsugiki.distill.trainer import Losses, Record, TrainingPlan, mean_losses, train
 from tsugiki.distill.training_state import StateFile, state_path
 from tsugiki.model.checkpoint import Checkpoint
+from tsugiki.model.device import CPU
 from tsugiki.setting_values import check_parent
 
 Linear = TypeVar("Linear", bound=nn.Module)
@@ -58,6 +59,7 @@ class TuneJob:
     cache_dir: Path
     log: Path | None = None
     dtype: torch.dtype = torch.bfloat16
+    device: torch.device = CPU
     max_tokens: int = 512  # of one dialogue
     gradient_checkpointing: bool = False
     checkpoint_every: int = 50  # steps; 0: never
@@ -114,11 +116,13 @@ def tune(
     training, held_out = split(dialogues, plan.held_out, plan.seed)
     progress.stage("loading the compressed base")
     student = make_student(base)
+    student.model.to(job.device)
     if job.gradient_checkpointing:
         _forget_activations(student.model)
 
     def loss(batch: Batch) -> Losses:
-        total = F.cross_entropy(batch.logits(student.model), batch.labels, reduction="sum")
+        logits = batch.logits(student.model)
+        total = F.cross_entropy(logits, batch.labels.to(logits.device), reduction="sum")
         return Losses(total, {"loss": float(total.detach())}, batch.answer_tokens)
 
     tests = list(batched(held_out, plan.batch_tokens))
@@ -132,6 +136,7 @@ def tune(
     after = mean_losses(loss, tests)["loss"]
     spec = _spec(job, plan, codec, base)
     losses = {"before": before, "after": after}
+    student.model.to(CPU)  # packing is the CPU's, whatever trained
     header = _write(job, spec, base, student.packed(), losses)
     state.remove()
     return Tuned(header, sum(p.numel() for p in group.parameters.values()), before, after)

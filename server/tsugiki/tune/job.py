@@ -22,6 +22,7 @@ from tsugiki.compress.tokenizer_check import has_tokenizer, load_tokenizer
 from tsugiki.distill.batches import dialogues_digest
 from tsugiki.distill.trainer import Record
 from tsugiki.distill.training_state import StateFile, state_path
+from tsugiki.model.device import CPU
 from tsugiki.tune.repair import Repaired, RepairPlan, repair
 from tsugiki.tune.student import make_student
 
@@ -40,6 +41,7 @@ class RepairJob:
     out: Path
     cache_dir: Path
     dtype: torch.dtype = torch.bfloat16
+    device: torch.device = CPU
     max_tokens: int = 512  # of one dialogue
     log: Path | None = None
     checkpoint_every: int = 50  # steps; 0: never
@@ -65,11 +67,13 @@ def run_repair(job: RepairJob, plan: RepairPlan, progress: Progress) -> tuple[Re
     tokenizer = load_tokenizer(job.teacher if has_tokenizer(job.teacher) else path)
     dialogues = list(read_dialogues(job.data, tokenizer, max_tokens=job.max_tokens))
     student = make_student(variant, job.dtype)
-    teacher = load_fine_tune(job.teacher, path, job.dtype)
+    student.model.to(job.device)
+    teacher = load_fine_tune(job.teacher, path, job.dtype, job.device)
     state = StateFile(job.state, _identity(job, plan, variant.header, dialogues))
     record = Record(job.log, state, job.checkpoint_every)
     result = repair(student, teacher, dialogues, plan, progress, record)
     base = {name: variant.base.checkpoint.tensor(name) for name in student.norms}
+    student.model.to(CPU)  # packing is the CPU's, whatever trained
     modules = student.packed(variant.modules, base)
     header = artifact.write(job.out, _spec(variant.header, job, plan, result), modules)
     state.remove()

@@ -15,6 +15,7 @@ class SketchedLinear(nn.Module):
 
     codes: Tensor
     stored: Tensor
+    bias: Tensor | None
 
     def __init__(self, weight: CodebookWeight, bias: Tensor | None) -> None:
         super().__init__()
@@ -22,7 +23,7 @@ class SketchedLinear(nn.Module):
         self.register_buffer("codes", weight.index.indices().to(torch.uint8), persistent=False)
         self.register_buffer("stored", weight.codebooks.float(), persistent=False)
         self.codebooks = nn.Parameter(self.stored.clone())
-        self.bias = None if bias is None else bias.detach()
+        self.register_buffer("bias", None if bias is None else bias.detach(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""

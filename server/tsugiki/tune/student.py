@@ -29,10 +29,14 @@ NORMS = "norms"
 class RetunedLinear(nn.Module):
     """The linear of the variant, and beside it what training adds."""
 
+    weight: Tensor
+    own_bias: Tensor | None
+
     def __init__(self, linear: nn.Linear, change: TrainableChange) -> None:
         super().__init__()
-        self.weight = linear.weight.detach()
-        self.own_bias = None if linear.bias is None else linear.bias.detach()
+        bias = None if linear.bias is None else linear.bias.detach()
+        self.register_buffer("weight", linear.weight.detach(), persistent=False)
+        self.register_buffer("own_bias", bias, persistent=False)
         self.change = change
 
     def forward(self, x: Tensor) -> Tensor:
