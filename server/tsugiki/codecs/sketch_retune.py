@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tsugiki.codecs.base import Packed
 from tsugiki.codecs.sketch import changes_of, pack
 from tsugiki.codecs.sketch_cells import cells_of
-from tsugiki.codecs.trainable import TrainableChange, unit
+from tsugiki.codecs.trainable import TrainableChange, hold, unit
 
 
 class LookedUpProduct(torch.autograd.Function):
@@ -53,6 +53,8 @@ class SketchChange(TrainableChange):
     """x (u c)^T looked up: what is added to the differences that the file holds."""
 
     codes: Tensor
+    _before: Tensor
+    _unit: Tensor
 
     def __init__(self, packed: Packed, base: Tensor) -> None:
         """`base` [out, in]: the weight of the sketched base, which says what shares a cell."""
@@ -60,10 +62,8 @@ class SketchChange(TrainableChange):
         self._packed = packed
         options = packed.options
         self._index = cells_of(base, options["bits"], options["groups"], packed.name)
-        self._before = changes_of(packed)
-        self._unit = unit(self._before)
-        codes = self._index.indices().to(torch.uint8)
-        self.register_buffer("codes", codes, persistent=False)
+        before, codes = changes_of(packed), self._index.indices().to(torch.uint8)
+        hold(self, codes=codes, _before=before, _unit=unit(before))
         self.codebooks = nn.Parameter(torch.zeros_like(self._before))
 
     def forward(self, x: Tensor) -> Tensor:
