@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tsugiki.codecs.saten import CODEC
 from tsugiki.codecs.saten_train import (
     Modes,
     balanced,
@@ -22,6 +23,7 @@ from tsugiki.codecs.saten_train import (
     unfolded,
     within,
 )
+from tsugiki.errors import CompressionRefused
 from tsugiki_kernels.deltas import TensorTrainDelta
 from tsugiki_kernels.formulas import train_product
 
@@ -132,3 +134,10 @@ def test_the_search_tries_every_form_and_puts_the_best_first() -> None:
     assert list(found.values()) == sorted(found.values())
     assert next(iter(found)) == "matrix 6x6 4x6"
     assert found["matrix 6x6 4x6"] < 1e-5 < found["low rank"]
+
+
+@pytest.mark.parametrize("modes", ["24x36", "5x6 4x6", " ".join(["1x1"] * 9)])
+def test_modes_that_are_no_cores_of_the_matrix_are_refused(modes: str) -> None:
+    options = {"modes": modes, "rank": 2}
+    with pytest.raises(CompressionRefused, match=r"modes '.*' are not 2 to 8 pairs of factors"):
+        CODEC.compress(torch.zeros(SHAPE), torch.ones(SHAPE), None, options)

@@ -200,6 +200,9 @@ _FAMILIES = (
     _Family("sign_rebuild", "sign_rebuild.cu", DTYPES, "ppl", _rebuild_of(8)),
     _Family("codebook_apply", "codebooks.cu", OUT_DTYPES, "pl pl pi", _items_of_256),
     _Family("codebook_rebuild", "codebooks.cu", DTYPES, "ppl", _rebuild_of(8)),
+    _Family("tensor_train_lead", "tensor_train.cu", DTYPES, "pl p pi", _items_of_128),
+    _Family("tensor_train_add", "tensor_train.cu", OUT_DTYPES, "pl p pl pi", _items_of_256),
+    _Family("tensor_train_rebuild", "tensor_train_rebuild.cu", DTYPES, "ppl", _rebuild_of(8)),
     _Family("sparse_tiles", "sparse_tiles.cu", _TILES, "pl pl i pi i", _sparse_tiles),
     _Family(
         "sparse_tiles_scalar",

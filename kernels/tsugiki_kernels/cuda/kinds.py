@@ -11,11 +11,18 @@ from typing import Any
 
 from torch import Tensor
 
-from tsugiki_kernels.cuda import codebooks, low_rank, records, sign, sparse
+from tsugiki_kernels.cuda import codebooks, low_rank, records, sign, sparse, tensor_train
 from tsugiki_kernels.cuda.launcher import Launcher
 from tsugiki_kernels.cuda.sparse_forms import in_tiles
 from tsugiki_kernels.cuda.work_list import ResidentPart, WorkList
-from tsugiki_kernels.deltas import CodebookDelta, Delta, LowRankDelta, SignDelta, SparseDelta
+from tsugiki_kernels.deltas import (
+    CodebookDelta,
+    Delta,
+    LowRankDelta,
+    SignDelta,
+    SparseDelta,
+    TensorTrainDelta,
+)
 
 Apply = Callable[[Launcher, Tensor, Tensor, WorkList, Tensor, Tensor], None]
 Rebuild = Callable[[Launcher, Tensor, ResidentPart, Tensor], None]
@@ -74,6 +81,13 @@ def _pack_sparse(delta: SparseDelta) -> Packing:
     )
 
 
+def _pack_tensor_train(delta: TensorTrainDelta) -> Packing:
+    return Packing(
+        tensor_train.pack(delta),
+        lambda offset, at, bias: tensor_train.record(delta, offset, at, bias),
+    )
+
+
 LOW_RANK = Form(
     records.LowRankPart,
     _pack_low_rank,
@@ -90,9 +104,17 @@ CODEBOOKS = Form(
     codebooks.apply,
     codebooks.reconstruct,
 )
+TENSOR_TRAIN = Form(
+    records.TensorTrainPart,
+    _pack_tensor_train,
+    tensor_train.resident,
+    tensor_train.apply,
+    tensor_train.reconstruct,
+)
 _FORMS: dict[type[Delta], Form] = {
     LowRankDelta: LOW_RANK,
     SignDelta: SIGN,
     SparseDelta: SPARSE,
     CodebookDelta: CODEBOOKS,
+    TensorTrainDelta: TENSOR_TRAIN,
 }

@@ -104,3 +104,43 @@ class CodebookPart(ctypes.Structure):
         ("gain", _F32),
         ("unused", _I32),
     )
+
+
+class TrainStage(ctypes.Structure):
+    """src/tensor_train.cuh: TrainStage."""
+
+    _fields_: ClassVar[Fields] = (
+        ("outer", _I32),
+        ("inputs", _I32),
+        ("outputs", _I32),
+        ("inner", _I32),
+    )
+
+
+class TensorTrainPart(ctypes.Structure):
+    """src/tensor_train.cuh: TensorTrainPart."""
+
+    _fields_: ClassVar[Fields] = (
+        ("first", _PTR),
+        ("last", _PTR),
+        ("row_start", _PTR),
+        ("column", _PTR),
+        ("value", _PTR),
+        ("step", _PTR),
+        ("bias", Bias),
+        ("offset", _I32),
+        ("outputs", _I32),
+        ("inputs", _I32),
+        ("first_stage", TrainStage),
+        ("last_stage", TrainStage),
+        ("state", _I32),
+        ("ranks", _I32),
+        ("first_stride", _I32),
+        ("lanes", _I32),
+        ("elements", _I32),
+        ("rows_per_step", _I32),
+        ("is_coded", _I32),
+        ("zero", _F32),
+        ("gain", _F32),
+        ("unused", _I32),
+    )

@@ -26,8 +26,10 @@ from tsugiki.codecs.saten_train import (
     decompose,
     largest_ranks,
     low_rank_modes,
+    shape_of,
 )
 from tsugiki.errors import CompressionRefused
+from tsugiki_kernels.deltas import MAX_STAGES
 
 DEFAULTS: dict[str, Any] = {
     "modes": "low-rank",
@@ -148,6 +150,10 @@ def _modes(change: Tensor, asked: str, rank: int) -> Modes:
         raise CompressionRefused(
             f"modes {asked!r} are not known; expected {', '.join(NAMED)} or pairs such as "
             "'24x24 24x24'"
+        )
+    if not 2 <= len(modes) <= MAX_STAGES or shape_of(modes) != shape:
+        raise CompressionRefused(
+            f"modes {asked!r} are not 2 to {MAX_STAGES} pairs of factors of {list(shape)}"
         )
     return modes
 
