@@ -28,6 +28,8 @@ from tsugiki_kernels.deltas import (
     Placed,
     SignDelta,
     SparseDelta,
+    Stage,
+    TensorTrainDelta,
 )
 from tsugiki_kernels.interface import KernelBackend, Staged
 from tsugiki_kernels.select import backend
@@ -71,6 +73,26 @@ def sign(shape: tuple[int, int]) -> SignDelta:
     return SignDelta(shape, 1e-3, signs, torch.ones(shape[0], dtype=torch.float16), None)
 
 
+def train(shape: tuple[int, int], rank: int, apart: int) -> TensorTrainDelta:
+    """A random train of this rank and an entry of a byte in each `apart` columns of a row."""
+    out, inputs = shape
+    each = inputs // apart
+    column = torch.arange(each) * apart + torch.randint(0, apart, (out, each))
+    return TensorTrainDelta(
+        shape=shape,
+        stages=(Stage(1, inputs, rank, 1), Stage(1, rank, out, 1)),
+        cores=torch.randn(rank * (inputs + out)).bfloat16(),
+        rows_per_step=64,
+        zero=127.5,
+        gain=1e-5,
+        row_start=torch.arange(0, out * each + 1, each, dtype=torch.int32),
+        column=column.flatten().to(torch.uint16),
+        value=torch.randint(0, 256, (out * each,), dtype=torch.uint8),
+        step=torch.ones(-(-out // 64), dtype=torch.float16),
+        bias=None,
+    )
+
+
 KINDS: dict[str, Callable[[tuple[int, int]], Delta]] = {
     "tiles of 16, 1 bit, 1/16": lambda shape: sparse(shape, 16, 1, 16),
     "tiles of 16, 4 bits, 1/16": lambda shape: sparse(shape, 16, 4, 16),
@@ -78,6 +100,7 @@ KINDS: dict[str, Callable[[tuple[int, int]], Delta]] = {
     "rows apart, 4 bits, 1/16": lambda shape: sparse(shape, 1, 4, 16),
     "low rank 16": lambda shape: low_rank(shape, 16),
     "signs": sign,
+    "train of rank 8, 1/50 apart": lambda shape: train(shape, 8, 50),
 }
 
 

@@ -12,10 +12,9 @@ from tests.kernels.cuda.resident import (
     TOLERANCE,
     apply,
     assert_slices_need_no_alignment,
-    device_of,
     rebuilt,
 )
-from tests.kernels.cuda.served import answers, serving
+from tests.kernels.cuda.served import Machine, answers, serving
 from tests.kernels.deltas import cast, close, dense64, expected64, tensor_train
 from tsugiki.codecs.base import PlacedPacked
 from tsugiki.codecs.masks import MaskCache
@@ -23,13 +22,11 @@ from tsugiki.codecs.saten import CODEC
 from tsugiki.compress.job import CompressJob
 from tsugiki.compress.pipeline import compress
 from tsugiki.compress.progress import Progress
-from tsugiki_kernels.cuda.backend import CudaBackend
 from tsugiki_kernels.cuda.kinds import TENSOR_TRAIN
 from tsugiki_kernels.cuda.launcher import Launcher
 from tsugiki_kernels.cuda.tensor_train_pair import pair_of
 from tsugiki_kernels.deltas import Placed, Stage, TensorTrainDelta
 from tsugiki_kernels.errors import BadArgument
-from tsugiki_kernels.interface import KernelBackend
 from tsugiki_kernels.reference import ReferenceBackend
 from tsugiki_kernels.select import Choice
 
@@ -147,9 +144,8 @@ def test_what_is_no_train_met_from_an_end_is_refused_by_name() -> None:
             pair_of(stages)
 
 
-@pytest.mark.compiler
 def test_saten_variants_are_served_as_by_the_reference(
-    tiny_base: Path, tiny_tuned: Path, tmp_path: Path, executor: Launcher
+    tiny_base: Path, tiny_tuned: Path, tmp_path: Path, machine: Machine
 ) -> None:
     folder = tmp_path / "variants"
     folder.mkdir()
@@ -158,11 +154,11 @@ def test_saten_variants_are_served_as_by_the_reference(
         out = folder / f"{name}.safetensors"
         compress(CompressJob("saten", tiny_base, tiny_tuned, out, options=options | more), QUIET)
 
-    def served(kernels: KernelBackend, name: str) -> list[dict[str, Any]]:
-        with serving(tiny_base, folder, tmp_path / name, lambda *_: Choice(kernels)) as url:
+    def served(on: Machine, name: str) -> list[dict[str, Any]]:
+        with serving(tiny_base, folder, tmp_path / name, on) as url:
             return answers(url, ["base", "trains", "ranks"])
 
-    expected = served(ReferenceBackend(), "reference")
-    found = served(CudaBackend(executor, device_of(executor)), "cuda")
+    expected = served(Machine("cpu", lambda *_: Choice(ReferenceBackend())), "reference")
+    found = served(machine, "cuda")
     assert [one["token_ids"] for one in found] == [one["token_ids"] for one in expected]
     assert expected[0]["token_ids"] != expected[-1]["token_ids"]
