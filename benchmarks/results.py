@@ -1,5 +1,6 @@
 """How results are written down: what was run, where, with which versions, and honest intervals."""
 
+import fcntl
 import json
 import platform
 import random
@@ -45,6 +46,13 @@ def machine() -> dict[str, Any]:
     }
 
 
+def device_name(device: Any) -> str:
+    """Of a torch.device: its GPU's, or "cpu"."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device.type)
+
+
 def open_cpus() -> set[int]:
     """Processors this process may use."""
     import os
@@ -63,9 +71,9 @@ def json_lines(path: Path) -> list[Any]:
 
 def append_json_lines(path: Path, rows: Iterable[Any]) -> None:
     """Add rows, on lines of their own whatever a kill left unfinished at the end."""
-    kept = path.read_bytes() if path.exists() else b""
     with path.open("ab") as file:
-        file.truncate(kept.rfind(b"\n") + 1)
+        fcntl.flock(file, fcntl.LOCK_EX)  # runs side by side may share a file
+        file.truncate(path.read_bytes().rfind(b"\n") + 1)
         file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
 
 

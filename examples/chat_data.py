@@ -121,19 +121,23 @@ def answer_logits(model: Any, batch: Sequence[Example], prefix: int) -> AnswerLo
     queries behind a 30-token system prompt. Right padding needs no mask: under causal
     attention no real token can see the padding that follows it.
     """
+    place = model.device
     width = max(len(example.ids) for example in batch)
     rows = [list(e.ids[prefix:]) + [0] * (width - len(e.ids)) for e in batch]
     cache = None
     if prefix:
-        head = torch.tensor([batch[0].ids[:prefix]])
+        head = torch.tensor([batch[0].ids[:prefix]], device=place)
         cache = model.model(input_ids=head, use_cache=True).past_key_values
         cache.batch_repeat_interleave(len(batch))
     hidden = model.model(
-        input_ids=torch.tensor(rows), past_key_values=cache, use_cache=cache is not None
+        input_ids=torch.tensor(rows, device=place),
+        past_key_values=cache,
+        use_cache=cache is not None,
     ).last_hidden_state
     owner = [row for row, e in enumerate(batch) for _ in range(e.start, len(e.ids))]
     column = [p - 1 - prefix for e in batch for p in range(e.start, len(e.ids))]
     targets = [token for e in batch for token in e.ids[e.start :]]
-    rows_index = torch.tensor(owner)
-    picked = hidden[rows_index, torch.tensor(column)]
-    return AnswerLogits(model.lm_head(picked).float(), torch.tensor(targets), rows_index)
+    rows_index = torch.tensor(owner, device=place)
+    picked = hidden[rows_index, torch.tensor(column, device=place)]
+    answers = torch.tensor(targets, device=place)
+    return AnswerLogits(model.lm_head(picked).float(), answers, rows_index)

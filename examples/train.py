@@ -1,4 +1,4 @@
-"""Full fine-tuning of a small Hugging Face causal language model on chat JSONL, on a CPU.
+"""Full fine-tuning of a small Hugging Face causal language model on chat JSONL.
 
 Owns: the training loop that produced the three fine-tunes of `examples/README.md`. All linear
 layers and norms are trained; without --embeddings the embedding and the (tied) output projection
@@ -55,6 +55,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--checkpoint-every", type=int, default=100, help="steps; 0 for never")
     parser.add_argument("--embeddings", action="store_true", help="train the embedding as well")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--resume", action="store_true", help="go on from --out's checkpoint")
     return parser.parse_args()
 
@@ -70,9 +71,9 @@ def trainable(model: Any, embeddings: bool) -> dict[str, torch.nn.Parameter]:
     return chosen
 
 
-def make_trainer(base: Path, lr: float, embeddings: bool = False) -> Trainer:
+def make_trainer(base: Path, lr: float, embeddings: bool = False, device: str = "cpu") -> Trainer:
     """Load the base in bfloat16 with float32 masters; no weight decay, or D would hold it too."""
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).to(device)
     model.train()
     live = trainable(model, embeddings)
     master = {name: parameter.detach().float().clone() for name, parameter in live.items()}
@@ -137,7 +138,7 @@ def save_checkpoint(trainer: Trainer, out: Path) -> None:
 
 def load_checkpoint(trainer: Trainer, out: Path) -> None:
     """Restore what `save_checkpoint` wrote, working copy included."""
-    state = torch.load(out / STATE_FILE, weights_only=True)
+    state = torch.load(out / STATE_FILE, weights_only=True, map_location="cpu")
     trainer.optimizer.load_state_dict(state["optimizer"])
     trainer.step, trainer.seconds = state["step"], state["seconds"]
     with torch.no_grad():
@@ -153,7 +154,7 @@ def relative_delta(trainer: Trainer, base: Path) -> float:
     for name, parameter in before.named_parameters():
         if name in trainer.master and parameter.dim() == 2:
             weight = parameter.detach()
-            moved += float((trainer.master[name] - weight).square().sum(dtype=torch.float64))
+            moved += float((trainer.master[name].cpu() - weight).square().sum(dtype=torch.float64))
             total += float(weight.square().sum(dtype=torch.float64))
     return math.sqrt(moved / total)
 
@@ -208,7 +209,7 @@ def main() -> None:
     )
     arguments.steps = arguments.steps or round(arguments.epochs * per_epoch)
     print(f"{len(examples)} examples, prefix {prefix}, {per_epoch} steps an epoch", flush=True)
-    trainer = make_trainer(arguments.base, arguments.lr, arguments.embeddings)
+    trainer = make_trainer(arguments.base, arguments.lr, arguments.embeddings, arguments.device)
     if arguments.resume and (arguments.out / STATE_FILE).exists():
         load_checkpoint(trainer, arguments.out)
     losses = run(trainer, arguments, examples)

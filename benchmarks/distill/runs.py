@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from benchmarks.results import append_json_lines, json_lines
 
-Method = Literal["untouched", "sft-lora", "full-kd", "neo"]
+Method = Literal["teacher", "untouched", "sft-lora", "full-kd", "neo"]
 RANKS = (16, 64, 128)
 ALPHAS = (0.1, 0.5, 0.9)
 
@@ -44,8 +44,9 @@ class Sizes:
 
 
 def runs(sizes: Sizes) -> Iterator[Run]:
-    """Headline rows first, seed by seed; then the cached teacher; then ranks and alphas."""
+    """What is compared with; the headline, seed by seed; the cached teacher; ranks and alphas."""
     untouched = Run("untouched", 0, sizes.test_lines)
+    yield replace(untouched, method="teacher")
     yield untouched
     neo = replace(untouched, method="neo", steps=sizes.steps, rank=64, alpha=0.5)
     for seed in range(sizes.seeds):

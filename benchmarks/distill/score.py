@@ -12,17 +12,18 @@ import torch
 from tsugiki.compress.dialogues import Dialogue
 from tsugiki.compress.evaluate import Sums, batch_sums, summary
 from tsugiki.distill.batches import batched, shared_beginning
+from tsugiki.model.device import device_of
 
-BATCH_TOKENS = 4000
-KL_LINES = 512
+BATCH_TOKENS = {"cpu": 4000, "cuda": 32000}
+KL_LINES = {"cpu": 512, "cuda": None}  # None: all; the teacher doubles the work
 
 
 @torch.inference_mode()
 def score(model: Any, teacher: Any, dialogues: Sequence[Dialogue]) -> dict[str, Any]:
     """Exact match and perplexity on all dialogues, KL from the teacher on some of them."""
-    shared = shared_beginning(dialogues)
+    shared, device = shared_beginning(dialogues), device_of(model).type
     alone = _rows(dialogues, {"tuned": model, "variant": model}, shared)
-    beside = _rows(dialogues[:KL_LINES], {"tuned": teacher, "variant": model}, shared)
+    beside = _rows(dialogues[: KL_LINES[device]], {"tuned": teacher, "variant": model}, shared)
     whole, kl = (summary(rows, ("tuned", "variant")) for rows in (alone, beside))
     return {
         "examples": whole.examples,
@@ -36,7 +37,8 @@ def score(model: Any, teacher: Any, dialogues: Sequence[Dialogue]) -> dict[str, 
 
 def _rows(dialogues: Sequence[Dialogue], models: dict[str, Any], shared: int) -> list[Sums]:
     rows: list[Sums] = []
-    for batch in batched(dialogues, BATCH_TOKENS, shared):
+    limit = BATCH_TOKENS[device_of(models["variant"]).type]
+    for batch in batched(dialogues, limit, shared):
         known = {id(m): batch.known_logits(m).log_softmax(-1) for m in models.values()}
         rows += batch_sums(batch.dialogues, {name: known[id(m)] for name, m in models.items()})
     return rows

@@ -20,7 +20,7 @@ HEAD = (
     "KL to the teacher",
     "trained parameters",
     "peak memory, MB",
-    "CPU s a step",
+    "s a step",
     "GFLOP a token",
 )
 
@@ -36,21 +36,33 @@ def table(rows: Mapping[Run, Mapping[str, Any]]) -> str:
 
 
 def _line(run: Run, results: list[Mapping[str, Any]]) -> str:
-    cells = [_name(run), str(run.steps), str(len(results))]
+    cells = [name_of(run), str(run.steps), str(len(results))]
     cells.append(_spread([100 * r["accuracy"]["value"] for r in results], "{:.1f} %"))
     cells.append(_spread([r["perplexity"]["value"] for r in results], "{:.3f}"))
     cells.append(_spread([r["kl"]["value"] for r in results], "{:.3f}"))
     if run.steps:
         cells.append(f"{results[0]['trained_parameters'] / 1e6:.1f} M")
-        cells.append(_spread([r["peak_rss"] / 1e6 for r in results], "{:.0f}"))
-        cells.append(_spread([r["cpu_seconds_per_step"] for r in results], "{:.2f}"))
+        cells.append(_spread([_memory(r) / 1e6 for r in results], "{:.0f}"))
+        cells.append(_spread([_seconds(r) for r in results], "{:.3f}"))
         cells.append(f"{results[0]['operations_per_token'] / 1e9:.2f}")
     else:
         cells += ["-"] * 4
     return f"| {' | '.join(cells)} |"
 
 
-def _name(run: Run) -> str:
+def _memory(result: Mapping[str, Any]) -> float:
+    """Bytes: what the GPU held at most, or the process where there is none."""
+    return float(result.get("peak_device") or result["peak_rss"])
+
+
+def _seconds(result: Mapping[str, Any]) -> float:
+    """Of a step: on a GPU by the clock, else of the processor."""
+    on_gpu = result.get("peak_device") is not None
+    return float(result["seconds_per_step" if on_gpu else "cpu_seconds_per_step"])
+
+
+def name_of(run: Run) -> str:
+    """What tells a run from others, seeds apart."""
     parts: list[str] = [run.method]
     if run.rank:
         parts.append(f"rank {run.rank}")

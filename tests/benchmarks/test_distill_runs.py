@@ -21,7 +21,7 @@ RESULT = {
 
 def test_the_grid_holds_every_run_once_and_the_headline_for_each_seed() -> None:
     found = list(runs(Sizes(steps=140, test_lines=0, seeds=3, grid=True)))
-    assert len(found) == len(set(found)) == 1 + 3 * 3 + 1 + 8
+    assert len(found) == len(set(found)) == 2 + 3 * 3 + 1 + 8
     assert sum(run.method == "neo" and not run.cached for run in found) == 3 + 8
     rates = {run.method: run.learning_rate for run in found}
     assert rates["neo"] == 10 * rates["full-kd"]
@@ -39,6 +39,12 @@ def test_rows_are_read_as_they_were_written_less_what_a_kill_cut_short(tmp_path:
     assert list(measured(file)) == [first, second]
     line = table(measured(file)).splitlines()[-1]
     assert line.startswith("| neo, rank 16, alpha 0.1 | 40 | 2 | 25.0 % (25.0 %, 25.0 %) |")
+
+
+def test_rows_of_a_gpu_show_its_memory_and_seconds_by_the_clock() -> None:
+    on_gpu = {**RESULT, "peak_device": 2.5e9, "seconds_per_step": 0.04}
+    line = table({Run("full-kd", 140, 0, alpha=0.5): on_gpu}).splitlines()[-1]
+    assert line.endswith("| 3.0 M | 2500 | 0.040 | 2.00 |")
 
 
 def test_operations_are_counted_by_what_is_frozen_and_what_is_trained() -> None:
