@@ -31,6 +31,7 @@ from tsugiki.compress_base.sketch import POWER, ROUNDS
 from tsugiki.compress_base.text import sequences
 from tsugiki.config import default_cache_dir
 from tsugiki.model.demo_base import resolve_base
+from tsugiki.model.device import choose_device
 from tsugiki.model.layout import all_linears
 from tsugiki.model.sketched import CODEBOOKS, INDEX, SketchSettings
 
@@ -139,39 +140,40 @@ def tensors(base: OpenedBase, change: Callable[[Tensor], Tensor]) -> Iterator[tu
 def measure(form: Form, base: OpenedBase, windows: Tensor, arguments: Any) -> Row:
     """Make the form, judge it."""
     started = time.monotonic()
-    calibrated = arguments.calibration if form.calibrated else None
-    bits, error = 16.0, 0.0
-    if arguments.sketched is not None:
-        ready = open_base(arguments.sketched)
-        model = model_of(base.checkpoint.config, tensors(ready, lambda w: w))
-        bits, error = as_stored(base, ready)
-    elif form.settings is not None:
-        with TemporaryDirectory() as folder:
-            out = Path(folder) / "base"
-            job = SketchBaseJob(
-                base.checkpoint.path,
-                out,
-                form.settings,
-                calibrated,
-                arguments.sequences,
-                damping=arguments.damping,
-                power=arguments.power,
-                device=arguments.device,
-            )
-            report = sketch_base(job, Progress())
-            sketched = open_base(out)
-            model = model_of(base.checkpoint.config, tensors(sketched, lambda w: w))
-        bits, error = report.bits_per_weight, report.relative_error
-    else:
+    if form.settings is None:
         width = next((bits for bits in (3, 4) if f"{bits} bits" in form.name), None)
         change = (lambda w: w) if width is None else (lambda w: rounded_to_nearest(w, width))
         model = model_of(base.checkpoint.config, tensors(base, change))
         bits = 16.0 if width is None else width + 32 / base.architecture.hidden_size
         error = relative_error(base, change)
+    else:
+        with TemporaryDirectory() as scratch:
+            ready = open_base(arguments.sketched or sketched(form, base, Path(scratch), arguments))
+            model = model_of(base.checkpoint.config, tensors(ready, lambda w: w))
+            bits, error = as_stored(base, ready)
     seconds = time.monotonic() - started
     found = perplexity(model.to(arguments.device), windows)
     of_form = form.name, windows.numel(), windows.shape[1], *calibration_of(form, arguments)
     return Row(arguments.name, *of_form, bits, error, found, seconds)
+
+
+def sketched(form: Form, base: OpenedBase, scratch: Path, arguments: Any) -> Path:
+    """The directory of a sketched base, made unless it was kept."""
+    name = form.name.replace(" ", "-").replace(",", "")
+    out: Path = (arguments.keep or scratch) / name
+    if form.settings is not None and not out.exists():
+        job = SketchBaseJob(
+            base.checkpoint.path,
+            out,
+            form.settings,
+            arguments.calibration if form.calibrated else None,
+            arguments.sequences,
+            damping=arguments.damping,
+            power=arguments.power,
+            device=choose_device(arguments.device),
+        )
+        sketch_base(job, Progress())
+    return out
 
 
 def calibration_of(form: Form, arguments: Any) -> tuple[int, float, float, int]:
@@ -245,6 +247,7 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, default=ROWS)
     parser.add_argument("--forms", nargs="+", default=[""], help="only those that begin so")
     parser.add_argument("--sketched", type=Path, help="judge this sketched base instead")
+    parser.add_argument("--keep", type=Path, help="directory that sketched bases are kept in")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--table", action="store_true", help="measure nothing")
     arguments = parser.parse_args()

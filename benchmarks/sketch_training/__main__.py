@@ -15,13 +15,12 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from benchmarks.results import append_json_lines
-from benchmarks.sketch_training.one import measure
 from benchmarks.sketch_training.runs import RATES, Run, further_seeds, known_rows, runs
 from benchmarks.sketch_training.table import table
 
@@ -29,11 +28,11 @@ ROWS = Path(__file__).parents[1] / "results" / "sketch_training.rows.jsonl"
 
 
 def in_a_process(run: Run, args: argparse.Namespace) -> None:
-    """Measure the run, add its row to the file."""
-    files = next(files for files in args.task if files[0] == run.task)
-    command = [sys.executable, "-m", "benchmarks.sketch_training", "--one", json.dumps(asdict(run))]
-    command += ["--task", *files, "--rows", str(args.rows), "--test-lines", str(args.test_lines)]
-    subprocess.run(command, check=True)
+    """Measure the run, add its row to the file; others go on where one fails."""
+    _, data, test = next(files for files in args.task if files[0] == run.task)
+    command = [sys.executable, "-m", "benchmarks.sketch_training.one", "--data", data]
+    command += ["--run", json.dumps(asdict(run)), "--test", test, "--rows", str(args.rows)]
+    subprocess.run([*command, "--test-lines", str(args.test_lines)], check=False)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -53,34 +52,36 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
     parser.add_argument("--rows", type=Path, default=ROWS)
     parser.add_argument("--table", action="store_true", help="print what is there")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def measure_all(args: argparse.Namespace) -> None:
-    """Every rate of every method, then further seeds of the best."""
+def measure_all(args: argparse.Namespace) -> list[Run]:
+    """Every rate of every method, then further seeds of the best; returns the runs that failed."""
     ways = [way for task, *_ in args.task for way in runs(args, task)]
+    wanted = [run for way in ways for run in way]
+    measure_missing(wanted, args)
+    known = known_rows(args.rows)
+    wanted += [run for way in ways for run in further_seeds(way, known, args.seeds)]
+    measure_missing(wanted, args)
+    known = known_rows(args.rows)
+    return [run for run in wanted if run not in known]
+
+
+def measure_missing(wanted: Sequence[Run], args: argparse.Namespace) -> None:
+    """Those that have no row yet, `args.jobs` at a time."""
+    known = known_rows(args.rows)
+    missing = [run for run in wanted if run not in known]
     with ThreadPoolExecutor(args.jobs) as pool:
-        known = known_rows(args.rows)
-        first = [run for way in ways for run in way if run not in known]
-        list(pool.map(partial(in_a_process, args=args), first))
-        known = known_rows(args.rows)
-        rest = [run for way in ways for run in further_seeds(way, known, args.seeds)]
-        missing = [run for run in rest if run not in known]
         list(pool.map(partial(in_a_process, args=args), missing))
 
 
 def main() -> None:
     """Measure what is missing, print the table."""
     args = parse_arguments()
-    if args.one is not None:
-        run, (_, data, test) = Run(**json.loads(args.one)), args.task[0]
-        result = measure(run, Path(data), Path(test), args.test_lines or None)
-        append_json_lines(args.rows, [{"run": asdict(run), "result": result}])
-        return
-    if not args.table:
-        measure_all(args)
+    failed = [] if args.table else measure_all(args)
     print(table(known_rows(args.rows)))
+    if failed:
+        raise SystemExit(f"{len(failed)} runs failed, {failed[0]} first; their errors are above")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 Owns: the four ways of training and what they cost. Does not know: which runs there are.
 """
 
+import argparse
+import json
 import resource
 import time
 from collections.abc import Sequence
@@ -12,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.results import machine
+from benchmarks.results import append_json_lines, machine
 from benchmarks.sketch_training.runs import Run
 from tsugiki.codecs.sketch import changes_of
 from tsugiki.compress.dialogues import Dialogue, read_dialogues
@@ -118,3 +120,20 @@ def trained(run: Run, student: Student, training: Sequence[Dialogue]) -> dict[st
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"peak_memory": peak, "seconds_per_step": (time.monotonic() - began) / run.steps}
+
+
+def main() -> None:
+    """Measure, add the row to the file."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--run", required=True, help="JSON of a Run")
+    for flag in ("--data", "--test", "--rows"):
+        parser.add_argument(flag, required=True, type=Path)
+    parser.add_argument("--test-lines", type=int, default=0, help="0: all")
+    args = parser.parse_args()
+    run = Run(**json.loads(args.run))
+    result = measure(run, args.data, args.test, args.test_lines or None)
+    append_json_lines(args.rows, [{"run": asdict(run), "result": result}])
+
+
+if __name__ == "__main__":
+    main()

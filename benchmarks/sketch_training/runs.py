@@ -60,8 +60,9 @@ def _groups(base: str) -> int:
 
 def further_seeds(way: Sequence[Run], rows: dict[Run, Any], seeds: int) -> Iterator[Run]:
     """Of the rate with the lowest loss on held-out dialogues."""
-    if way[0].method != "untouched":
-        best = min(way, key=lambda run: float(rows[run]["held_out_loss"]))
+    measured = [run for run in way if run in rows and run.method != "untouched"]
+    if measured:
+        best = min(measured, key=lambda run: float(rows[run]["held_out_loss"]))
         yield from (replace(best, seed=seed) for seed in range(1, seeds))
 
 

@@ -3,10 +3,12 @@
 import argparse
 from pathlib import Path
 
+from tsugiki.config import DEVICES
+
 CODECS = ("sketch", "caldera", "saten")
 # The codec's own flags; another codec's flag is a mistake and is refused, not ignored.
 FLAGS: dict[str, tuple[str, ...]] = {
-    "sketch": ("groups", "power"),
+    "sketch": ("groups", "power", "device"),
     "caldera": ("rank", "factor_bits", "iterations"),
     "saten": ("bits_per_weight", "modes", "core_bits", "value_bits", "keep_embedding"),
 }
@@ -33,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--groups", type=int, metavar="G", help="codebooks of a row: 1, 2, 4, 8 (4)"
     )
     sketch.add_argument("--power", type=float, metavar="P", help="of sensitivity in k-means (2)")
+    sketch.add_argument(
+        "--device", choices=DEVICES, help="where it is computed (auto: a GPU where torch sees one)"
+    )
     caldera = parser.add_argument_group("caldera")
     caldera.add_argument("--rank", type=int, metavar="K", help="of the factors, 0: none (32)")
     caldera.add_argument("--factor-bits", type=int, metavar="B", help="4, 8 or 16 (4)")
@@ -83,6 +88,7 @@ def _sketch(args: argparse.Namespace) -> str:
     from tsugiki.compress_base.job import SketchBaseJob, sketch_base
     from tsugiki.config import default_cache_dir
     from tsugiki.model.demo_base import resolve_base
+    from tsugiki.model.device import choose_device
     from tsugiki.model.sketched import SketchSettings
 
     cache = default_cache_dir()
@@ -96,6 +102,7 @@ def _sketch(args: argparse.Namespace) -> str:
         damping=args.damping,
         power=2.0 if args.power is None else args.power,
         cache_dir=cache,
+        device=choose_device(args.device or "auto"),
     )
     report = sketch_base(job, Progress())
     return (

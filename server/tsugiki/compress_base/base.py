@@ -17,6 +17,7 @@ from tsugiki.compress.tokenizer_check import load_tokenizer
 from tsugiki.compress_base.layers import LayerWalk
 from tsugiki.compress_base.text import sequences
 from tsugiki.model.checkpoint import INDEX_FILE
+from tsugiki.model.device import CPU
 from tsugiki.model.layout import layer_linears
 
 
@@ -51,7 +52,7 @@ class Written:
 
 
 def open_walk(
-    base: OpenedBase, text: CalibrationText, progress: Progress, device: torch.device | str = "cpu"
+    base: OpenedBase, text: CalibrationText, progress: Progress, device: torch.device = CPU
 ) -> LayerWalk:
     """The base on its calibration text, before the first layer.
 

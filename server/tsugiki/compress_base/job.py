@@ -27,6 +27,7 @@ from tsugiki.compress_base.layers import LayerWalk
 from tsugiki.compress_base.sensitivity import DAMPING, indifferent, sensitivity
 from tsugiki.compress_base.sketch import POWER, Sketched, sketch_linear
 from tsugiki.errors import CompressionRefused
+from tsugiki.model.device import CPU
 from tsugiki.model.fingerprint import base_fingerprint
 from tsugiki.model.sketched import CODEBOOKS, INDEX, KEY, SketchSettings
 from tsugiki_kernels.codebooks import looked_up
@@ -45,7 +46,7 @@ class SketchBaseJob:
     damping: float = DAMPING
     power: float = POWER
     cache_dir: Path | None = None
-    device: torch.device | str = "cpu"
+    device: torch.device = CPU
 
 
 @dataclass(slots=True)

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tsugiki.model.device import CPU
+
 DAMPING = 0.1  # of the mean diagonal, added to it; 0.01 left 1 to 8 % more error of outputs
 
 
 class Gram:
     """The running mean of x x^T over rows of inputs; float32 [in, in]."""
 
-    def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, width: int, device: torch.device = CPU) -> None:
         self.sum = torch.zeros(width, width, device=device)
         self.rows = 0
 
@@ -59,7 +61,7 @@ def sensitivity(gram: Tensor, damping: float = DAMPING) -> Sensitivity:
     return Sensitivity(order, damped.float(), factor.float(), dead)
 
 
-def indifferent(width: int, device: torch.device | str = "cpu") -> Sensitivity:
+def indifferent(width: int, device: torch.device = CPU) -> Sensitivity:
     """Without calibration: every input weighs the same, and no error can be made up for."""
     order, one = torch.arange(width, device=device), torch.eye(width, device=device)
     return Sensitivity(order, one, one, torch.zeros(width, dtype=torch.bool, device=device))
