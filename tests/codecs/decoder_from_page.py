@@ -180,6 +180,22 @@ def lora(name: str, shape: tuple[int, ...], options: dict[str, Any], part) -> di
     return {"values": f32(options, "scale") * (b @ a)}
 
 
+def sketch(name: str, shape: tuple[int, ...], options: dict[str, Any], part) -> dict:  # 5.5
+    """v: what is added to the base's codebooks, [out, G, 2^b]."""
+    width = options["value_bits"]
+    if width == 0:
+        return {}
+    books = (shape[0], options["groups"], 2 ** options["bits"])
+    count = books[1] * books[2]
+    if width == 16:
+        v = part("values", "f16", (shape[0], count)).astype(np.float32) * f32(options, "gain")
+        return {"entries": v.reshape(books)}
+    codes = part("codes", "u8", (shape[0], -(-count * width // 8)))
+    step = part("step", "f16", (shape[0],)).astype(np.float32) * f32(options, "gain")
+    plain = np.stack([unpacked(row, width, count) for row in codes]) - 2 ** (width - 1)
+    return {"entries": (plain.astype(np.float32) * step[:, None]).reshape(books)}
+
+
 def numbers(kind: str, bits: int, groups: list[int], count: int, options, part) -> np.ndarray:
     stored, gain = f"{kind}s", f32(options, f"{kind}_gain")
     if bits == 16:
@@ -250,4 +266,11 @@ def saten(name: str, shape: tuple[int, ...], options: dict[str, Any], part) -> d
     return {"values": values}
 
 
-CODECS = {"dense": dense, "deltadq": deltadq, "bitdelta": bitdelta, "lora": lora, "saten": saten}
+CODECS = {
+    "dense": dense,
+    "deltadq": deltadq,
+    "bitdelta": bitdelta,
+    "lora": lora,
+    "sketch": sketch,
+    "saten": saten,
+}

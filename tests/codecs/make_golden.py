@@ -18,11 +18,15 @@ from tsugiki.codecs.artifact import ArtifactSpec, BaseRef, write
 from tsugiki.codecs.base import ModuleStats, Packed
 from tsugiki.codecs.dense import values
 from tsugiki.codecs.lora import low_rank
+from tsugiki.codecs.sketch import changes_of, pack
+from tsugiki_kernels.codebooks import IndexMap
 
 GOLDEN = Path(__file__).parent / "golden"
 BASE = BaseRef("golden", "LlamaForCausalLM", "sha256:" + "0123456789abcdef" * 4)
 Q = "model.layers.0.self_attn.q_proj.weight"
 DOWN = "model.layers.0.mlp.down_proj.weight"
+UP = "model.layers.0.mlp.up_proj.weight"
+GATE = "model.layers.0.mlp.gate_proj.weight"
 EMBED = "model.embed_tokens.weight"
 TEXT = {
     "chat_template": '{% for m in messages %}{{ m["content"] }}\n{% endfor %}é',
@@ -61,6 +65,14 @@ def trained(name: str, shape: tuple[int, int], **options: Any) -> Packed:
     elif "cores" in tensors:
         tensors["cores"] = (8 * tensors["cores"]).round()
     return replace(packed, tensors=tensors, options={**packed.options, "core_gain": 0.25})
+
+
+def codebooks(name: str, bits: int, groups: int, value_bits: int) -> Packed:
+    """A module of sketch: what is added to random codebooks of a base of 40 inputs."""
+    index = IndexMap((7, 40), bits, groups, torch.empty(0, dtype=torch.uint8))
+    generator = torch.Generator().manual_seed(value_bits)
+    added = 0.02 * torch.randn(index.codebook_shape, generator=generator)
+    return pack(added, index, value_bits, name)
 
 
 def rows() -> Packed:
@@ -120,7 +132,7 @@ def files() -> dict[str, tuple[ArtifactSpec, list[Packed]]]:
             [
                 integers(Q, (9, 12), 3, torch.bfloat16),
                 integers(DOWN, (6, 5), 2, torch.float16),
-                integers("model.layers.0.mlp.up_proj.weight", (5, 6), 1, torch.float32),
+                integers(UP, (5, 6), 1, torch.float32),
             ],
         ),
         "saten": (
@@ -129,16 +141,23 @@ def files() -> dict[str, tuple[ArtifactSpec, list[Packed]]]:
                 trained(Q, (24, 36), rank=3, density=0.1, rows_per_step=5),
                 trained(DOWN, (12, 20), modes="4x5 3x4", rank=4, pattern="2:4", value_bits=8),
                 trained(
-                    "model.layers.0.mlp.up_proj.weight",
+                    UP,
                     (12, 20),
                     modes="vector",
                     core_bits=16,
                     value_bits=16,
                     density=0.3,
                 ),
-                compressed(
-                    "model.layers.0.mlp.gate_proj.weight", (9, 30), "saten", rank=0, density=0.01
-                ),
+                compressed(GATE, (9, 30), "saten", rank=0, density=0.01),
+            ],
+        ),
+        "sketch": (
+            spec("sketch"),
+            [
+                codebooks(Q, 4, 2, 8),
+                codebooks(DOWN, 3, 5, 4),
+                codebooks(UP, 2, 1, 16),
+                Packed("sketch", (7, 40), {"value_bits": 0}, {}, GATE),
             ],
         ),
         "dense-and-text": (
@@ -159,6 +178,8 @@ def meaning(packed: Packed) -> Mapping[str, Tensor]:
         return {}
     if mode == "rows":
         return {f"{name}#ids": packed.tensors["ids"], f"{name}#values": values(packed)}
+    if packed.codec == "sketch":
+        return {f"{name}#entries": changes_of(packed)} if packed.tensors else {}
     dense = CODECS[packed.codec].effective(torch.zeros(packed.shape), packed)
     found = {f"{name}#values": dense.weight}
     return found if dense.bias is None else {**found, f"{name}#bias": dense.bias}
