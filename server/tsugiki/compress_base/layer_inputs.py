@@ -1,15 +1,16 @@
-"""What the linears of a layer are given, weighed by what an error of their outputs costs.
+"""What the linears of a layer are given, and what becomes of an error of their outputs.
 
 Owns: the rows whose mean of x x^T says which errors of a weight cost most. Does not know: texts,
 models beyond one decoder layer, how a linear is compressed.
 
-Three kinds of linears, by what happens to their outputs:
-- values are averaged by attention: the error of a value at the token that most queries look at (the
-  first one, as a rule) reaches all of them, so the rows of v_proj are averages too;
-- what o_proj and down_proj write is normalised by whatever reads it: a row counts by the inverse of
-  the residual stream behind the layer, else the few tokens with massive activations are all that is
-  seen;
-- all others: their inputs as they are.
+Values are averaged by attention: the error of a value at the token that most queries look at (the
+first one, as a rule, whose values are nearly zero) reaches all of them. So the rows of v_proj are
+such averages too; all other linears have their inputs as they are.
+
+Measured on the demo base, v_proj alone sketched (4 bits, 4 groups), KL from the base on WikiText-2:
+0.026 with inputs as they are, 0.004 with averages. Averages of each head for its own rows were no
+better than those of all heads; dividing the rows of o_proj and down_proj by the size of the
+residual stream behind them was no better either (down_proj: worse).
 """
 
 from types import TracebackType
@@ -19,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 VALUES = "v_proj"
-WRITING = ("o_proj", "down_proj")
 
 
 class LayerInputs:
@@ -52,26 +52,23 @@ class LayerInputs:
         for handle in self._handles:
             handle.remove()
 
-    def weighed(self, output: Tensor) -> dict[tuple[str, ...], Tensor]:
+    def rows(self) -> dict[tuple[str, ...], Tensor]:
         """Rows [n, in] of the sequence that ran last, by the names of the weights that they are
-        for. `output` [tokens, hidden]: the residual stream behind the layer."""
-        scale = output.square().mean(1, keepdim=True).rsqrt()
+        for."""
         found: dict[tuple[str, ...], Tensor] = {}
         shared: dict[int, list[str]] = {}
         for name, x in self._inputs.items():
             if VALUES in name:
                 found[name,] = self._averaged(x[0])
-            elif any(kind in name for kind in WRITING):
-                found[name,] = x[0] * scale
             else:
                 shared.setdefault(id(x), []).append(name)
         return found | {tuple(names): self._inputs[names[0]][0] for names in shared.values()}
 
     def _averaged(self, x: Tensor) -> Tensor:
-        """What the queries of all heads see: of each head as many queries as make as many rows as
-        there are tokens."""
-        heads = len(self._probabilities)
-        return (self._probabilities[:, ::heads] @ x).flatten(0, 1)
+        """What the queries of all heads see: of each head a share of its queries, together about
+        three rows for each token."""
+        step = max(1, len(self._probabilities) // 3)
+        return (self._probabilities[:, ::step] @ x).flatten(0, 1)
 
     def _seen(self, name: str) -> Any:
         def see(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:

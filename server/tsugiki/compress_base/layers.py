@@ -39,13 +39,13 @@ class LayerWalk:
 
     @torch.no_grad()
     def grams(self, layer: int) -> dict[str, Tensor]:
-        """Weight name below the layer ("self_attn.q_proj.weight") -> mean of x x^T of its input,
-        weighed as layer_inputs.py has it."""
+        """Weight name below the layer ("self_attn.q_proj.weight") -> mean of x x^T of its rows
+        (layer_inputs.py)."""
         found: dict[tuple[str, ...], Gram] = {}
         with LayerInputs(self._layers[layer]) as inputs:
             for hidden in self._hidden:
-                output = self._run(layer, hidden)
-                for names, rows in inputs.weighed(output[0]).items():
+                self._run(layer, hidden)
+                for names, rows in inputs.rows().items():
                     found.setdefault(names, Gram(rows.shape[1], rows.device)).add(rows)
         means = {names: gram.mean() for names, gram in found.items()}
         return {name: mean for names, mean in means.items() for name in names}

@@ -1,8 +1,9 @@
-// How indices become weights and meet x: some columns at a time, in float32 or as pairs of bfloat16.
+// How indices become weights and meet x: some columns at a time, in float32 or as pairs of
+// bfloat16.
 //
 // Both take an index of 2 to 4 bits to its entry by one permutation of a register that holds the
-// codebook. The columns of a unit lie in the order in which `index` yields them: x is laid out to fit,
-// once for all rows.
+// codebook. The columns of a unit lie in the order in which `index` yields them: x is laid out to
+// fit, once for all rows.
 #pragma once
 
 #include "codebooks.h"
@@ -78,8 +79,8 @@ struct FloatUnit {
 
 #if defined(TSUGIKI_CODEBOOK_PAIRS)
 
-// Thirty-two columns, x and the entries in bfloat16: the entries are rounded to it, as the weights of
-// a bfloat16 checkpoint are. Lane l sums the products of words 2l and 2l + 1.
+// Thirty-two columns, x and the entries in bfloat16: the entries are rounded to it, as the weights
+// of a bfloat16 checkpoint are. Lane l sums the products of words 2l and 2l + 1.
 template <int BITS>
 struct PairUnit {
   static constexpr int COLUMNS = 32;

@@ -2,16 +2,17 @@
 // the codebook of row r and of the stretch of c; a variant's rows of x meet codebooks of their own.
 //
 // Memory is read for the indices, so they are read once for all rows of x: a thread takes sixteen
-// rows of the weight at a time, and every variant's meet them while they lie in the first-level cache.
-// Their codebooks, the base's with a variant's changes added, are put together in float32, brought
-// into registers, and looked up by permutations (codebook_units.h).
+// rows of the weight at a time, and all rows of x meet them while they lie in the first-level
+// cache. Their codebooks, the base's with a variant's changes added, are put together in float32,
+// brought into registers, and looked up by permutations (codebook_units.h).
 //
 // Lane l of an output sums what a unit has in that lane, units and stretches in order; the lanes
-// are summed at the end (sum_each). So an output's bits depend on its row of x and its weights alone.
+// are summed at the end (sum_each). So an output's bits depend on its row of x and its weights
+// alone.
 
 #include <atomic>
 
-#include "codebook_units.h"
+#include "codebook_meetings.h"
 #include "slices.h"
 
 namespace tsugiki {
@@ -25,117 +26,8 @@ struct BaseLinear {
   const Apply* deltas;  // changes of the base's codebooks; null: none
 };
 
-constexpr int MOST_ROWS = 8;      // of x that meet the same indices
-constexpr int MOST_VARIANTS = 4;  // theirs, when each has one row
-constexpr int64_t PANEL = 32;     // rows of x, which stay in the second-level cache
-
-// Rows of x that meet the same indices: `tokens` of each of `variants`, one or the other being 1.
-struct Meeting {
-  int variants, tokens;
-  int64_t places[MOST_ROWS];                     // among the rows that are laid out
-  const CodebookLinear* changes[MOST_VARIANTS];  // of each variant; null: the base
-
-  int64_t count() const { return variants * tokens; }
-};
-
-// What one call computes.
-struct Lookups {
-  const Step& step;
-  const CodebookPart& map;  // its indices, and where its outputs begin
-  bool is_base;             // its values count, and sums go to out; else they are added there
-  std::vector<int64_t> rows;  // of x, in the order of the meetings
-  std::vector<Meeting> meetings;
-  uint64_t number;  // tells the threads when a call is another one
-
-  int64_t cost() const {
-    const int64_t groups = (map.rows + LANES - 1) / LANES;
-    return groups * step.inputs * int64_t(meetings.size()) * 2;
-  }
-};
-
-// Rows of x in order become meetings: up to eight of a variant's, or one each of four variants.
-class Meetings {
- public:
-  explicit Meetings(Lookups& lookups) : lookups_(lookups) {}
-
-  void add(int64_t row, const CodebookLinear* changes) {
-    if (!run_.empty() && changes != changes_) end_run();
-    changes_ = changes;
-    run_.push_back(row);
-    if (run_.size() == MOST_ROWS) end_run();
-  }
-
-  void end() {
-    end_run();
-    while (!singles_.empty()) {
-      const size_t count = singles_.size() >= MOST_VARIANTS ? MOST_VARIANTS : 1;
-      Meeting meeting{int(count), 1, {}, {}};
-      for (size_t i = 0; i < count; ++i) {
-        const auto& [row, changes] = singles_[singles_.size() - count + i];
-        meeting.places[i] = place(row), meeting.changes[i] = changes;
-      }
-      singles_.resize(singles_.size() - count);
-      lookups_.meetings.push_back(meeting);
-    }
-  }
-
- private:
-  int64_t place(int64_t row) {
-    lookups_.rows.push_back(row);
-    return int64_t(lookups_.rows.size()) - 1;
-  }
-
-  void end_run() {
-    if (run_.size() == 1) singles_.push_back({run_[0], changes_});
-    if (run_.size() > 1) {
-      Meeting meeting{1, int(run_.size()), {}, {changes_}};
-      for (size_t i = 0; i < run_.size(); ++i) meeting.places[i] = place(run_[i]);
-      lookups_.meetings.push_back(meeting);
-    }
-    run_.clear();
-  }
-
-  struct Single {
-    int64_t row;
-    const CodebookLinear* changes;
-  };
-  Lookups& lookups_;
-  const CodebookLinear* changes_ = nullptr;
-  std::vector<int64_t> run_;
-  std::vector<Single> singles_;
-};
-
-// The rows of x as a unit reads them, stretch after stretch, each filled up with zeros. Every thread
-// that works on a call has its own: to fetch what another core wrote takes longer.
-template <class Unit>
-struct Inputs {
-  int64_t units;   // of a stretch
-  int64_t stride;  // from one row to the next
-  const typename Unit::Input* data;
-
-  static Inputs of(const Lookups& lookups) {
-    static thread_local uint64_t laid_out = 0;
-    const CodebookPart& map = lookups.map;
-    const int64_t units = (map.width + Unit::COLUMNS - 1) / Unit::COLUMNS;
-    const int64_t stride = units * map.groups * Unit::COLUMNS;
-    const int64_t count = int64_t(lookups.rows.size());
-    auto* data = (typename Unit::Input*)scratch(
-        TOKENS, count * stride * int64_t(sizeof(typename Unit::Input)) / 4);
-    if (laid_out != lookups.number) {
-      for (int64_t i = 0; i < count; ++i)
-        for (int64_t g = 0; g < map.groups; ++g)
-          for (int64_t u = 0; u < units; ++u)
-            Unit::lay_out(lookups.step, lookups.rows[i], g * map.width + u * Unit::COLUMNS,
-                          std::min<int64_t>(Unit::COLUMNS, map.width - u * Unit::COLUMNS),
-                          data + i * stride + (g * units + u) * Unit::COLUMNS);
-      laid_out = lookups.number;
-    }
-    return {units, stride, data};
-  }
-};
-
-// Sixteen rows of a weight, the last one again where there are fewer. A unit at the end of a row may
-// reach beyond it, where x is zero: the last row of all is read from a copy with room behind it.
+// Sixteen rows of a weight, the last one again where there are fewer. A unit at the end of a row
+// may reach beyond it, where x is zero: the last row of all is read from a copy with room behind.
 struct Group {
   int64_t first, count;
   const uint8_t* codes[LANES];
@@ -175,7 +67,8 @@ struct Change {
   }
 };
 
-// tables[stretch][row][variant] of the codebooks of a group: the base's, with what a variant changes.
+// tables[stretch][row][variant] of the codebooks of a group: the base's, with what a variant
+// changes.
 template <class Unit, int BITS>
 void put_together(const Lookups& lookups, const Group& group, const Meeting& meeting,
                   typename Unit::Table* tables) {
@@ -338,8 +231,8 @@ uint64_t next_number() {
   return ++count;
 }
 
-// Whether the variants change this base, in parts of which sixteen rows from a multiple of 16 on are
-// one's alone.
+// Whether the variants change this base, in parts of which sixteen rows from a multiple of 16 on
+// are one's alone.
 bool changes_of(const CodebookPart& base, const Apply& deltas) {
   bool fits = true;
   for_parts<CodebookLinear>(deltas, [&](int64_t, int64_t, const CodebookPart& part) {

@@ -8,8 +8,8 @@ namespace tsugiki {
 
 enum ValueKind : int32_t { HALVES, BYTES };
 
-// Mirrored by records.py. An index map, and a value for each entry of each codebook: those of a base,
-// or what a variant adds to them.
+// Mirrored by records.py. An index map, and a value for each entry of each codebook: those of a
+// base, or what a variant adds to them.
 struct CodebookPart : Part {
   int64_t code_stride;  // bytes per row
   int64_t width;        // inputs of a stretch; its codes fill whole bytes
