@@ -44,6 +44,10 @@ class There(torch.Tensor):
     def __repr__(self, *, tensor_contents: object = None) -> str:
         return f"There({self.here!r})"
 
+    def tolist(self) -> Any:
+        """Its values, for Python."""
+        return self.here.tolist()
+
     def __tensor_flatten__(self) -> tuple[list[str], None]:
         return ["here"], None
 

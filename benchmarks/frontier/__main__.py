@@ -15,14 +15,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from benchmarks.frontier.approximation import Asked, Method
-from benchmarks.frontier.codecs import ONCE, SIZES, methods
+from benchmarks.frontier.codecs import ONCE, PEERS, SIZES, methods
 from benchmarks.frontier.rows import Key, Row, append, read
 from benchmarks.frontier.subject import GOLD, OWN, Subject, Texts
 from benchmarks.results import machine
-from tsugiki.config import default_cache_dir
+from tsugiki.compress.reference import MAX_ANSWER_TOKENS
+from tsugiki.config import DEVICES, default_cache_dir
 from tsugiki.model.demo_base import resolve_base
+from tsugiki.model.device import CPU, choose_device
 
 
 def cases(
@@ -31,7 +34,7 @@ def cases(
     """What identifies each row; a codec without randomness is measured once."""
     for size, codec in product(sizes, codecs):
         for seed in range(1 if codec in ONCE else seeds):
-            yield Key(fine_tune, codec, size, seed, texts.gold, texts.own)
+            yield Key(fine_tune, codec, size, seed, texts.gold, texts.own, texts.tokens)
 
 
 def measure(subject: Subject, method: Method, case: Key) -> Row:
@@ -49,14 +52,14 @@ def measure(subject: Subject, method: Method, case: Key) -> Row:
             subject.grams.of(name),
             subject.shares[name],
         )
-        found = method(asked)
+        found = method(asked.on(subject.device if case.codec in PEERS else CPU))
         if found is None:
             return _without(case, time.monotonic() - started)
         bits, nominal = bits + found.bits, nominal + found.nominal_bits
         subject.put(pair.change, pair.base, found)
     compared = {kind: asdict(found) for kind, found in subject.compare().items()}
     return Row(
-        *case,
+        **case._asdict(),
         bits=bits / subject.parameters,
         nominal_bits=nominal / subject.parameters,
         gold=compared[GOLD],
@@ -68,9 +71,8 @@ def measure(subject: Subject, method: Method, case: Key) -> Row:
 
 def _without(case: Key, seconds: float) -> Row:
     """A size that the codec has no setting for."""
-    return Row(
-        *case, bits=0.0, nominal_bits=0.0, gold=None, own=None, seconds=seconds, machine=machine()
-    )
+    nothing: dict[str, Any] = {"bits": 0.0, "nominal_bits": 0.0, "gold": None, "own": None}
+    return Row(**case._asdict(), **nothing, seconds=seconds, machine=machine())
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -86,6 +88,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--limit", type=int, default=300, help="test examples")
     parser.add_argument("--own", type=int, default=0, help="of them, those answered at length")
+    parser.add_argument(
+        "--tokens", type=int, default=MAX_ANSWER_TOKENS, help="of answers compared, at most"
+    )
+    parser.add_argument("--device", choices=DEVICES, default="auto")
     return parser.parse_args()
 
 
@@ -93,14 +99,15 @@ def main() -> None:
     """Measure what is missing, one line at a time."""
     arguments = parse_arguments()
     name = arguments.tuned.resolve().name
-    texts = Texts(arguments.limit, arguments.own)
+    texts = Texts(arguments.limit, arguments.own, tokens=arguments.tokens)
     known = {row.key for row in read(arguments.out)}
     everything = cases(name, arguments.codecs, arguments.sizes, arguments.seeds, texts)
     wanted = [case for case in everything if case not in known]
     if not wanted:
         return
     base = resolve_base(arguments.base, default_cache_dir())
-    subject = Subject(base, arguments.tuned, arguments.data, arguments.calibration, texts)
+    paths = (base, arguments.tuned, arguments.data, arguments.calibration)
+    subject = Subject(*paths, texts, choose_device(arguments.device))
     available = methods()
     for case in wanted:
         row = measure(subject, available[case.codec], case)

@@ -5,8 +5,9 @@ and seeds included. Nominal: as the method's paper counts.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from tsugiki.codecs.base import ModuleStats
@@ -26,6 +27,11 @@ class Asked:
     stats: ModuleStats | None  # of the linear's inputs
     gram: Tensor | None = None  # float32 [in, in]: E[x x^T] of them
     share: float = 1.0  # of the usual bytes, where a codec shares them out by sensitivity
+
+    def on(self, device: torch.device) -> "Asked":
+        """The same with its matrices there; statistics stay on the CPU."""
+        gram = None if self.gram is None else self.gram.to(device)
+        return replace(self, base=self.base.to(device), tuned=self.tuned.to(device), gram=gram)
 
     @property
     def delta(self) -> Tensor:

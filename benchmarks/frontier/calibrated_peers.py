@@ -60,7 +60,7 @@ def _swept(left: Tensor, factor: Tensor, kept: int, of: int) -> Tensor:
     done = torch.zeros_like(left)
     size = max(BLOCK, of)
     for start, end in _blocks(columns, size):
-        errors = torch.zeros(rows, end - start)
+        errors = torch.zeros(rows, end - start, device=left.device)
         for column in range(start, end):
             if column % of == 0:
                 keep = _largest(left[:, column : column + of], factor, column, kept)
@@ -82,7 +82,7 @@ def _largest(group: Tensor, factor: Tensor, column: int, kept: int) -> Tensor:
     """bool [out, of]: entries whose loss would cost the most, w^2 / [H^-1]_cc."""
     diagonal = factor.diagonal()[column : column + group.shape[1]]
     top = (group / diagonal).square().topk(kept, dim=1).indices
-    return torch.zeros(group.shape, dtype=torch.bool).scatter_(1, top, value=True)
+    return torch.zeros_like(group, dtype=torch.bool).scatter_(1, top, value=True)
 
 
 def darex_q(asked: Asked) -> Approximation | None:
@@ -99,4 +99,6 @@ def darex_q(asked: Asked) -> Approximation | None:
 
 def _gram(asked: Asked) -> Tensor:
     """Inputs of an embedding are rows of the identity."""
-    return torch.eye(asked.base.shape[1]) if asked.gram is None else asked.gram
+    if asked.gram is None:
+        return torch.eye(asked.base.shape[1], device=asked.base.device)
+    return asked.gram

@@ -11,6 +11,8 @@ SIZES = (1.0, 0.5, 0.25, 0.125, 0.0625, 0.03, 0.016)  # honest bits per paramete
 ONCE = frozenset(  # not random
     ("bitdelta", "bitdelta-gain", "svd-mixed", "magnitude", "deltazip", "lora", *saten.methods())
 )
+PEERS = ("svd-mixed", "dare", "darex-q", "deltazip", "magnitude", "ultradelta")  # plain torch
+STORED_PEERS = ("paper-deltadq", "bitdelta", "bitdelta-gain", "lora")  # packed, on the CPU
 
 
 def methods() -> Mapping[str, Method]:

@@ -1,4 +1,4 @@
-"""Fine-tunes of kinds that examples/ does not have, trained on one core; interrupted, they go on.
+"""Fine-tunes of kinds that examples/ does not have; interrupted, they go on.
 
     python -m benchmarks.frontier.fine_tunes large --base BASE_DIR --data-dir DATA --out ft
 
@@ -20,8 +20,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tsugiki.config import DEVICES
+from tsugiki.model.device import choose_device
+
 TRAIN = Path(__file__).parents[2] / "examples" / "train.py"
+RECORD = "training.json"  # what train.py writes last
 CALIBRATION_EXAMPLES = 64
+BATCH_TOKENS = 2048
 OPENING, ANSWER, LEAST = 24, 180, 90  # words of an article that are given, at most and least asked
 Line = dict[str, str]
 
@@ -69,10 +74,12 @@ def mixture(data: Path, test: bool) -> list[Line]:
 
 # |D| / |W| is about learning rate x sqrt(steps): "large" is made to move its weights by 5 %.
 KINDS = {
+    "narrow": Kind(intents, 1.2e-4, 200),
     "large": Kind(intents, 3e-3, 80),
-    "embeddings": Kind(worked_answers, 2e-4, 40, embeddings=True),
-    "mixture": Kind(mixture, 2e-4, 60),
-    "articles": Kind(articles, 2e-4, 40),
+    "maths": Kind(worked_answers, 1e-4, 300),
+    "embeddings": Kind(worked_answers, 2e-4, 150, embeddings=True),
+    "mixture": Kind(mixture, 2e-4, 200),
+    "articles": Kind(articles, 2e-4, 120),
 }
 
 
@@ -107,12 +114,22 @@ def write_data(name: str, data: Path, out: Path) -> Path:
     return paths["train"]
 
 
-def command(name: str, base: Path, lines: Path, out: Path, batch_tokens: int) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How training is run; no steps: as many as the kind has."""
+
+    batch_tokens: int = BATCH_TOKENS
+    steps: int | None = None
+    device: str = "cpu"
+
+
+def command(name: str, base: Path, lines: Path, out: Path, effort: Effort) -> list[str]:
     """The call of examples/train.py."""
     kind = KINDS[name]
     given = [sys.executable, TRAIN, "--base", base, "--data", lines, "--out", out / name]
-    given += ["--lr", kind.learning_rate, "--steps", kind.steps, "--batch-tokens", batch_tokens]
-    given += ["--resume", "--checkpoint-every", 20]
+    given += ["--lr", kind.learning_rate, "--steps", effort.steps or kind.steps]
+    given += ["--batch-tokens", effort.batch_tokens, "--device", effort.device]
+    given += ["--resume", "--checkpoint-every", 100]
     return [*map(str, given), *(["--embeddings"] if kind.embeddings else [])]
 
 
@@ -123,12 +140,18 @@ def main() -> None:
     parser.add_argument("--base", type=Path, required=True, help="Hugging Face directory")
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder of fine-tunes")
-    parser.add_argument("--batch-tokens", type=int, default=640, help="padded tokens per step")
+    parser.add_argument("--batch-tokens", type=int, default=BATCH_TOKENS, help="padded, of a step")
+    parser.add_argument("--steps", type=int, help="default: the kind's")
+    parser.add_argument("--device", choices=DEVICES, default="auto")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
+    if (arguments.out / arguments.kind / RECORD).is_file():
+        return
+    device = choose_device(arguments.device).type
     lines = write_data(arguments.kind, arguments.data_dir, arguments.out)
     base, out = arguments.base, arguments.out
-    subprocess.run(command(arguments.kind, base, lines, out, arguments.batch_tokens), check=True)
+    effort = Effort(arguments.batch_tokens, arguments.steps, device)
+    subprocess.run(command(arguments.kind, base, lines, out, effort), check=True)
 
 
 if __name__ == "__main__":

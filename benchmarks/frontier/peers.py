@@ -26,7 +26,7 @@ def dare(asked: Asked) -> Approximation | None:
     regenerated from a seed, though the paper stores it."""
     keep = min(1.0, asked.size / FLOAT_BITS)
     generator = torch.Generator().manual_seed(asked.seed * 1_000_003 + len(asked.name))
-    mask = torch.rand(asked.delta.shape, generator=generator) < keep
+    mask = (torch.rand(asked.base.shape, generator=generator) < keep).to(asked.base.device)
     kept = (asked.delta / keep).bfloat16().float() * mask
     bits = float(mask.sum()) * FLOAT_BITS + SEED_BITS
     return Approximation(kept, bits, bits - SEED_BITS)
@@ -54,7 +54,8 @@ def ultradelta(asked: Asked) -> Approximation | None:
     for level in torch.unique(codes):
         places = (codes == level).nonzero()[:, 0]
         count = round(keep * len(places))
-        mask[places[torch.randperm(len(places), generator=generator)[:count]]] = True
+        drawn = torch.randperm(len(places), generator=generator)[:count]
+        mask[places[drawn.to(places.device)]] = True
     kept = torch.where(mask, codes / keep, 0.0).view_as(asked.delta)
     return _with_positions(kept, int(mask.sum()), VALUE_BITS)
 
@@ -78,7 +79,8 @@ class MixedSvd:
         u, s, v = self._known[asked.name]
         price = {b: _vector_bits(asked, b) for b in LOSS}
         chosen = _bits_within(s.square(), price, asked.limit)
-        bits = sum(price[int(b)] for b in chosen)
+        widths = chosen.tolist()
+        bits = sum(price[width] for width in widths)
         if not bits:
             return None
         total = torch.zeros_like(asked.delta)
@@ -89,7 +91,7 @@ class MixedSvd:
             left = grouped_minmax((u[:, of] * s[of].sqrt()).T.contiguous(), width)
             right = grouped_minmax(s[of].sqrt()[:, None] * v[of], width)
             total += left.T @ right
-        nominal = float(sum(int(b) * sum(asked.delta.shape) for b in chosen))
+        nominal = float(sum(widths) * sum(asked.base.shape))
         return Approximation(total, bits, nominal)
 
 
@@ -100,9 +102,10 @@ def _vector_bits(asked: Asked, bits: int) -> float:
 
 def _bits_within(energy: Tensor, price: dict[int, float], limit: float) -> Tensor:
     """int64 [rank]: bits of each vector, the least loss within the limit by Lagrangian cost."""
-    widths = torch.tensor(sorted(price))
-    loss = torch.tensor([LOSS[int(w)] for w in widths])
-    cost = torch.tensor([price[int(w)] for w in widths])
+    device, offered = energy.device, sorted(price)
+    widths = torch.tensor(offered, device=device)
+    loss = torch.tensor([LOSS[w] for w in offered], device=device)
+    cost = torch.tensor([price[w] for w in offered], device=device)
     low, high = -60.0, 60.0  # log2 of the price of a bit in energy
     for _ in range(STEPS):
         middle = (low + high) / 2

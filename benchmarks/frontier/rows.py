@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.results import append_json_lines, json_lines
+from tsugiki.compress.reference import MAX_ANSWER_TOKENS
 
 
 class Key(NamedTuple):
@@ -20,6 +21,7 @@ class Key(NamedTuple):
     seed: int
     limit: int  # test examples asked for
     own_limit: int  # of them, those answered at length by the fine-tune
+    tokens: int = MAX_ANSWER_TOKENS  # of the answers compared, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +40,12 @@ class Row:
     own: dict[str, Any] | None  # on the fine-tune's own long answers
     seconds: float
     machine: dict[str, Any]
+    tokens: int = MAX_ANSWER_TOKENS
 
     @property
     def key(self) -> Key:
         """See `Key`."""
-        return Key(self.fine_tune, self.codec, self.size, self.seed, self.limit, self.own_limit)
+        return Key(*(getattr(self, name) for name in Key._fields))
 
     @property
     def kl(self) -> float | None:

@@ -6,7 +6,6 @@ Does not know: codecs, sizes, files of results.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,11 @@ from tsugiki.compress.hf_model import load_model
 from tsugiki.compress.job import open_base, open_full
 from tsugiki.compress.packer import CODED
 from tsugiki.compress.progress import Progress
-from tsugiki.compress.reference import Reference
+from tsugiki.compress.reference import MAX_ANSWER_TOKENS, Reference
 from tsugiki.compress.sensitivity import noise_costs, shares
 from tsugiki.compress.survey import Change, Pair, Pairs, survey
 from tsugiki.compress.tokenizer_check import load_tokenizer
+from tsugiki.model.device import CPU, device_of
 
 CALIBRATION_EXAMPLES = 64
 GOLD, OWN, HELD_OUT = "gold", "own", "held out"  # what candidates are compared on
@@ -40,21 +40,28 @@ class Texts:
     own: int = 0  # examples that the fine-tune answers itself
     own_tokens: int = 200  # of each such answer
     held_out: int = 0  # examples of the calibration file, taken from those that calibrate
+    tokens: int = MAX_ANSWER_TOKENS  # of the answers of each kind, at most
 
 
 class Subject:
     """One fine-tune in one model, whose matrices are overwritten candidate by candidate."""
 
     def __init__(
-        self, base: Path, tuned: Path, data: Path, calibration: Path, texts: Texts
+        self,
+        base: Path,
+        tuned: Path,
+        data: Path,
+        calibration: Path,
+        texts: Texts,
+        device: torch.device = CPU,
     ) -> None:
-        progress = Progress()
+        progress, self.device = Progress(), device
         opened = open_base(base)
         self.pairs: Pairs = open_full(opened, tuned).pairs
         found = survey(self.pairs, self.pairs.names())
         self.changes = tuple(c for c in found.changes if c.kind in CODED)
         tokenizer = load_tokenizer(tuned)
-        self._model = load_model(tuned)
+        self._model = load_model(tuned, device=device)
         read = list(read_dialogues(calibration, tokenizer, limit=CALIBRATION_EXAMPLES))
         names = [change.name for change in self.changes if change.kind == "linear"]
         seen = len(read) - texts.held_out
@@ -64,10 +71,10 @@ class Subject:
         self.shares = self._shares(read[:seen])
         asked = read_dialogues(data, tokenizer, limit=texts.gold, max_tokens=MAX_TOKENS)
         gold = list(asked)
-        own = list(islice(_answered(self._model, gold, texts.own_tokens), texts.own))
+        own = _answered(self._model, gold[: texts.own], texts.own_tokens)
         wanted = {GOLD: gold, OWN: own, HELD_OUT: read[seen:]}
         self._references = {
-            kind: Reference.of(self._model, dialogues, progress)
+            kind: Reference.of(self._model, dialogues, progress, texts.tokens)
             for kind, dialogues in wanted.items()
             if dialogues
         }
@@ -90,7 +97,7 @@ class Subject:
     @torch.no_grad()
     def put(self, change: Change, base: torch.Tensor, found: Approximation) -> None:
         """Let a candidate take the place of the fine-tune's matrix."""
-        self._module(change).weight.copy_(base + found.delta)
+        self._module(change).weight.copy_(base.to(found.delta.device) + found.delta)
         if change.kind == "linear":
             self.put_bias(change, found.bias)
 
@@ -100,8 +107,10 @@ class Subject:
         name = f"{change.name.removesuffix('.weight')}.bias"
         bias = own.tensor(name).float() if name in own else None
         total = _sum(bias, correction)
-        kept = None if total is None else torch.nn.Parameter(total, requires_grad=False)
-        self._module(change).bias = kept
+        module = self._module(change)
+        place = module.weight.device
+        kept = None if total is None else torch.nn.Parameter(total.to(place), requires_grad=False)
+        module.bias = kept
 
     def _module(self, change: Change) -> Any:
         return self._model.get_submodule(change.name.removesuffix(".weight"))
@@ -116,17 +125,25 @@ def _sum(a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | None:
 
 
 @torch.inference_mode()
-def _answered(model: Any, asked: Sequence[Dialogue], tokens: int) -> Iterator[Dialogue]:
+def _answered(model: Any, asked: Sequence[Dialogue], tokens: int) -> list[Dialogue]:
     """The prompts with greedy answers of exactly so many tokens, end tokens or not: what happens
     where errors can add up."""
-    for dialogue in asked:
-        prompt = torch.tensor([dialogue.ids[: dialogue.start]])
-        ids = model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            do_sample=False,
-            min_new_tokens=tokens,
-            max_new_tokens=tokens,
-            pad_token_id=0,
-        )
-        yield Dialogue(tuple(ids[0].tolist()), dialogue.start, scored=False)
+    if not asked:
+        return []
+    longest = max(dialogue.start for dialogue in asked)
+    ids = torch.zeros(len(asked), longest, dtype=torch.int64)
+    real = torch.zeros_like(ids)
+    for row, dialogue in enumerate(asked):
+        ids[row, longest - dialogue.start :] = torch.tensor(dialogue.ids[: dialogue.start])
+        real[row, longest - dialogue.start :] = 1
+    device = device_of(model)
+    found = model.generate(
+        ids.to(device),
+        attention_mask=real.to(device),
+        do_sample=False,
+        min_new_tokens=tokens,
+        max_new_tokens=tokens,
+        pad_token_id=0,
+    )
+    answered = zip(asked, found.tolist(), strict=True)
+    return [Dialogue(tuple(row[longest - d.start :]), d.start, scored=False) for d, row in answered]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.frontier.fine_tunes import ANSWER, KINDS, OPENING, command, write_data
+from benchmarks.frontier.fine_tunes import ANSWER, KINDS, OPENING, Effort, command, write_data
 
 
 @pytest.fixture
@@ -60,6 +60,6 @@ def test_a_mixture_holds_as_much_of_each_kind(data: Path) -> None:
 def test_training_goes_on_where_it_was_and_trains_embeddings_where_the_kind_says(
     tmp_path: Path,
 ) -> None:
-    calls = {kind: command(kind, tmp_path, tmp_path / "x", tmp_path, 64) for kind in KINDS}
+    calls = {kind: command(kind, tmp_path, tmp_path / "x", tmp_path, Effort(64)) for kind in KINDS}
     assert all("--resume" in call for call in calls.values())
     assert [kind for kind, call in calls.items() if "--embeddings" in call] == ["embeddings"]

@@ -12,6 +12,7 @@ from benchmarks.frontier import __main__ as frontier
 from benchmarks.frontier.rows import Row, append, read
 from benchmarks.frontier.subject import Texts
 from benchmarks.frontier.table import markdown, plot, points
+from tsugiki.compress.reference import MAX_ANSWER_TOKENS
 
 GOLD = {
     "kl": {"value": 0.01, "low": 0.0, "high": 0.02},
@@ -32,7 +33,9 @@ def test_an_unfinished_last_line_is_measured_again(tmp_path: Path) -> None:
         open_file.write('{"fine_tune": "ft", "cod')
     assert [row.codec for row in read(file)] == ["a"]
     append(file, made("b", 0, 0.2))
-    assert [row.key for row in read(file)] == [("ft", codec, 0.0625, 0, 100, 0) for codec in "ab"]
+    assert [row.key for row in read(file)] == [
+        ("ft", codec, 0.0625, 0, 100, 0, MAX_ANSWER_TOKENS) for codec in "ab"
+    ]
 
 
 def test_the_table_ranks_by_the_mean_over_seeds_and_shows_both_ratios(tmp_path: Path) -> None:
@@ -52,7 +55,7 @@ def test_codecs_without_randomness_are_measured_once() -> None:
         *(("ours", seed) for seed in range(3)),
         ("lora", 0),
     ]
-    assert all(key[4:] == (100, 4) for key in found)
+    assert all(key[4:] == (100, 4, MAX_ANSWER_TOKENS) for key in found)
 
 
 def test_a_run_measures_what_the_file_does_not_hold_yet(

@@ -25,9 +25,16 @@ class Reference:
     log_probabilities: tuple[Tensor, ...]  # of each batch, float32 [answer tokens, vocab]
 
     @classmethod
-    def of(cls, model: Any, dialogues: Iterable[Dialogue], progress: Progress) -> "Reference":
-        """Run the uncompressed fine-tune once; it can be dropped afterwards."""
-        grouped = tuple(tuple(batch) for batch in batches(within(dialogues)))
+    def of(
+        cls,
+        model: Any,
+        dialogues: Iterable[Dialogue],
+        progress: Progress,
+        tokens: int = MAX_ANSWER_TOKENS,
+    ) -> "Reference":
+        """Run the uncompressed fine-tune once, on answers of so many tokens; it can be dropped
+        afterwards."""
+        grouped = tuple(tuple(batch) for batch in batches(within(dialogues, tokens)))
         counted = progress.track(grouped, "running the fine-tune")
         return cls(grouped, tuple(log_probabilities(model, batch) for batch in counted))
 
