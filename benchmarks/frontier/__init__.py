@@ -2,7 +2,7 @@
 
     python -m benchmarks.frontier --base demo --tuned ft/banking77 --data banking77.test.jsonl \\
         --calibration banking77.calibration.jsonl --out rows.jsonl      (resumable, run by run)
-    python -m benchmarks.frontier.suite ...               (all kinds of fine-tunes, made and measured)
+    python -m benchmarks.frontier.suite ...             (fine-tunes of six kinds, made and measured)
     python -m benchmarks.frontier.table rows.jsonl --plots FOLDER       (tables and plots)
     python -m benchmarks.frontier.entropy FILE...         (what a coder could save)
 """
