@@ -73,7 +73,14 @@ class Bench:
         base, kernels = self.base, self.base.decoder.kernels
         packed, _ = read_packed(path, read_header(path).digest, self.arena.allocate)
         place = Destination(
-            base.layout, base.vector, base.dtype, kernels, self.masks, self.arena.allocate
+            base.layout,
+            base.vector,
+            base.dtype,
+            kernels,
+            self.masks,
+            self.arena.allocate,
+            index_of=base.index_of,
+            factors_of=base.factors_of,
         )
         variant = stage_variant(packed.content, place)
         return packed.content.header, variant

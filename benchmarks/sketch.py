@@ -34,6 +34,8 @@ from tsugiki.model.demo_base import resolve_base
 from tsugiki.model.device import choose_device
 from tsugiki.model.layout import all_linears
 from tsugiki.model.sketched import CODEBOOKS, INDEX, SketchSettings
+from tsugiki.model.stored_form import CONFIG_KEY
+from tsugiki.tune.sketch_base import TUNED
 
 ROWS = Path(__file__).parent / "results" / "sketch.rows.jsonl"
 
@@ -186,11 +188,15 @@ def calibration_of(form: Form, arguments: Any) -> tuple[int, float, float, int]:
 
 def form_of(directory: Path) -> Form:
     """The form that a calibrated sketched base is of."""
-    settings = open_base(directory).checkpoint.form
+    checkpoint = open_base(directory).checkpoint
+    settings = checkpoint.form
     if not isinstance(settings, SketchSettings):
         raise SystemExit(f"--sketched {directory} is not sketched")
-    groups = f"{settings.groups} group" + "s" * (settings.groups > 1)
-    return Form(f"sketch {settings.bits} bits, {groups}", settings, calibrated=True)
+    name = f"sketch {settings.bits} bits, {settings.groups} group" + "s" * (settings.groups > 1)
+    tuned = checkpoint.config[CONFIG_KEY].get(TUNED)
+    if tuned is not None:
+        name += f", tuned {tuned['steps']} steps of {tuned['batch_tokens']} tokens"
+    return Form(name, settings, calibrated=True)
 
 
 def as_stored(base: OpenedBase, ready: OpenedBase) -> tuple[float, float]:

@@ -34,6 +34,7 @@ COMMANDS = {
     "inspect": "show what a variant file holds",
     "eval": "compare a variant with its fine-tune",
     "tune": "train a variant in the compressed space of its base",
+    "tune-base": "train a sketched base to predict what its original predicts",
     "repair": "train a variant file to answer like its fine-tune",
     "distill": "train a LoRA variant on what a teacher expects",
     "prune": "write a shallower student of the same tokenizer",
