@@ -86,9 +86,10 @@ def test_on_another_device_the_same_is_learned(
     caldera_directory: Path, data: Path, tmp_path: Path
 ) -> None:
     job = TuneJob(caldera_directory, data, tmp_path / "here", tmp_path, dtype=torch.float32)
-    here = tune_caldera(job, PLAN, QUIET)
+    plan = replace(PLAN, training=TrainingPlan(1))
+    here = tune_caldera(job, plan, QUIET)
     with pretended_gpu() as gpu:
-        there = tune_caldera(replace(job, out=tmp_path / "there", device=gpu), PLAN, QUIET)
+        there = tune_caldera(replace(job, out=tmp_path / "there", device=gpu), plan, QUIET)
     assert there.after == pytest.approx(here.after, rel=1e-3)
 
 
