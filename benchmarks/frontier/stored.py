@@ -52,7 +52,10 @@ def _chosen(asked: Asked, options: Options, fixed: Options, share: float) -> dic
     example = CODECS["deltadq"].compress(asked.base, asked.tuned, asked.stats, options)
     kinds = [Template("deltadq", (rows, columns), example.options, 1)]
     beside = sum(t.nbytes for part, t in example.tensors.items() if part in ("step", "bias"))
-    limit = beside + int((asked.limit / 8 - beside) * share)
+    even = int(asked.limit / 8)
+    # a matrix whose share is too little for one survivor in each tile takes that much
+    least = min(even, kinds[0].nbytes({"bits": 1, "alpha": columns, "group_size": columns}))
+    limit = max(least, beside + int((even - beside) * share))
     try:
         chosen = choose("deltadq", kinds, limit, fixed, least=int(0.96 * limit))
     except TooSmall:

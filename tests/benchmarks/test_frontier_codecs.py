@@ -1,6 +1,7 @@
 """The codecs of the frontier keep to their bytes and do what their papers say."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -45,6 +46,13 @@ def test_a_codec_takes_no_more_bits_than_it_was_offered(name: str) -> None:
     loose = 1.15 if name in ("dare", "darex-q", "paper-deltadq") else 1.06
     assert all(bits <= loose * size + 100 / (ROWS * COLUMNS) for size, bits in found)
     assert found
+
+
+def test_a_matrix_of_a_small_share_keeps_one_survivor_in_each_tile_where_there_is_room() -> None:
+    found = stored.ours()(replace(asked(0.03), share=0.125))
+    assert found is not None
+    assert found.bits <= 0.03 * ROWS * COLUMNS
+    assert stored.ours()(replace(asked(0.005), share=0.125)) is None
 
 
 def test_dare_is_unbiased_over_seeds() -> None:
