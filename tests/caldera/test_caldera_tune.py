@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.pretended_gpu import pretended_gpu
 from tsugiki.cli import main
 from tsugiki.codecs import artifact
 from tsugiki.codecs.factors import Factors
@@ -83,12 +83,15 @@ def test_a_tuned_variant_learns_and_is_served_as_transformers_runs_it(
 
 
 def test_on_another_device_the_same_is_learned(
-    caldera_directory: Path, data: Path, tmp_path: Path
+    caldera_directory: Path,
+    data: Path,
+    tmp_path: Path,
+    another_device: AbstractContextManager[torch.device],
 ) -> None:
     job = TuneJob(caldera_directory, data, tmp_path / "here", tmp_path, dtype=torch.float32)
     plan = replace(PLAN, training=TrainingPlan(1))
     here = tune_caldera(job, plan, QUIET)
-    with pretended_gpu() as gpu:
+    with another_device as gpu:
         there = tune_caldera(replace(job, out=tmp_path / "there", device=gpu), plan, QUIET)
     assert there.after == pytest.approx(here.after, rel=1e-3)
 

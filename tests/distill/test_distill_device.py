@@ -1,5 +1,6 @@
 """Training elsewhere than on the CPU: everything follows the device, files do not tell it."""
 
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.pretended_gpu import pretended_gpu
 from tsugiki.compress.progress import Progress
 from tsugiki.distill.job import DistillJob, DistillPlan, run_distill
 from tsugiki.distill.lora_student import LoraSettings
@@ -21,7 +21,10 @@ PLAN = DistillPlan(TrainingPlan(steps=1), LoraSettings(rank=2), batch_tokens=512
 
 
 def test_a_variant_distilled_on_a_device_is_the_one_distilled_on_the_cpu(
-    deep_base: Path, distill_data: Path, tmp_path: Path
+    deep_base: Path,
+    distill_data: Path,
+    tmp_path: Path,
+    another_device: AbstractContextManager[torch.device],
 ) -> None:
     student = tmp_path / "student"
     prune(deep_base, 4, student, None, QUIET)
@@ -36,7 +39,7 @@ def test_a_variant_distilled_on_a_device_is_the_one_distilled_on_the_cpu(
         checkpoint_every=1,
     )
     run_distill(here, PLAN, QUIET)
-    with pretended_gpu() as gpu:
+    with another_device as gpu:
         there = replace(
             here, out=tmp_path / "there", device=gpu, teacher_cache=tmp_path / "cache-there"
         )
@@ -44,10 +47,15 @@ def test_a_variant_distilled_on_a_device_is_the_one_distilled_on_the_cpu(
     expected, found = load_file(here.out), load_file(there.out)
     assert expected.keys() == found.keys()
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-5)
+        # a first step is as large however small its gradient: one near 0 may go the other way
+        different = (found[name] - tensor).abs() > 1e-5
+        assert float(different.float().mean()) < 0.02, name
 
 
-def test_a_device_that_is_not_there_is_refused_and_auto_goes_without() -> None:
+def test_a_device_that_is_not_there_is_refused_and_auto_goes_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device("auto") == choose_device("cpu") == torch.device("cpu")
     with pytest.raises(ConfigError, match="--device cuda: torch sees no CUDA device"):
         choose_device("cuda")

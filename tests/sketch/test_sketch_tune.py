@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -11,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.pretended_gpu import pretended_gpu
 from tsugiki.cli import main
 from tsugiki.codecs.sketch_retune import LookedUpProduct
 from tsugiki.compress.decompress import decompress
@@ -113,9 +113,11 @@ def test_an_interrupted_run_ends_in_the_same_bits(tune: Tune, tmp_path: Path) ->
     assert not (tmp_path / "resumed.safetensors.training").exists()
 
 
-def test_on_another_device_the_same_is_learned(tune: Tune) -> None:
+def test_on_another_device_the_same_is_learned(
+    tune: Tune, another_device: AbstractContextManager[torch.device]
+) -> None:
     here = tune("here")
-    with pretended_gpu() as gpu:
+    with another_device as gpu:
         there = tune("there", device=gpu)
     assert there.after == pytest.approx(here.after, rel=1e-3)
     assert there.header.file_bytes == here.header.file_bytes

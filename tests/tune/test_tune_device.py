@@ -1,5 +1,6 @@
 """Repair, calibration and scores elsewhere than on the CPU: everything follows the device."""
 
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.pretended_gpu import pretended_gpu
 from tsugiki.compress.calibration import calibrate
 from tsugiki.compress.dialogues import read_dialogues
 from tsugiki.compress.hf_model import load_model
@@ -32,7 +32,12 @@ Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 
 @pytest.mark.parametrize("codec", FILES)
 def test_a_file_repaired_on_a_device_is_the_one_repaired_on_the_cpu(
-    tiny_base: Path, tiny_tuned: Path, distill_data: Path, tmp_path: Path, codec: str
+    tiny_base: Path,
+    tiny_tuned: Path,
+    distill_data: Path,
+    tmp_path: Path,
+    codec: str,
+    another_device: AbstractContextManager[torch.device],
 ) -> None:
     coarse = tmp_path / "coarse.safetensors"
     calibration = distill_data if codec == "deltadq" else None
@@ -49,7 +54,7 @@ def test_a_file_repaired_on_a_device_is_the_one_repaired_on_the_cpu(
         dtype=torch.float32,
     )
     first, _ = run_repair(here, plan, QUIET)
-    with pretended_gpu() as gpu:
+    with another_device as gpu:
         there = replace(here, out=tmp_path / "there", device=gpu)
         second, _ = run_repair(there, plan, QUIET)
     assert second.kl_after == pytest.approx(first.kl_after, rel=1e-3)
@@ -60,7 +65,10 @@ def test_a_file_repaired_on_a_device_is_the_one_repaired_on_the_cpu(
 
 
 def test_statistics_costs_and_divergences_of_a_device_are_those_of_the_cpu(
-    tiny_base: Path, tiny_tuned: Path, distill_data: Path
+    tiny_base: Path,
+    tiny_tuned: Path,
+    distill_data: Path,
+    another_device: AbstractContextManager[torch.device],
 ) -> None:
     dialogues = list(read_dialogues(distill_data, load_tokenizer(tiny_tuned), limit=4))
 
@@ -82,6 +90,6 @@ def test_statistics_costs_and_divergences_of_a_device_are_those_of_the_cpu(
         ]
 
     expected = measured(torch.device("cpu"))
-    with pretended_gpu() as gpu:
+    with another_device as gpu:
         found = measured(gpu)
     assert found == pytest.approx(expected, rel=1e-3)
