@@ -61,9 +61,13 @@ def decoded(weight: LatticeWeight) -> Tensor:
     """float32 [out, in] in the rotated basis: what a rotated input is multiplied with."""
     values = e8p(weight.codes)
     if weight.residual is not None:
-        second = e8p(weight.residual) if weight.bits == 4 else e8_ball()[weight.residual.long()]
+        second = e8p(weight.residual) if weight.bits == 4 else _ball(weight.residual)
         values = values + second / RESIDUAL_FACTOR[weight.bits]
     return values.flatten(1) * weight.scales.float()[:, None]
+
+
+def _ball(codes: Tensor) -> Tensor:
+    return e8_ball().to(codes.device)[codes.long()]
 
 
 def dense(weight: LatticeWeight) -> Tensor:

@@ -51,14 +51,15 @@ class Arena:
         self._moves = self._moved_bytes = 0
 
     def reserve(self, nbytes: int) -> None:
-        """Take the buffer, once, before the first region.
+        """Take the buffer, once. What has memory by now, the base's own parts, stays where it is.
 
         Raises:
-            BadArgument: there are regions or a buffer already.
+            BadArgument: there is a buffer already.
         """
         with self.still:
-            if self._last_slot or self._table.nbytes:
-                raise BadArgument("the memory of variants is reserved once, before the first one")
+            if self._table.nbytes:
+                raise BadArgument("the memory of variants is reserved once")
+            self._beside.clear()
             size = nbytes // ALIGNMENT * ALIGNMENT
             self._buffer = self._device.empty(size)
             self._bounce = self._device.empty(min(self._most_bounce, size))

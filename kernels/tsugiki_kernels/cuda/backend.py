@@ -20,6 +20,7 @@ from tsugiki_kernels.cuda import (
     codebooks,
     deltas,
     elementwise,
+    lattice,
     sampling,
     sparse,
     staging,
@@ -47,6 +48,7 @@ from tsugiki_kernels.interface import (
     StagedLinears,
     empty_extent,
 )
+from tsugiki_kernels.lattice import LatticeWeight
 from tsugiki_kernels.operands import AttentionBatch, ColumnDraw, Draws, Logprobs
 from tsugiki_kernels.reference import ReferenceBackend
 from tsugiki_kernels.variant_room import VariantRoom
@@ -198,6 +200,18 @@ class CudaBackend(KernelBackend):
         """See ReadsCodebooks.linear_codebooks."""
         chosen = [(0, len(x))] if spans is None else spans
         codebooks.linear(self._execution, x, weight, bias, out, chosen)
+
+    def linear_lattice(
+        self,
+        x: Tensor,
+        weight: LatticeWeight,
+        bias: Tensor | None,
+        out: Tensor,
+        spans: Sequence[Span] | None = None,
+    ) -> None:
+        """See ReadsLattices.linear_lattice."""
+        chosen = [(0, len(x))] if spans is None else spans
+        lattice.linear(self._execution, x, weight, bias, out, chosen)
 
     def linear_rebuilt(
         self,

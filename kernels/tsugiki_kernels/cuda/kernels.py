@@ -155,6 +155,29 @@ def _low_rank_rebuild(outputs: int, inputs: int) -> Geometry:
     return Geometry((-(-inputs // 128), -(-outputs // 256)), (128,))
 
 
+def _rotated_bytes(width: int) -> int:
+    """A row in shared memory as src/hadamard.cuh places it."""
+    return (width + width // 64 * 8) * 4
+
+
+def _lattice_rotate(rows: int, width: int) -> Geometry:
+    return Geometry((rows,), (256,), _rotated_bytes(width))
+
+
+def _lattice_rebuild(outputs: int, width: int) -> Geometry:
+    return Geometry((outputs,), (256,), _rotated_bytes(width))
+
+
+def _lattice_linear_8(outputs: int, rows: int) -> Geometry:
+    """A block takes 32 outputs of eight rows."""
+    return Geometry((-(-outputs // 32), -(-rows // 8)), (256,))
+
+
+def _lattice_linear_32(outputs: int, rows: int) -> Geometry:
+    """The same of 32 rows."""
+    return Geometry((-(-outputs // 32), -(-rows // 32)), (256,))
+
+
 def _rebuild_of(rows: int) -> Callable[[int], Geometry]:
     """A block rebuilds so many rows."""
 
@@ -181,6 +204,7 @@ _LETTERS: dict[str, Parameter] = {
     "f": ctypes.c_float,
 }
 _TILES = ("f16", "bf16")  # tensor cores
+_LATTICE = "ppppppp pl iiii f"
 _ATTENTION = tuple(f"{dtype}_{dim}" for dtype in DTYPES for dim in (64, 128))
 
 _FAMILIES = (
@@ -203,6 +227,10 @@ _FAMILIES = (
     _Family("tensor_train_lead", "tensor_train.cu", DTYPES, "pl p pi", _items_of_128),
     _Family("tensor_train_add", "tensor_train.cu", OUT_DTYPES, "pl p pl pi", _items_of_256),
     _Family("tensor_train_rebuild", "tensor_train_rebuild.cu", DTYPES, "ppl", _rebuild_of(8)),
+    _Family("lattice_rotate", "lattice_rotate.cu", DTYPES, "pl pp pp iii f", _lattice_rotate),
+    _Family("lattice_linear_8", "lattice.cu", DTYPES, _LATTICE, _lattice_linear_8),
+    _Family("lattice_linear_32", "lattice.cu", DTYPES, _LATTICE, _lattice_linear_32),
+    _Family("lattice_rebuild", "lattice_rebuild.cu", DTYPES, "ppppppp iiii ff", _lattice_rebuild),
     _Family("sparse_tiles", "sparse_tiles.cu", _TILES, "pl pl i pi i", _sparse_tiles),
     _Family(
         "sparse_tiles_scalar",

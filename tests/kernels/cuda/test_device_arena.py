@@ -206,16 +206,24 @@ def test_a_region_lives_as_long_as_a_tensor_over_it() -> None:
     assert loads.arena.stats().free_bytes == 2 * ALIGNMENT
 
 
-def test_the_buffer_is_reserved_once_and_before_the_first_variant() -> None:
+def test_the_buffer_is_reserved_once() -> None:
     arena = Loads().arena
     with pytest.raises(BadArgument, match="reserved once"):
         arena.reserve(ROOM)
+
+
+def test_what_the_base_has_before_the_buffer_is_reserved_stays_where_it_is() -> None:
     device = LazyDevice()
-    used = Arena(device, PinnedRing(device))
-    region = used.take(1)
-    with pytest.raises(BadArgument, match="before the first"):
-        used.reserve(ROOM)
-    assert region.nbytes == ALIGNMENT
+    arena = Arena(device, PinnedRing(device))
+    region = arena.take(1)
+    before = region.address
+    arena.reserve(ROOM)
+    arena.arrange()
+    stats = arena.stats()
+    assert (region.address, stats.beside_bytes, stats.free_bytes) == (before, 0, ROOM)
+    del region
+    arena.take(ROOM)
+    assert arena.stats().beside_bytes == 0
 
 
 def test_a_slot_has_one_extent_of_at_least_a_byte() -> None:

@@ -58,6 +58,13 @@ DEVICE uint32_t bf16_pair_of_floats(float low, float high) {
 #endif
 }
 
+// The sums of two pairs of f16.
+DEVICE uint32_t f16_pair_sum(uint32_t first, uint32_t second) {
+  uint32_t sum;
+  asm("add.rn.f16x2 %0, %1, %2;" : "=r"(sum) : "r"(first), "r"(second));
+  return sum;
+}
+
 // ---- bits ----
 
 // (word & mask) ^ pattern as one instruction: of its operands only one may be a constant, and left
@@ -66,6 +73,14 @@ template <uint32_t mask, uint32_t pattern>
 DEVICE uint32_t masked_xor(uint32_t word) {
   uint32_t result;
   asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(result) : "r"(word), "r"(mask), "r"(pattern));
+  return result;
+}
+
+// (word & mask) | pattern as one instruction.
+template <uint32_t mask, uint32_t pattern>
+DEVICE uint32_t masked_or(uint32_t word) {
+  uint32_t result;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(result) : "r"(word), "r"(mask), "r"(pattern));
   return result;
 }
 

@@ -33,11 +33,23 @@ inline uint32_t bf16_pair_of_floats(float low, float high) {
   return bf16_of_float(low) | uint32_t{bf16_of_float(high)} << 16;
 }
 
+inline uint32_t f16_pair_sum(uint32_t first, uint32_t second) {
+  const auto sum = [](uint32_t a, uint32_t b) {
+    return f16_of_float(float_of_f16(uint16_t(a)) + float_of_f16(uint16_t(b)));
+  };
+  return sum(first, second) | uint32_t{sum(first >> 16, second >> 16)} << 16;
+}
+
 // ---- bits ----
 
 template <uint32_t mask, uint32_t pattern>
 inline uint32_t masked_xor(uint32_t word) {
   return (word & mask) ^ pattern;
+}
+
+template <uint32_t mask, uint32_t pattern>
+inline uint32_t masked_or(uint32_t word) {
+  return (word & mask) | pattern;
 }
 
 template <uint32_t factor>
