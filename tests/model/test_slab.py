@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tsugiki.model.slab import ALIGNMENT, Slab, room
+from tsugiki.model.slab import ALIGNMENT, Slab, below, room
 
 
 def test_tensors_are_zero_aligned_and_apart() -> None:
@@ -31,3 +31,11 @@ def test_a_slab_that_is_used_up_says_what_is_left() -> None:
 
 def test_an_empty_slab_gives_empty_tensors() -> None:
     assert Slab(0, "cpu").take((0, 4), torch.float32).shape == (0, 4)
+
+
+def test_tensors_are_copied_below_each_other_to_another_device() -> None:
+    parts = [torch.ones(2, 3), torch.zeros(4, 3)]
+    taken = below(lambda shape, dtype: torch.empty(shape, dtype=dtype), parts)
+    assert torch.equal(taken, torch.cat(parts))
+    elsewhere = below(lambda shape, dtype: torch.empty(shape, dtype=dtype, device="meta"), parts)
+    assert (elsewhere.shape, elsewhere.device.type) == ((6, 3), "meta")

@@ -177,9 +177,9 @@ def _rotation(
 
 @lru_cache(maxsize=8)
 def _tables(device: torch.device) -> Tensor:
-    """int32 [3, 256], words of eight nibbles (src/lattice.cuh): 2 (m + 3.5) of each magnitude m, the
-    last one inverted where their sum is odd; what a code's high byte flips in those; 2 v + 8 of each
-    point v of the small ball."""
+    """int32 [3, 256], words of eight nibbles (src/lattice.cuh): 2 (m + 3.5) of each magnitude m,
+    the last one inverted where their sum is odd; what a code's high byte flips in those; 2 v + 8 of
+    each point v of the small ball."""
     magnitudes = (2 * e8p_magnitudes() + 7).long()
     magnitudes[:, -1] ^= 14 * (e8p_magnitudes().sum(1).long() & 1)
     high = torch.arange(256)[:, None]

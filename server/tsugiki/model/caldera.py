@@ -4,7 +4,7 @@ Owns: names, settings and checks of these tensors (docs/format.md, "CALDERA base
 files, how they are found (compress_base/), what multiplies with them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from tsugiki.codecs import factors as stored_factors
 from tsugiki.codecs.factors import FACTOR_BITS, Factors, factor_parts
 from tsugiki.errors import UnsupportedModel
+from tsugiki.model.slab import Take, below
 from tsugiki.model.stored_form import Read, settings_of
 from tsugiki_kernels.lattice import (
     GROUP,
@@ -26,7 +27,6 @@ from tsugiki_kernels.lattice import (
 CODES, RESIDUAL, SCALES = ".codes", ".residual", ".scales"  # after the name of the weight
 KEY = "caldera"  # of config.json's "tsugiki" object
 NAMES = ("bits", "rank", "factor_bits")
-Take = Callable[[tuple[int, ...], torch.dtype], Tensor]  # memory for a tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,15 +128,10 @@ def stacked(weights: Sequence[LatticeWeight], take: Take) -> LatticeWeight:
     return LatticeWeight(
         (rows, first.shape[1]),
         first.bits,
-        _below(take, [weight.codes for weight in weights]),
-        _below(take, second) if second else None,
-        _below(take, [weight.scales for weight in weights]),
+        below(take, [weight.codes for weight in weights]),
+        below(take, second) if second else None,
+        below(take, [weight.scales for weight in weights]),
     )
-
-
-def _below(take: Take, tensors: Sequence[Tensor]) -> Tensor:
-    shape = (sum(map(len, tensors)), *tensors[0].shape[1:])
-    return torch.cat(list(tensors), out=take(shape, tensors[0].dtype))
 
 
 def _checked(

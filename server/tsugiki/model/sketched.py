@@ -4,21 +4,20 @@ Owns: names, settings and checks of these tensors (docs/format.md, "Sketched bas
 files, how a map is found (compress_base/), what multiplies with it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from tsugiki.errors import UnsupportedModel
+from tsugiki.model.slab import Take, below
 from tsugiki.model.stored_form import Read, settings_of
 from tsugiki_kernels.check_weights import check_codebook_weight
 from tsugiki_kernels.codebooks import INDEX_BITS, CodebookWeight, IndexMap, looked_up
 from tsugiki_kernels.errors import BadArgument
 
 INDEX, CODEBOOKS = ".index", ".codebooks"  # after the name of the weight that they stand for
-Take = Callable[[tuple[int, ...], torch.dtype], Tensor]  # memory for a tensor
 KEY = "sketch"  # of config.json's "tsugiki" object
 
 
@@ -102,10 +101,8 @@ def stacked(weights: Sequence[CodebookWeight], take: Take) -> CodebookWeight:
     """Weights below each other, in memory from `take(shape, dtype)`."""
     first = weights[0].index
     rows = sum(weight.shape[0] for weight in weights)
-    codes = take((rows, first.codes.shape[1]), torch.uint8)
-    torch.cat([weight.index.codes for weight in weights], out=codes)
-    codebooks = take((rows, *first.codebook_shape[1:]), torch.float16)
-    torch.cat([weight.codebooks for weight in weights], out=codebooks)
+    codes = below(take, [weight.index.codes for weight in weights])
+    codebooks = below(take, [weight.codebooks for weight in weights])
     return CodebookWeight(
         IndexMap((rows, first.shape[1]), first.bits, first.groups, codes), codebooks
     )

@@ -6,11 +6,13 @@ spends some five percent of it on looking up where they are. Does not know: what
 
 import math
 import mmap
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
+Take = Callable[[tuple[int, ...], torch.dtype], Tensor]  # memory for a tensor: `Slab.take`
 
 
 class Slab:
@@ -37,6 +39,17 @@ class Slab:
         part = self._memory[self._used : self._used + nbytes]
         self._used += room(shape, dtype)
         return part.view(dtype).view(shape)
+
+
+def below(take: Take, tensors: Sequence[Tensor]) -> Tensor:
+    """Tensors of one dtype below each other, copied into memory that may be on another device."""
+    first = tensors[0]
+    out = take((sum(map(len, tensors)), *first.shape[1:]), first.dtype)
+    at = 0
+    for tensor in tensors:
+        out[at : at + len(tensor)].copy_(tensor)
+        at += len(tensor)
+    return out
 
 
 def room(shape: tuple[int, ...], dtype: torch.dtype) -> int:
