@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,22 @@ def test_the_report_counts_every_byte(caldera_directory: Path, tiny_base: Path) 
     assert form.nbytes == 256 * 64 // 4 + 256 * 2 + 2 * 4 * (128 + 64) * 2
     assert base.factors_of(Q_PROJ) is not None
     assert load_base(tiny_base).factors_of(Q_PROJ) is None
+
+
+def test_on_another_device_the_same_base_is_made(
+    tiny_base: Path,
+    calibration_text: Path,
+    tmp_path: Path,
+    another_device: AbstractContextManager[torch.device],
+) -> None:
+    text = CalibrationText(calibration_text, sequences=2, sequence_tokens=16)
+    settings = Settings(bits=3, rank=2, factor_bits=4, iterations=1)
+    job = CalderaBaseJob(tiny_base, tmp_path / "here", settings, text)
+    here = caldera_base(job, QUIET)
+    with another_device as gpu:
+        there = caldera_base(replace(job, out=tmp_path / "there", device=gpu), QUIET)
+    assert there.error == pytest.approx(here.error, rel=0.02)
+    assert there.nbytes == here.nbytes
 
 
 def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(

@@ -47,7 +47,7 @@ def fit(target: Tensor, gram: Tensor, rank: int, bits: int, sweeps: int = SWEEPS
 def damped(gram: Tensor, damping: float = DAMPING) -> Tensor:
     """A Gram matrix [in, in] scaled to a mean diagonal of 1, and made positive definite."""
     scale = float(gram.diagonal().mean()) or 1.0
-    return gram / scale + damping * torch.eye(len(gram))
+    return gram / scale + damping * torch.eye(len(gram), device=gram.device)
 
 
 def regression(target: Tensor, gram: Tensor, rank: int) -> Factors:
@@ -90,6 +90,6 @@ class _Problem:
 def _solved(square: Tensor, values: Tensor) -> Tensor:
     """square^-1 values, `square` symmetric and perhaps almost singular."""
     ridge = RIDGE * square.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
-    solvable = square.double() + float(ridge) * torch.eye(len(square), dtype=torch.float64)
-    found: Tensor = torch.linalg.solve(solvable, values.double())
+    unit = torch.eye(len(square), dtype=torch.float64, device=square.device)
+    found: Tensor = torch.linalg.solve(square.double() + float(ridge) * unit, values.double())
     return found.float()

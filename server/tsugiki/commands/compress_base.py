@@ -9,7 +9,7 @@ CODECS = ("sketch", "caldera", "saten")
 # The codec's own flags; another codec's flag is a mistake and is refused, not ignored.
 FLAGS: dict[str, tuple[str, ...]] = {
     "sketch": ("groups", "power", "device"),
-    "caldera": ("rank", "factor_bits", "iterations"),
+    "caldera": ("rank", "factor_bits", "iterations", "device"),
     "saten": ("bits_per_weight", "modes", "core_bits", "value_bits", "keep_embedding"),
 }
 BITS = {"sketch": 4, "caldera": 2, "saten": None}
@@ -35,9 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--groups", type=int, metavar="G", help="codebooks of a row: 1, 2, 4, 8 (4)"
     )
     sketch.add_argument("--power", type=float, metavar="P", help="of sensitivity in k-means (2)")
-    sketch.add_argument(
-        "--device", choices=DEVICES, help="where it is computed (auto: a GPU where torch sees one)"
-    )
     caldera = parser.add_argument_group("caldera")
     caldera.add_argument("--rank", type=int, metavar="K", help="of the factors, 0: none (32)")
     caldera.add_argument("--factor-bits", type=int, metavar="B", help="4, 8 or 16 (4)")
@@ -45,6 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--iterations", type=int, metavar="N", help="of lattice and factors in turns (6)"
     )
     _add_saten_arguments(parser)
+    parser.add_argument(
+        "--device",
+        choices=DEVICES,
+        help="sketch, caldera: where it is computed (auto: a GPU where torch sees one)",
+    )
     group = parser.add_argument_group("calibration (sketch, caldera)")
     group.add_argument(
         "--calibration",
@@ -119,9 +121,11 @@ def _caldera(args: argparse.Namespace) -> str:
     from tsugiki.compress_base.caldera_job import CalderaBaseJob, caldera_base
     from tsugiki.config import default_cache_dir
     from tsugiki.model.demo_base import resolve_base
+    from tsugiki.model.device import choose_device
 
     cache = default_cache_dir()
-    asked = {name: getattr(args, name) for name in ("bits", *FLAGS["caldera"])}
+    names = ("bits", "rank", "factor_bits", "iterations")
+    asked = {name: getattr(args, name) for name in names}
     text = args.calibration and CalibrationText(
         args.calibration, args.sequences, args.sequence_tokens
     )
@@ -132,6 +136,7 @@ def _caldera(args: argparse.Namespace) -> str:
         calibration=text,
         damping=args.damping,
         cache_dir=cache,
+        device=choose_device(args.device or "auto"),
     )
     report = caldera_base(job, Progress())
     return (

@@ -31,6 +31,7 @@ from tsugiki.compress_base.caldera import Decomposed, Metric, Settings, decompos
 from tsugiki.compress_base.layers import LayerWalk
 from tsugiki.errors import CompressionRefused, ConfigError
 from tsugiki.model.caldera import CODES, KEY, RESIDUAL, SCALES, CalderaSettings
+from tsugiki.model.device import CPU
 from tsugiki.model.fingerprint import base_fingerprint
 
 REPORT_FILE = "compression.json"
@@ -46,6 +47,7 @@ class CalderaBaseJob:
     calibration: CalibrationText | None = None
     damping: float = DAMPING
     cache_dir: Path | None = None
+    device: torch.device = CPU
 
     @property
     def partial(self) -> Path:
@@ -119,7 +121,7 @@ def caldera_base(job: CalderaBaseJob, progress: Progress) -> CalderaReport:
         _open_partial(job, fingerprint)
         walk = None
         if job.calibration is not None:
-            walk = open_walk(base, job.calibration, progress)
+            walk = open_walk(base, job.calibration, progress, job.device)
         write_tensors(directory, _tensors(job, base, walk, report, progress))
         write_config(directory, _config(job, base, fingerprint))
         copy_text_side(job.base, directory)
@@ -175,11 +177,12 @@ def _decomposed(
     tensors: dict[str, Tensor] = {}
     lines: list[LinearReport] = []
     for name in layer_weights(base, layer):
-        weight = base.checkpoint.tensor(name).float()
+        weight = base.checkpoint.tensor(name).float().to(job.device)
         gram = grams.get(_below(layer, name))
         key = weight.shape[1] if gram is None else id(gram)
         if key not in metrics:
-            metrics[key] = Metric(torch.eye(weight.shape[1]) if gram is None else gram, job.damping)
+            plain = torch.eye(weight.shape[1], device=job.device)
+            metrics[key] = Metric(plain if gram is None else gram, job.damping)
         found = decompose(weight, metrics[key], job.settings)
         parts = _stored(found, job.settings.factor_bits)
         tensors |= {name + suffix: tensor for suffix, tensor in parts.items()}
@@ -190,7 +193,7 @@ def _decomposed(
 
 
 def _stored(found: Decomposed, factor_bits: int) -> dict[str, Tensor]:
-    """By the suffix of the name."""
+    """By the suffix of the name; on the CPU."""
     backbone = found.backbone
     parts = {CODES: backbone.codes, SCALES: backbone.scales}
     if backbone.residual is not None:
@@ -198,7 +201,7 @@ def _stored(found: Decomposed, factor_bits: int) -> dict[str, Tensor]:
     if found.factors is not None:
         own = stored(found.factors, factor_bits)
         parts |= {f".{part}": tensor for part, tensor in own.items()}
-    return parts
+    return {suffix: part.cpu() for suffix, part in parts.items()}
 
 
 def _dense(

@@ -34,10 +34,23 @@ TYPES = torch.tensor(
         for fives, threes in ((0, 0), (0, 1), (0, 2), (0, 3), (0, 4), (1, 0), (1, 1))
     ]
 )
-TYPES_ARE_ODD = (TYPES.sum(1).int() & 1).bool()
 PADDING_TYPE = torch.tensor([1.5] * 5 + [0.5] * 3)
 SIGN_BITS = 8 + torch.arange(7)
 PLACES = 3 ** torch.arange(GROUP)  # magnitudes 1/2, 3/2, 5/2 as digits of a number
+
+
+class _Tables(NamedTuple):
+    """What the search looks things up in, on one device."""
+
+    types: Tensor  # float32 [7, 8]
+    types_are_odd: Tensor  # bool [7]
+    padding_type: Tensor  # float32 [8]
+    beyond: Tensor  # float32 [29, 8]: the vectors beyond the ball
+    halves: Tensor  # int64 [29, 3]: where those are 1/2
+    numbered: Tensor  # int64 [3^8]: which vector of the ball has these digits
+    places: Tensor  # int64 [8]
+    sign_bits: Tensor  # int64 [7]
+    ball: Tensor  # float32 [256, 8]
 
 
 class Encoded(NamedTuple):
@@ -56,14 +69,14 @@ def encode(groups: Tensor, bits: int) -> Encoded:
         return Encoded(codes, None, values)
     left = (groups - values) * RESIDUAL_FACTOR[bits]
     second = nearest(left) if bits == 4 else nearest_in_ball(left)
-    added = e8p(second) if bits == 4 else e8_ball()[second.long()]
+    added = e8p(second) if bits == 4 else _tables(groups.device).ball[second.long()]
     residual = second.to(RESIDUAL_DTYPE[bits])
     return Encoded(codes, residual, values + added / RESIDUAL_FACTOR[bits])
 
 
 def nearest_in_ball(groups: Tensor) -> Tensor:
     """uint8 [n]: the nearest point of the 256 of E8."""
-    points = e8_ball()
+    points = _tables(groups.device).ball
     return (2 * groups @ points.T - points.square().sum(1)).argmax(1).to(torch.uint8)
 
 
@@ -81,16 +94,18 @@ class _Found(NamedTuple):
 
 def _shifted(x: Tensor) -> _Found:
     """The nearest word of one shift. x: what is left of the input without it."""
+    tables = _tables(x.device)
+    types = tables.types
     size, negative = x.abs(), x < 0
     odd_signs = (negative.sum(1) & 1).bool()
     ordered, order = size.sort(dim=1, descending=True)
-    wrong = TYPES_ARE_ODD ^ odd_signs[:, None]
-    scores = 2 * ordered @ TYPES.T - TYPES.square().sum(1) - 2 * ordered[:, -1:] * wrong
+    wrong = tables.types_are_odd ^ odd_signs[:, None]
+    scores = 2 * ordered @ types.T - types.square().sum(1) - 2 * ordered[:, -1:] * wrong
     best, kind = scores.max(1)
-    index = _index_of(torch.empty_like(x).scatter_(1, order, TYPES[kind]))
+    index = _index_of(torch.empty_like(x).scatter_(1, order, types[kind]))
     flipped = order[:, -1]
     flip = wrong.gather(1, kind[:, None])[:, 0]
-    rows = (2 * ordered @ PADDING_TYPE - PADDED_NORM > best).nonzero()[:, 0]
+    rows = (2 * ordered @ tables.padding_type - PADDED_NORM > best).nonzero()[:, 0]
     if len(rows):  # those that a vector beyond the ball might be nearer to
         far = _padding(size[rows], ~odd_signs[rows])
         rows, nearer = rows[far.score > best[rows]], far.score > best[rows]
@@ -98,7 +113,7 @@ def _shifted(x: Tensor) -> _Found:
         flipped[rows], flip[rows] = far.flipped[nearer], ~odd_signs[rows]
     signs = negative.long()
     signs.scatter_add_(1, flipped[:, None], flip.long()[:, None])
-    code = index | ((signs[:, :7] & 1) << SIGN_BITS).sum(1)
+    code = index | ((signs[:, :7] & 1) << tables.sign_bits).sum(1)
     return _Found(code, best - x.square().sum(1))
 
 
@@ -111,8 +126,7 @@ class _Far(NamedTuple):
 def _padding(size: Tensor, wrong: Tensor) -> _Far:
     """The best of the vectors beyond the ball. They have an odd sum, so that an even number of
     minus signs (`wrong`) costs a flip of the smallest input that meets a 1/2."""
-    table = e8p_magnitudes()[IN_BALL:]
-    halves = (table == 0.5).nonzero()[:, 1].view(len(table), -1)
+    table, halves = _tables(size.device).beyond, _tables(size.device).halves
     least, which = size[:, halves].min(2)
     scores = 2 * size @ table.T - PADDED_NORM - 2 * least * wrong[:, None]
     best, place = scores.max(1)
@@ -122,15 +136,28 @@ def _padding(size: Tensor, wrong: Tensor) -> _Far:
 
 def _index_of(magnitudes: Tensor) -> Tensor:
     """Which vector of the ball; int64 [n]."""
-    return _numbered()[_number(magnitudes)]
+    tables = _tables(magnitudes.device)
+    return tables.numbered[_number(magnitudes, tables.places)]
 
 
-@lru_cache(maxsize=1)
-def _numbered() -> Tensor:
-    table = torch.zeros(3**GROUP, dtype=torch.int64)
-    table[_number(e8p_magnitudes()[:IN_BALL])] = torch.arange(IN_BALL)
-    return table
+def _number(magnitudes: Tensor, places: Tensor) -> Tensor:
+    return ((magnitudes - 0.5).long() * places).sum(1)
 
 
-def _number(magnitudes: Tensor) -> Tensor:
-    return ((magnitudes - 0.5).long() * PLACES).sum(1)
+@lru_cache(maxsize=2)
+def _tables(device: torch.device) -> _Tables:
+    beyond = e8p_magnitudes()[IN_BALL:]
+    numbered = torch.zeros(3**GROUP, dtype=torch.int64)
+    numbered[_number(e8p_magnitudes()[:IN_BALL], PLACES)] = torch.arange(IN_BALL)
+    tables = _Tables(
+        types=TYPES,
+        types_are_odd=(TYPES.sum(1).int() & 1).bool(),
+        padding_type=PADDING_TYPE,
+        beyond=beyond,
+        halves=(beyond == 0.5).nonzero()[:, 1].view(len(beyond), -1),
+        numbered=numbered,
+        places=PLACES,
+        sign_bits=SIGN_BITS,
+        ball=e8_ball(),
+    )
+    return _Tables(*(table.to(device) for table in tables))

@@ -31,7 +31,7 @@ def block_factor(gram: Tensor) -> Tensor:
     diagonal, D block diagonal. `gram` is positive definite."""
     factor = torch.linalg.cholesky(gram.double())
     blocks = len(gram) // GROUP
-    places = torch.arange(blocks)
+    places = torch.arange(blocks, device=gram.device)
     own = factor.view(blocks, GROUP, blocks, GROUP)[places, :, places]  # [blocks, 8, 8]
     columns: Tensor = factor.view(-1, blocks, GROUP).transpose(0, 1) @ torch.linalg.inv(own)
     return columns.transpose(0, 1).reshape(len(gram), -1).float()
@@ -53,7 +53,8 @@ def sweep(weight: Tensor, factor: Tensor, bits: int) -> Swept:
     plain = scales.float()[:, None]
     left = weight / plain
     errors = torch.zeros_like(left)
-    codes = torch.empty(len(weight), weight.shape[1] // GROUP, dtype=torch.int16)
+    size = len(weight), weight.shape[1] // GROUP
+    codes = torch.empty(size, dtype=torch.int16, device=weight.device)
     second: list[Tensor] = []
     for k in reversed(range(codes.shape[1])):
         own, later = slice(k * GROUP, (k + 1) * GROUP), slice((k + 1) * GROUP, None)
