@@ -36,7 +36,6 @@ def test_a_linear_sketched_on_a_device_is_the_one_sketched_on_the_cpu() -> None:
 
 def test_calibration_on_a_device_sees_what_it_sees_on_the_cpu(tiny_base: Path) -> None:
     model = load_model(tiny_base)
-    model.set_attn_implementation("eager")
     ids = torch.arange(3, 67).view(2, 32)
 
     def grams(device: torch.device) -> dict[str, torch.Tensor]:

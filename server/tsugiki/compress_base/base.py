@@ -64,9 +64,7 @@ def open_walk(
     length = min(text.sequence_tokens, base.architecture.max_position_embeddings)
     ids = sequences(text.path, load_tokenizer(directory), text.sequences, length)
     progress.stage(f"calibrating with {ids.numel()} tokens in {len(ids)} sequences")
-    model = load_model(directory, torch.float32).to(device)
-    model.set_attn_implementation("eager")  # layer_inputs.py looks at its probabilities
-    return LayerWalk(model, ids.to(device))
+    return LayerWalk(load_model(directory, torch.float32, device), ids.to(device))
 
 
 def layer_weights(base: OpenedBase, layer: int) -> list[str]:

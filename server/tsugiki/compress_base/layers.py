@@ -24,6 +24,7 @@ class LayerWalk:
     @torch.no_grad()
     def __init__(self, model: Any, ids: Tensor) -> None:
         """`ids`: int64 [sequences, length]."""
+        model.set_attn_implementation("eager")  # layer_inputs.py looks at its probabilities
         self._layers: list[Any] = list(model.base_model.layers)
         self._calls: list[dict[str, Any]] = []
         self._hidden: list[Tensor] = []
