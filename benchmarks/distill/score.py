@@ -14,7 +14,7 @@ from tsugiki.compress.evaluate import Sums, batch_sums, summary
 from tsugiki.distill.batches import batched, shared_beginning
 from tsugiki.model.device import device_of
 
-BATCH_TOKENS = {"cpu": 4000, "cuda": 32000}
+BATCH_TOKENS = {"cpu": 4000, "cuda": 8000}
 KL_LINES = {"cpu": 512, "cuda": None}  # None: all; the teacher doubles the work
 
 
