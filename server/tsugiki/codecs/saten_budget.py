@@ -75,6 +75,8 @@ def _densities(left: Tensor, wanted: Wanted, train: TensorTrain, options: Option
         kept = round(density * entries)
         error = total - float(energies[kept - 1]) if kept else total
         bits = kept * wanted.value_bits + entries * _entropy(kept / entries)
+        if kept and wanted.value_bits != 16:
+            bits += 16 * -(-len(left) // wanted.rows_per_step)
         found.append(Choice(max(ranks, default=0), density, cores + bits / 8, error))
     return found
 

@@ -39,15 +39,18 @@ class Numbers(nn.Module):
         exact = self._before + self._unit * self.added
         if self._step is None:
             return exact
-        rounded = saten_values.read(self.stored(), self._group, self._bits)
-        return exact + (rounded - exact).detach()
+        with torch.no_grad():
+            lost = saten_values.rounded(self._like(), exact, self._group, self._bits) - exact
+        return exact + lost
 
     @torch.no_grad()
     def stored(self) -> saten_values.Stored:
         """As stored, with the steps and the gain that they had."""
         now = self._before + self._unit * self.added
-        like = replace(self._stored, step=self._step)
-        return saten_values.store_like(like, now, self._group, self._bits)
+        return saten_values.store_like(self._like(), now, self._group, self._bits)
+
+    def _like(self) -> saten_values.Stored:
+        return replace(self._stored, step=self._step)
 
 
 class SatenChange(TrainableChange):

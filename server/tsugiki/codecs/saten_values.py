@@ -62,6 +62,14 @@ def store_like(like: Stored, values: Tensor, group: Tensor, bits: int) -> Stored
     return Stored(like.gain, packing.pack(found[None], bits)[0], like.step)
 
 
+def rounded(like: Stored, values: Tensor, group: Tensor, bits: int) -> Tensor:
+    """What `read` gives of `store_like`."""
+    if like.step is None:
+        return read(store_like(like, values, group, bits), group, bits)
+    own = times_gain(like.step, like.gain)[group]
+    return own * (_codes(values, own, bits).float() - mid_level(bits))
+
+
 def _best_steps(values: Tensor, group: Tensor, peak: Tensor, bits: int) -> Tensor:
     """For each group the fraction of its peak with the least squared error."""
     best, least = peak, torch.full_like(peak, torch.inf)
