@@ -124,6 +124,39 @@ DEVICE void store_sums(const Sums<ROW_TILES>& sums, float* shared) {
   __syncthreads();
 }
 
+template <int32_t ROW_TILES>
+DEVICE void multiply_sums(Sums<ROW_TILES>& sums, float factor) {
+#pragma unroll
+  for (int32_t row_tile = 0; row_tile < ROW_TILES; ++row_tile)
+#pragma unroll
+    for (int32_t tile = 0; tile < OUTPUT_TILES; ++tile)
+#pragma unroll
+      for (int32_t i = 0; i < 4; ++i) sums[row_tile][tile][i] *= factor;
+}
+
+// The warp's share: `factor` times the first stage and the second.
+template <int32_t ROW_TILES>
+DEVICE void meet_stages(const uint32_t* tables, const Lattice& lattice, float factor,
+                        int32_t first_output, const Rows& rows, Sums<ROW_TILES>& sums) {
+  meet_stage<true, ROW_TILES>(tables, lattice, lattice.codes, first_output, rows, sums);
+  if (lattice.bits == 2) return;
+  multiply_sums<ROW_TILES>(sums, factor);
+  if (lattice.bits == 3)
+    meet_stage<false, ROW_TILES>(tables, lattice, lattice.residual, first_output, rows, sums);
+  else
+    meet_stage<true, ROW_TILES>(tables, lattice, lattice.residual, first_output, rows, sums);
+}
+
+// What the warps stored of an output and a row, in their order.
+template <int32_t ROW_TILES>
+DEVICE float whole_sum(const float* shared, int32_t row, int32_t output) {
+  float sum = 0.0f;
+#pragma unroll
+  for (int32_t warp = 0; warp < WARPS; ++warp)
+    sum += shared[(warp * (ROW_TILES * TILE_ROWS) + row) * SUM_STRIDE + output];
+  return sum;
+}
+
 template <class Out, int32_t ROW_TILES>
 DEVICE void linear(const uint4* rotated, const float* row_scales, const Lattice& lattice,
                    const uint32_t* tables, const bf16* scales, const float* bias, float factor,
@@ -135,31 +168,15 @@ DEVICE void linear(const uint4* rotated, const float* row_scales, const Lattice&
   const int32_t first_row = blockIdx.y * (ROW_TILES * TILE_ROWS);
   const Rows own{rotated + step_index(blockIdx.y * ROW_TILES, 0, 0, width), rows - first_row, width};
   Sums<ROW_TILES> sums = {};
-  meet_stage<true, ROW_TILES>(own_tables, lattice, lattice.codes, first_output, own, sums);
-  if (lattice.bits > 2) {
-#pragma unroll
-    for (int32_t row_tile = 0; row_tile < ROW_TILES; ++row_tile)
-#pragma unroll
-      for (int32_t tile = 0; tile < OUTPUT_TILES; ++tile)
-#pragma unroll
-        for (int32_t i = 0; i < 4; ++i) sums[row_tile][tile][i] *= factor;
-    if (lattice.bits == 3)
-      meet_stage<false, ROW_TILES>(own_tables, lattice, lattice.residual, first_output, own, sums);
-    else
-      meet_stage<true, ROW_TILES>(own_tables, lattice, lattice.residual, first_output, own, sums);
-  }
+  meet_stages<ROW_TILES>(own_tables, lattice, factor, first_output, own, sums);
   store_sums<ROW_TILES>(sums, shared);
-  const int32_t output = first_output + threadIdx.x % OUTPUTS;
+  const int32_t column = threadIdx.x % OUTPUTS, output = first_output + column;
   if (output >= lattice.outputs) return;
   const float scale = to_float(scales[output]), added = bias == nullptr ? 0.0f : bias[output];
   const int32_t count = min(own.count, ROW_TILES * TILE_ROWS);
   for (int32_t row = threadIdx.x / OUTPUTS; row < count; row += THREADS / OUTPUTS) {
-    float sum = 0.0f;
-#pragma unroll
-    for (int32_t warp = 0; warp < WARPS; ++warp)
-      sum += shared[(warp * (ROW_TILES * TILE_ROWS) + row) * SUM_STRIDE + threadIdx.x % OUTPUTS];
-    out[(first_row + row) * out_stride + output] =
-        from_float<Out>(fmaf(sum * row_scales[first_row + row], scale, added));
+    const float sum = whole_sum<ROW_TILES>(shared, row, column) * row_scales[first_row + row];
+    out[(first_row + row) * out_stride + output] = from_float<Out>(fmaf(sum, scale, added));
   }
 }
 
