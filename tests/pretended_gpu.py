@@ -1,8 +1,8 @@
 """A GPU that is not there: its tensors compute on the CPU and refuse to be mixed with others.
 
 For tests of code that trains or evaluates on whatever device it is given, on machines without one:
-an operation between a tensor there and one here fails as it would on a GPU, and what it computes
-are the CPU's bits. Only what goes through torch's dispatcher is seen: no kernels of ours.
+an operation between a tensor there and one here fails as it would on a GPU. Only what goes through
+torch's dispatcher is seen: no kernels of ours.
 """
 
 from collections.abc import Iterator

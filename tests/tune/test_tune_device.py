@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.pretended_gpu import pretended_gpu
 from tsugiki.compress.calibration import calibrate
 from tsugiki.compress.dialogues import read_dialogues
 from tsugiki.compress.hf_model import load_model
@@ -28,6 +29,17 @@ FILES: dict[str, dict[str, Any]] = {
     "saten": {"rank": 2, "density": 0.1},
 }
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
+
+
+def test_the_pretended_gpu_refuses_what_a_gpu_refuses() -> None:
+    here = torch.ones(3)
+    with pretended_gpu() as gpu:
+        there = here.to(gpu)
+        assert (there + 1).tolist() == [2.0] * 3
+        with pytest.raises(RuntimeError, match="one is on the CPU"):
+            there + here
+        with pytest.raises(RuntimeError, match="draws on the CPU"):
+            torch.rand(3, generator=torch.Generator(), device=gpu)
 
 
 @pytest.mark.parametrize("codec", FILES)
