@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "2 to 4 bits for every weight of the layers' linears, and small codebooks for each row. "
         "caldera: a lattice code of 2 to 4 bits for every weight, and low-rank factors of 4 bits. "
         "saten: a tensor train and sparse entries for every matrix, ranks and densities chosen by "
-        "error per byte. An interrupted run goes on when the same command is given again."
+        "error per byte. Interrupted, caldera and saten go on when the same command is given again."
     )
     parser.add_argument("codec", choices=CODECS, metavar="CODEC", help=" | ".join(CODECS))
     parser.add_argument("--base", required=True, metavar="DIR", help="base model, or 'demo'")
