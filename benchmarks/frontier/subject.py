@@ -82,7 +82,9 @@ class Subject:
     def _shares(self, dialogues: Sequence[Dialogue]) -> dict[str, float]:
         """Of the usual bytes, by name; see tsugiki.compress.sensitivity."""
         sizes = {change.name: change.numel for change in self.changes}
-        costs = noise_costs(self._model, dialogues, sizes, self.pairs.base_tensor)
+        # asked for once for each dialogue: read and moved once
+        base = {name: self.pairs.base_tensor(name).to(self.device) for name in sizes}
+        costs = noise_costs(self._model, dialogues, sizes, base.__getitem__)
         return shares(costs, sizes)
 
     @property
