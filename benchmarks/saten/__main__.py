@@ -28,6 +28,7 @@ from tsugiki.model.demo_base import resolve_base
 ROWS = Path(__file__).parents[1] / "results" / "saten.errors.jsonl"
 SIZES = (0.25, 0.5, 1.0, 2.0, 3.03, 4.0, 6.0)
 LINEARS = ("self_attn.q_proj", "mlp.gate_proj", "mlp.down_proj")
+PANELS = 3  # of a plot, side by side
 SLOW_FOR_TABLES = ("matrix", "vector")
 SEARCHED = (0.05, 0.2)  # of the parameters, for --search
 
@@ -143,18 +144,21 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    kept = [row for row in rows if row.bits]
-    names = list(dict.fromkeys(row.matrix for row in kept))
-    figure, axes = pyplot.subplots(1, len(names), figsize=(4 * len(names), 4), squeeze=False)
-    for axis, name in zip(axes[0], names, strict=True):
-        for form in dict.fromkeys(row.form for row in kept):
+    kept = sorted((row for row in rows if row.bits), key=lambda row: row.bits)
+    names = sorted({row.matrix for row in kept})
+    lines = -(-len(names) // PANELS)
+    size = (5 * PANELS, 4 * lines)
+    figure, axes = pyplot.subplots(lines, PANELS, figsize=size, squeeze=False, sharey=True)
+    for axis, name in zip(axes.flat, names, strict=False):
+        for form in (form.name for form in FORMS):
             own = [row for row in kept if (row.matrix, row.form) == (name, form)]
             axis.plot([r.bits for r in own], [r.error for r in own], marker="o", label=form)
         axis.set(title=name.replace("model.layers.", ""), xlabel="bits per parameter", yscale="log")
-    axes[0][0].set_ylabel("relative error")
-    axes[0][-1].legend(fontsize=7)
+    for line in axes:
+        line[0].set_ylabel("relative error")
+    axes[0][0].legend(fontsize=7)
     figure.tight_layout()
-    figure.savefig(path)
+    figure.savefig(path, dpi=60)
 
 
 def main() -> None:
