@@ -30,6 +30,7 @@ from tsugiki.compress_base.sensitivity import DAMPING
 from tsugiki.compress_base.sketch import POWER, ROUNDS
 from tsugiki.compress_base.text import sequences
 from tsugiki.config import default_cache_dir
+from tsugiki.model.checkpoint import EMBEDDING, LM_HEAD
 from tsugiki.model.demo_base import resolve_base
 from tsugiki.model.device import choose_device
 from tsugiki.model.layout import all_linears
@@ -38,6 +39,9 @@ from tsugiki.model.stored_form import CONFIG_KEY
 from tsugiki.tune.sketch_base import TUNED
 
 ROWS = Path(__file__).parent / "results" / "sketch.rows.jsonl"
+
+
+HEAD_AT_8_BITS = "lm_head at 8 bits per row, all else as it is"
 
 
 class Form(NamedTuple):
@@ -51,6 +55,7 @@ class Form(NamedTuple):
 FORMS = (
     Form("as it is", None),
     Form("round to nearest, 4 bits per row", None),
+    Form(HEAD_AT_8_BITS, None),
     Form("sketch 4 bits, 4 groups", SketchSettings(4, 4), calibrated=True),
     Form("sketch 4 bits, 1 group", SketchSettings(4, 1), calibrated=True),
     Form("round to nearest, 3 bits per row", None),
@@ -139,13 +144,24 @@ def tensors(base: OpenedBase, change: Callable[[Tensor], Tensor]) -> Iterator[tu
         yield name, change(weight) if name in changed else weight
 
 
+def with_rounded_head(base: OpenedBase) -> Iterator[tuple[str, Tensor]]:
+    """All parameters in float32, lm_head's rows on 256 equally spaced levels each."""
+    yield from ((name, w) for name, w in tensors(base, lambda w: w) if name != LM_HEAD)
+    source = LM_HEAD if LM_HEAD in base.checkpoint else EMBEDDING
+    yield LM_HEAD, rounded_to_nearest(base.checkpoint.tensor(source).float(), 8)
+
+
 def measure(form: Form, base: OpenedBase, windows: Tensor, arguments: Any) -> Row:
     """Make the form, judge it."""
     started = time.monotonic()
     if form.settings is None:
         width = next((bits for bits in (3, 4) if f"{bits} bits" in form.name), None)
         change = (lambda w: w) if width is None else (lambda w: rounded_to_nearest(w, width))
-        model = model_of(base.checkpoint.config, tensors(base, change))
+        if form.name == HEAD_AT_8_BITS:
+            untied = {**base.checkpoint.config, "tie_word_embeddings": False}
+            model = model_of(untied, with_rounded_head(base))
+        else:
+            model = model_of(base.checkpoint.config, tensors(base, change))
         bits = 16.0 if width is None else width + 32 / base.architecture.hidden_size
         error = relative_error(base, change)
     else:
