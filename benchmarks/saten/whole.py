@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.saten.forms import Form, packed
 from benchmarks.sketch import linears
 from tsugiki.codecs.base import Packed
-from tsugiki.codecs.retune import trainable
 from tsugiki.codecs.saten import CODEC
+from tsugiki.codecs.saten_retune import SatenChange
 from tsugiki.compress.dialogues import Dialogue
 from tsugiki.compress.hf_model import model_of
 from tsugiki.compress.job import OpenedBase
@@ -107,12 +107,7 @@ def _attached(model: Any, matrices: Matrices) -> Iterator[tuple[str, RetunedLine
     places = dict(model.named_modules())
     for name, one in matrices.packed.items():
         parent, _, leaf = name.removesuffix(".weight").rpartition(".")
-        linear, change = getattr(places[parent], leaf), trainable(one, _no_base, torch.float32)
-        if isinstance(linear, nn.Linear) and change is not None:
-            retuned = RetunedLinear(linear, change).to(device)
-            setattr(places[parent], leaf, retuned)
-            yield name, retuned
-
-
-def _no_base() -> Tensor:
-    raise NotImplementedError("saten trains a change without looking at the base")
+        change = SatenChange(one, torch.float32)
+        retuned = RetunedLinear(getattr(places[parent], leaf), change).to(device)
+        setattr(places[parent], leaf, retuned)
+        yield name, retuned
