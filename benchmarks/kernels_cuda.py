@@ -1,11 +1,12 @@
 """What do compressed deltas cost on a GPU, and how near is that to its memory bandwidth?
 
-Needs an NVIDIA GPU. Each line is one call: the time on the device (events around replays of a
-recorded program, so a captured graph where the kernels allow one), the bytes that the call must
-move at least (compressed weights, activations in and out), the bandwidth that makes, and its share
-of what a plain copy reaches on this GPU: the roofline of all of these kernels for few rows. Weights
-rotate through 1 GB, so that no cache holds them. Beside them the base's own linear in bfloat16
-(torch's, the same way): what a variant adds to it is the share that its users pay.
+Needs an NVIDIA GPU. Each line is one call among others in a captured graph, as in a step of the
+server: the time on the device (events around replays, divided by the calls of the graph), the bytes
+that the call must move at least (compressed weights, activations in and out), the bandwidth that
+makes, and its share of what a plain copy reaches on this GPU: the roofline of all of these kernels
+for few rows. The calls of a graph have weights of their own, up to 1 GB, so that no cache holds
+them. Beside them the base's own linear in bfloat16 (torch's, the same way): what a variant adds to
+it is the share that its users pay.
 
     python -m benchmarks.kernels_cuda [--kind 'signs'] [--calls 200]
 """
@@ -13,7 +14,7 @@ rotate through 1 GB, so that no cache holds them. Beside them the base's own lin
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import cycle, islice
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -30,7 +31,10 @@ BYTES = 1 << 30
 MOST_COPIES = 256  # of one delta
 SHAPES = ((4096, 4096), (4096, 11008))  # out, in
 LOADS = ((1, 1), (8, 1), (8, 8), (32, 1), (32, 8), (32, 32))  # rows, variants
-WARM_CALLS = 20
+CALLS = 64  # of a graph, at most
+WARM_RUNS = 3  # the second run captures the graph
+
+Call = Callable[[KernelBackend], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,32 +50,40 @@ class Row:
     of_copy: float  # share of the bandwidth of a copy
 
 
-def microseconds(calls: Sequence[Callable[[], object]], times: int) -> float:
-    """Mean time of one call on the device, the calls taken in turn."""
-    turns = cycle(calls)
-    for call in islice(turns, max(WARM_CALLS, 2 * len(calls))):  # the second run captures a graph
-        call()
+def on_device(run: Callable[[], object], times: int) -> float:
+    """Mean microseconds of a run."""
+    for _ in range(WARM_RUNS):
+        run()
     event = torch.cuda.Event
     start, stop = (event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     start.record()
-    for call in islice(turns, times):
-        call()
+    for _ in range(times):
+        run()
     stop.record()
     stop.synchronize()
     return float(start.elapsed_time(stop)) * 1000 / times
+
+
+def microseconds(kernels: KernelBackend, calls: Sequence[Call], times: int) -> float:
+    """Mean time of one of these calls, about `times` of them, all in one graph."""
+    some = calls[:CALLS]
+
+    def all_of(recorder: KernelBackend) -> None:
+        for call in some:
+            call(recorder)
+
+    return on_device(kernels.record(all_of).run, -(-times // len(some))) / len(some)
 
 
 def copy_bandwidth(times: int) -> float:
     """Bytes a second that a copy of BYTES reads and writes."""
     source = torch.empty(BYTES, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
-    return 2 * BYTES / microseconds([lambda: target.copy_(source)], times) * 1e6
+    return 2 * BYTES / on_device(lambda: target.copy_(source), times) * 1e6
 
 
-def applying(
-    kernels: KernelBackend, staged: Sequence[Staged], shape: tuple[int, int], load: tuple[int, int]
-) -> list[Callable[[], None]]:
-    """Recorded calls of `apply`, each with variants of its own."""
+def applying(staged: Sequence[Staged], shape: tuple[int, int], load: tuple[int, int]) -> list[Call]:
+    """Calls of `apply`, each with variants of its own."""
     rows, variants = load
     out, inputs = shape
     x = torch.randn(rows, inputs, device="cuda", dtype=torch.bfloat16)
@@ -80,23 +92,21 @@ def applying(
     spans = [(v * each, (v + 1) * each) for v in range(variants)]
     groups = [staged[i : i + variants] for i in range(0, len(staged) - variants + 1, variants)]
 
-    def on(group: Sequence[Staged]) -> Callable[[KernelBackend], None]:
+    def on(group: Sequence[Staged]) -> Call:
         return lambda recorder: recorder.apply(x, y, group, spans)
 
-    return [kernels.record(on(group)).run for group in groups]
+    return [on(group) for group in groups]
 
 
-def rebuilding(
-    kernels: KernelBackend, staged: Sequence[Staged], shape: tuple[int, int]
-) -> list[Callable[[], None]]:
-    """Recorded calls of `reconstruct`."""
+def rebuilding(staged: Sequence[Staged], shape: tuple[int, int]) -> list[Call]:
+    """Calls of `reconstruct`."""
     base = torch.randn(shape, device="cuda", dtype=torch.bfloat16)
     out = torch.empty_like(base)
 
-    def of(one: Staged) -> Callable[[KernelBackend], None]:
+    def of(one: Staged) -> Call:
         return lambda recorder: recorder.reconstruct(base, one, out)
 
-    return [kernels.record(of(one)).run for one in staged[:8]]
+    return [of(one) for one in staged[:8]]
 
 
 def dense(
@@ -112,10 +122,10 @@ def dense(
         x = torch.randn(rows, inputs, device="cuda", dtype=torch.bfloat16)
         y = torch.zeros(rows, out, device="cuda", dtype=torch.bfloat16)
 
-        def on(weight: Tensor, x: Tensor = x, y: Tensor = y) -> Callable[[], None]:
-            return kernels.record(lambda recorder: recorder.linear(x, weight, None, y)).run
+        def on(weight: Tensor, x: Tensor = x, y: Tensor = y) -> Call:
+            return lambda recorder: recorder.linear(x, weight, None, y)
 
-        us = microseconds([on(weight) for weight in weights], times)
+        us = microseconds(kernels, [on(weight) for weight in weights], times)
         nbytes = 2 * (out * inputs + rows * (inputs + out))
         yield row_of(shape, "base, bfloat16", f"{rows} rows", us, nbytes, copying)
 
@@ -146,17 +156,17 @@ def measure_kind(
     staged = [*first.linears, *more]
     out, inputs = shape
 
-    def row(what: str, calls: Sequence[Callable[[], None]], nbytes: int) -> Row:
-        return row_of(shape, kind, what, microseconds(calls, times), nbytes, copying)
+    def row(what: str, calls: Sequence[Call], nbytes: int) -> Row:
+        return row_of(shape, kind, what, microseconds(kernels, calls, times), nbytes, copying)
 
     rows = []
     for load in LOADS:
         activations = 2 * load[0] * (inputs + 2 * out)  # x read; out read and written
         nbytes = load[1] * first.nbytes + activations
         what = f"{load[0]} rows, {load[1]} variants"
-        rows.append(row(what, applying(kernels, staged, shape, load), nbytes))
+        rows.append(row(what, applying(staged, shape, load), nbytes))
     rebuilt = first.nbytes + 4 * out * inputs
-    return [*rows, row("rebuild", rebuilding(kernels, staged, shape), rebuilt)]
+    return [*rows, row("rebuild", rebuilding(staged, shape), rebuilt)]
 
 
 def measure(
@@ -173,7 +183,7 @@ def main() -> int:
     """Measure, print the table, write JSON; 1 where there is no GPU."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kind", choices=KINDS, action="append", help="only these")
-    parser.add_argument("--calls", type=int, default=200)
+    parser.add_argument("--calls", type=int, default=500)
     args = parser.parse_args()
     try:
         kernels = backend("cuda", "cuda", default_cache_dir() / "kernels")

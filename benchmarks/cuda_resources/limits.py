@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.cuda_resources.resources import Resources
 from tsugiki_kernels.cuda.kernels import KERNELS
 from tsugiki_kernels.cuda.requirements import ARCHITECTURES
-from tsugiki_kernels.cuda.sparse import LARGEST_WINDOW, TURING_WINDOW
+from tsugiki_kernels.cuda.sparse import largest_window
 
 LIMITS = Path(__file__).parents[2] / "tests/kernels/cuda/limits.json"
 Limit = float | list[float]
@@ -73,7 +73,8 @@ def dynamic_shared_bytes(one: Resources) -> int:
     kernel = KERNELS.get(one.kernel)
     if kernel is None:
         return 0
-    window = TURING_WINDOW if one.architecture == "sm_75" else LARGEST_WINDOW
+    capability = divmod(int(one.architecture.removeprefix("sm_")), 10)
+    window = largest_window(capability)
     return kernel.shared_bytes(**dict.fromkeys(kernel.sizes, window))
 
 

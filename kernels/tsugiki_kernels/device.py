@@ -14,6 +14,7 @@ both, and a copy may write what either made a view of.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import numpy as np
@@ -66,6 +67,9 @@ class Device(Protocol):
 
     def pinned(self, nbytes: int) -> Tensor:
         """uint8 [nbytes] in host memory that `copies` reads without the processor's help."""
+
+    def beside(self) -> AbstractContextManager[object]:
+        """What torch computes inside does not wait for steps: it goes to `copies`."""
 
     def capture(self, body: Callable[[], None]) -> Replay:
         """All that `body` asks of this device, in order, as one call. `body` computes nothing."""
@@ -134,6 +138,10 @@ class CpuDevice:
         """See Device.pinned."""
         return torch.empty(nbytes, dtype=torch.uint8)
 
+    def beside(self) -> AbstractContextManager[object]:
+        """See Device.beside."""
+        return nullcontext()
+
     def capture(self, body: Callable[[], None]) -> Replay:
         """See Device.capture."""
         return body
@@ -169,7 +177,8 @@ class CudaDevice:
     def __init__(self, place: torch.device) -> None:
         self.place = torch.device("cuda", place.index or 0)
         self.steps: Stream = _CudaStream(torch.cuda.default_stream(self.place))
-        self.copies: Stream = _CudaStream(_new_stream(self.place))
+        self._beside = _new_stream(self.place)
+        self.copies: Stream = _CudaStream(self._beside)
         self._capturing = _new_stream(self.place)
         self._first: torch.cuda.CUDAGraph | None = None
 
@@ -186,6 +195,10 @@ class CudaDevice:
     def pinned(self, nbytes: int) -> Tensor:
         """See Device.pinned."""
         return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+
+    def beside(self) -> AbstractContextManager[object]:
+        """See Device.beside."""
+        return torch.cuda.stream(self._beside)
 
     def capture(self, body: Callable[[], None]) -> Replay:
         """See Device.capture. Other threads may copy and wait meanwhile.

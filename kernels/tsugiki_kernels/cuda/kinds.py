@@ -73,9 +73,14 @@ def _pack_codebooks(delta: CodebookDelta) -> Packing:
 
 
 def _pack_sparse(delta: SparseDelta) -> Packing:
-    """Tiles read the kept columns where they are, for other variants share them; rows have places
-    of their own, packed on the host."""
-    kept = delta if in_tiles(delta) else replace(delta, columns=delta.columns.cpu())
+    """Tiles read the kept columns where they are, for other variants share them; their codes are
+    packed there too, which a GPU does in no time. Rows have places of their own, packed on the
+    host."""
+    if in_tiles(delta):
+        near = replace(delta, codes=delta.codes.to(delta.columns.device))
+        packed = tuple(tensor.cpu() for tensor in sparse.pack(near))
+        return Packing(packed, lambda offset, at, bias: sparse.record(delta, offset, at, bias))
+    kept = replace(delta, columns=delta.columns.cpu())
     return Packing(
         sparse.pack(kept), lambda offset, at, bias: sparse.record(kept, offset, at, bias)
     )

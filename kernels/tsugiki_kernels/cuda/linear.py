@@ -8,7 +8,6 @@ rows: 16-bit results of a row alone and in a batch agree to a rounding, not to t
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tsugiki_kernels.check import check_linear
@@ -35,18 +34,21 @@ def linear(
     """See KernelBackend.linear; arguments are checked already."""
     for start, stop in spans:
         if start < stop:
-            out[start:stop] = _product(x[start:stop], weight, bias, out.dtype)
+            _linear(x[start:stop], weight, bias, out[start:stop])
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
     """Rounded once: by the product itself where nothing is added in float32."""
-    if dtype == x.dtype and (bias is None or bias.dtype == x.dtype):
-        return F.linear(x, weight, bias)
-    product = _in_float32(x, weight)
-    return product if bias is None else product + bias.float()
+    if out.dtype == x.dtype and bias is None:
+        torch.mm(x, weight.T, out=out)
+    elif out.dtype == x.dtype and bias is not None and bias.dtype == x.dtype:
+        torch.addmm(bias, x, weight.T, out=out)
+    else:
+        product = _in_float32(x, weight)
+        out.copy_(product if bias is None else product + bias.float())
 
 
 def _in_float32(x: Tensor, weight: Tensor) -> Tensor:
     if x.dtype == torch.float32 or not x.is_cuda:
-        return F.linear(x.float(), weight.float())
+        return torch.nn.functional.linear(x.float(), weight.float())
     return torch.mm(x, weight.T, out_dtype=torch.float32)

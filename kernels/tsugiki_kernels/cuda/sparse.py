@@ -36,8 +36,10 @@ from tsugiki_kernels.operands import ColumnDraw
 TILE_OUTPUTS = 256  # outputs of an item in tile form
 ROW_OUTPUTS = 128  # outputs of an item in row form
 WINDOW_UNIT = 256
-LARGEST_WINDOW = 4096  # columns
-TURING_WINDOW = 2048  # a block of sm_75 has 64 KB, and one place more is needed
+# Columns: of a block of two on a multiprocessor; of sm_75, whose blocks have 64 KB, of one
+LARGEST_WINDOW = 4096
+HOPPER_WINDOW = 6144  # sm_90 and sm_100 have 228 KB
+TURING_WINDOW = 2048
 
 
 def pack(delta: SparseDelta) -> tuple[Tensor, ...]:
@@ -189,6 +191,14 @@ def _operands(x: Tensor, out: Tensor, segments: Tensor) -> tuple[Argument, ...]:
 
 
 def _window(inputs: int, capability: tuple[int, int]) -> int:
-    """Columns of x in shared memory: all of them, where they fit."""
-    largest = TURING_WINDOW if capability < (8, 0) else LARGEST_WINDOW
-    return min(-(-max(inputs, 1) // WINDOW_UNIT) * WINDOW_UNIT, largest)
+    """Columns of x in shared memory: all of them, where they fit, else equal shares."""
+    largest = largest_window(capability)
+    share = -(-max(inputs, 1) // -(-max(inputs, 1) // largest))
+    return -(-share // WINDOW_UNIT) * WINDOW_UNIT
+
+
+def largest_window(capability: tuple[int, int]) -> int:
+    """Columns that a block of tiles may have in shared memory."""
+    if capability < (8, 0):
+        return TURING_WINDOW
+    return HOPPER_WINDOW if capability[0] in (9, 10) else LARGEST_WINDOW

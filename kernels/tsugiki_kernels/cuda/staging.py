@@ -95,7 +95,8 @@ def stage_all(
     with uploader:  # from the first look at kept columns on: they may not move meanwhile
         for parts in linears:
             check_parts(parts)
-        prepared = [[_prepared(placed) for placed in parts] for parts in linears]
+        with uploader.beside_steps():
+            prepared = [[_prepared(placed) for placed in parts] for parts in linears]
         every = list(chain.from_iterable(prepared))
         head = sum(part.record_bytes for part in every)
         tensors = chain(chain.from_iterable(part.tensors for part in every), others)

@@ -3,6 +3,8 @@
 Owns: the order of copies, steps and the reuse of memory. Does not know what is copied.
 """
 
+from contextlib import AbstractContextManager
+
 from torch import Tensor
 
 from tsugiki_kernels.cuda.arena import Arena
@@ -31,6 +33,10 @@ class Uploader:
         if self._buffer is None or len(self._buffer) < nbytes:
             self._buffer = self._device.pinned(nbytes)
         return self._buffer[:nbytes]
+
+    def beside_steps(self) -> AbstractContextManager[object]:
+        """For what is computed on the device on the way there."""
+        return self._device.beside()
 
     def target(self, nbytes: int) -> Region:
         """Memory on the device, for `upload`."""

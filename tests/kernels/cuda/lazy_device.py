@@ -8,6 +8,7 @@ During a capture it refuses what would end one on a GPU.
 
 import ctypes
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -125,6 +126,9 @@ class LazyDevice:
 
     def view(self, address: int, nbytes: int, owner: object) -> Tensor:
         return host_view(address, nbytes, owner)
+
+    def beside(self) -> AbstractContextManager[object]:
+        return nullcontext()
 
     @torch.inference_mode(False)
     def pinned(self, nbytes: int) -> Tensor:

@@ -51,13 +51,23 @@ struct Outputs {
   bool floats;
 };
 
-// Adds to output `at`, rounded once. Results are T, or floats.
+// Output `at`. Results are T, or floats.
+template <class T>
+DEVICE float output_at(const Outputs& out, int64_t at) {
+  return out.floats ? static_cast<const float*>(out.first)[at]
+                    : to_float(static_cast<const T*>(out.first)[at]);
+}
+
+// Rounded once.
+template <class T>
+DEVICE void set_output(const Outputs& out, int64_t at, float value) {
+  if (out.floats)
+    static_cast<float*>(out.first)[at] = value;
+  else
+    static_cast<T*>(out.first)[at] = from_float<T>(value);
+}
+
 template <class T>
 DEVICE void add_output(const Outputs& out, int64_t at, float change) {
-  if (out.floats) {
-    static_cast<float*>(out.first)[at] += change;
-  } else {
-    T* place = static_cast<T*>(out.first) + at;
-    *place = from_float<T>(to_float(*place) + change);
-  }
+  set_output<T>(out, at, output_at<T>(out, at) + change);
 }

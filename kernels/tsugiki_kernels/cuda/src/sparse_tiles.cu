@@ -126,19 +126,33 @@ struct TileSums {
     return shift == 0.0f ? codes : fmaf(-shift, x[i], codes);
   }
 
+  // All that is read comes before all that is written: one wait, not four.
   DEVICE void add_to(const SparsePart& part, int32_t group, const Outputs& out, int64_t start,
                      int32_t tokens) const {
     const float shift = operand_shift(part);
     const int32_t token = threadIdx.x % 4 * 2;
+    const int32_t first = group * GROUP + threadIdx.x % WARP / 4;
+    float sums[2][2];
 #pragma unroll
     for (int32_t lower = 0; lower < 2; ++lower) {
-      const int32_t row = group * GROUP + threadIdx.x % WARP / 4 + 8 * lower;
-      if (row >= part.outputs || token >= tokens) continue;
+      const int32_t row = first + 8 * lower;
+      if (row >= part.outputs) continue;
       const float step = step_of(part, row), bias = bias_at(part.bias, row);
-      const int64_t at = (start + token) * out.stride + part.offset + row;
-      add_output<T>(out, at, fmaf(step, sum(lower, 0, shift), bias));
-      if (token + 1 < tokens)
-        add_output<T>(out, at + out.stride, fmaf(step, sum(lower, 1, shift), bias));
+#pragma unroll
+      for (int32_t side = 0; side < 2; ++side) {
+        if (token + side >= tokens) continue;
+        const int64_t at = (start + token + side) * out.stride + part.offset + row;
+        sums[lower][side] = output_at<T>(out, at) + fmaf(step, sum(lower, side, shift), bias);
+      }
+    }
+#pragma unroll
+    for (int32_t lower = 0; lower < 2; ++lower) {
+      const int32_t row = first + 8 * lower;
+#pragma unroll
+      for (int32_t side = 0; side < 2; ++side)
+        if (row < part.outputs && token + side < tokens)
+          set_output<T>(out, (start + token + side) * out.stride + part.offset + row,
+                        sums[lower][side]);
     }
   }
 };

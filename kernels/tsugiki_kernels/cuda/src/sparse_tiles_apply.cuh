@@ -29,23 +29,23 @@ DEVICE void apply_tiles(const SparsePart& part, int32_t first_group, const StepR
                         int32_t window_columns, const Outputs& out, int64_t start) {
   DYN_SHARED(typename Sums::Place, places);
   const int32_t groups = ceil_div(part.outputs, GROUP), warp = warp_number();
-  int32_t staged = -1;
+  Sums sums[GROUPS_OF_WARP] = {};
 #pragma unroll 1
+  for (int32_t first = 0; first < part.inputs; first += window_columns) {
+    const PaddedColumns window{first, window_columns};
+    __syncthreads();
+    stage_window(rows, window, places);
+    __syncthreads();
+#pragma unroll
+    for (int32_t turn = 0; turn < GROUPS_OF_WARP; ++turn) {
+      const int32_t group = first_group + turn * SPARSE_WARPS + warp;
+      if (group < groups) add_window_of(sums[turn], part, group, window, places);
+    }
+  }
+#pragma unroll
   for (int32_t turn = 0; turn < GROUPS_OF_WARP; ++turn) {
     const int32_t group = first_group + turn * SPARSE_WARPS + warp;
-    Sums sums = {};
-#pragma unroll 1
-    for (int32_t first = 0; first < part.inputs; first += window_columns) {
-      const PaddedColumns window{first, window_columns};
-      if (staged != first) {
-        __syncthreads();
-        stage_window(rows, window, places);
-        __syncthreads();
-        staged = first;
-      }
-      if (group < groups) add_window_of(sums, part, group, window, places);
-    }
-    if (group < groups) sums.add_to(part, group, out, start, rows.count);
+    if (group < groups) sums[turn].add_to(part, group, out, start, rows.count);
   }
 }
 
