@@ -1,7 +1,7 @@
 """What does a linear on the lattice cost on a GPU, beside the same linear in bfloat16?
 
-Needs an NVIDIA GPU. Each line is one call without factors: the time on the device (events around
-replays of recorded calls), the bytes that it must move at least (codes, scales, activations in and
+Needs an NVIDIA GPU. Each line is one call without factors, among others in a captured graph: the
+time on the device (events around replays), the bytes that it must move at least (codes, scales, activations in and
 out; where the weight is rebuilt, also that, written and read), the share of a plain copy's
 bandwidth that makes, and the time of torch's own linear. Weights rotate through 256 MB of codes.
 
@@ -70,8 +70,8 @@ def measured(
     def plain(weight: torch.Tensor) -> Callable[[KernelBackend], None]:
         return lambda recorder: recorder.linear(x, weight, None, out)
 
-    us = microseconds([kernels.record(on(weight)).run for weight in weights], times)
-    dense_us = microseconds([kernels.record(plain(weight)).run for weight in dense], times)
+    us = microseconds(kernels, [on(weight) for weight in weights], times)
+    dense_us = microseconds(kernels, [plain(weight) for weight in dense], times)
     rebuilt = rows >= REBUILD_FROM
     nbytes = weights[0].nbytes + 2 * rows * (inputs + outputs) + 4 * outputs * inputs * rebuilt
     return Row(shape, bits, rows, rebuilt, us, dense_us, nbytes / us * 1e6 / copying)

@@ -90,7 +90,8 @@ def measure(url: str, base: str, names: list[str], slots: int, pairs: int) -> di
     chosen = [names[i * len(names) // slots % len(names)] for i in range(slots)]
     for models in (chosen, [base]):  # shapes of steps are recorded at their first run
         load.closed_loop(url, models, slots, f"warm {slots}")
-    ratios, rates = [], {"variants": [], "base": []}
+    ratios: list[float] = []
+    rates: dict[str, list[float]] = {"variants": [], "base": []}
     for number in range(pairs):
         order = ("variants", "base") if number % 2 == 0 else ("base", "variants")
         cell = {

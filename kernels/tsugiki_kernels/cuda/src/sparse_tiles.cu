@@ -157,5 +157,5 @@ struct TileSums {
   }
 };
 
-APPLY(tsugiki_sparse_tiles_f16, f16, TileSums<f16>)
-APPLY(tsugiki_sparse_tiles_bf16, bf16, TileSums<bf16>)
+APPLY(tsugiki_sparse_tiles_f16, f16, TileSums<f16>, 2)
+APPLY(tsugiki_sparse_tiles_bf16, bf16, TileSums<bf16>, 2)

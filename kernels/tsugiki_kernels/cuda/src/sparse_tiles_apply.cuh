@@ -67,9 +67,9 @@ DEVICE void apply(const T* x, int64_t x_stride, const Outputs& out, const Segmen
   }
 }
 
-// Two blocks to a multiprocessor: one stages while the other multiplies.
-#define APPLY(NAME, T, SUMS)                                                                    \
-  extern "C" __global__ void __launch_bounds__(SPARSE_THREADS, 2) NAME(                         \
+// BLOCKS to a multiprocessor: of two, one stages while the other multiplies.
+#define APPLY(NAME, T, SUMS, BLOCKS)                                                            \
+  extern "C" __global__ void __launch_bounds__(SPARSE_THREADS, BLOCKS) NAME(                    \
       const T* __restrict__ x, int64_t x_stride, void* __restrict__ out, int64_t out_stride,    \
       int32_t float_out, const Segment* __restrict__ segments, int32_t capacity,                \
       int32_t window_columns) {                                                                 \

@@ -65,5 +65,5 @@ struct LaneSums {
   }
 };
 
-APPLY(tsugiki_sparse_tiles_scalar_bf16, bf16, LaneSums<bf16>)
-APPLY(tsugiki_sparse_tiles_scalar_f32, float, LaneSums<float>)
+APPLY(tsugiki_sparse_tiles_scalar_bf16, bf16, LaneSums<bf16>, 1)
+APPLY(tsugiki_sparse_tiles_scalar_f32, float, LaneSums<float>, 1)
