@@ -1,7 +1,7 @@
 // The rotation of one row in shared memory, by a whole block (tsugiki_kernels/hadamard.py): blocks of
 // order * power values are multiplied with H_order (x) H_2 (x) ... (x) H_2, without the division by
-// the root of the block's width. Doublings come first; every second thread waits for nobody but at
-// the barriers. A row's order of sums is that of its width.
+// the root of the block's width. Doublings come first, eight values of a thread at a time. A row's
+// order of sums is that of its width.
 #pragma once
 
 #include "eight.cuh"
@@ -18,7 +18,7 @@ struct Rotation {
 };
 
 // Where a column lies: eight columns are left out after 64, so that lanes which are eight blocks of
-// eight apart do not meet in one bank. Mirrored by cuda/kernels.py: rotated_bytes.
+// eight apart do not meet in one bank. Mirrored by cuda/kernels.py: _rotated_bytes.
 DEVICE constexpr int32_t rotated_place(int32_t column) { return column + column / 64 * 8; }
 
 DEVICE void store_neighbours(float* values, int32_t column, const float (&own)[NEIGHBOURS]) {

@@ -17,8 +17,8 @@ DEVICE float block_max(float value) {
   return value;
 }
 
-// The exponent of `largest` as a float has it, so that 2^13 over its power of two is no denormal, nor
-// the inverse.
+// The exponent of `largest` as a float has it, raised to where 2^13 over that power of two and its
+// inverse are normal floats.
 DEVICE uint32_t kept_exponent(float largest) {
   constexpr uint32_t LEAST = 14;
   const uint32_t found = __float_as_uint(largest) >> 23 & 0xffu;

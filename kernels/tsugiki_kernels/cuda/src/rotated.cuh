@@ -1,5 +1,5 @@
 // How rotated rows lie between lattice_rotate.cu, which writes them, and lattice.cu. Mirrored by
-// cuda/lattice.py: rotated_words.
+// cuda/lattice.py: rotated_values.
 //
 // Lane 4 g + t of a warp meets row g of eight, and of each 256 columns the 64 from 64 t on, eight at a
 // time: what it loads for one step of eight is 16 bytes of the high halves, then, 32 lanes later, of
