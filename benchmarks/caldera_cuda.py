@@ -1,9 +1,10 @@
 """What does a linear on the lattice cost on a GPU, beside the same linear in bfloat16?
 
 Needs an NVIDIA GPU. Each line is one call without factors, among others in a captured graph: the
-time on the device (events around replays), the bytes that it must move at least (codes, scales, activations in and
-out; where the weight is rebuilt, also that, written and read), the share of a plain copy's
-bandwidth that makes, and the time of torch's own linear. Weights rotate through 256 MB of codes.
+time on the device (events around replays), the bytes that it must move at least (codes, scales,
+activations in and out; where the weight is rebuilt, also that, written and read), the share of a
+plain copy's bandwidth that makes, and the time of torch's own linear. Weights rotate through 256 MB
+of codes.
 
     python -m benchmarks.caldera_cuda [--bits 2] [--rows 1 8 32 64 512] [--calls 200]
 """
