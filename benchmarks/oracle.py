@@ -165,6 +165,7 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--prompts", type=int, default=len(PROMPTS))
     parser.add_argument("--tolerance", type=float, default=1e-3)
+    parser.add_argument("--device", default="cpu", help="the server's; transformers is on the CPU")
     args = parser.parse_args()
     base = resolve_base(args.base, default_cache_dir())
     results: dict[str, Any] = {}
@@ -174,6 +175,7 @@ def main() -> int:
         placed(args.variants.glob("*.safetensors"), folder / "served")
         for title, flags in CONFIGURATIONS.items():
             flags = ["--dtype", "float32", "--max-model-len", "1024", *flags]
+            flags += ["--device", args.device]
             with running_server(base, folder / "served", folder / "log", flags) as url:
                 models = httpx.get(f"{url}/v1/models").json()["data"]
                 base_id = next(m["id"] for m in models if m["parent"] is None)
@@ -181,7 +183,10 @@ def main() -> int:
                 results[title] = asyncio.run(ask(url, named, args.tokens))
     bad = report(results, args.tolerance)
     margins = {name or "base": min(t.margin for t in found) for name, found in truth.items()}
-    save("oracle", {"results": results, "smallest_top2_margin": margins})
+    save(
+        "oracle" if args.device == "cpu" else f"oracle-{args.device}",
+        {"results": results, "smallest_top2_margin": margins},
+    )
     return 1 if bad else 0
 
 
