@@ -1,7 +1,7 @@
 """What bounds the CUDA kernels: bytes by formula, instruction slots from machine code.
 
-ESTIMATES. Compiled for the GPU, executed on the CPU, not yet run on a GPU: no line of these tables
-was measured. See work.py for what a bound counts and what it leaves out.
+ESTIMATES: no line of these tables was measured; benchmarks.kernels_cuda measures. See work.py for
+what a bound counts and what it leaves out.
 
     python -m benchmarks.cuda_bounds
 """
@@ -105,7 +105,7 @@ def main() -> None:
     """Compile the sources, read their loops, print."""
     binaries = Binaries(default_cache_dir() / "kernels", Nvrtc)
     costs = {gpu.architecture: read_costs(gpu.architecture, binaries) for gpu in GPUS}
-    print("Estimates: compiled for the GPU, executed on the CPU, not yet run on a GPU.")
+    print("Estimates, not measured.")
     for table in (instructions, applied, rebuilt, attended):
         print("\n".join(table(costs)))
 

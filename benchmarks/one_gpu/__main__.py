@@ -22,7 +22,7 @@ import httpx
 from benchmarks import load
 from benchmarks.one_gpu.base import CONFIGS, random_base
 from benchmarks.one_gpu.variants import random_variants
-from benchmarks.results import machine, median_interval, save
+from benchmarks.results import median_interval, save
 from benchmarks.server import server_process
 
 LOADERS = 4  # requests to load that are under way at once
@@ -53,22 +53,22 @@ def main() -> int:
             f"(median); {after} MiB on the GPU",
             flush=True,
         )
-        health = httpx.get(f"{url}/health").json()
-        rows = [measure(url, base.name, names, slots, args.pairs) for slots in args.slots]
-    result = {
-        "machine": machine(),
-        "shape": args.shape,
-        "variants": len(names),
-        "base_bytes": size_of(base),
-        "variant_bytes": size_of(folder) / len(names),
-        "start_seconds": start_seconds,
-        "load_seconds_each": statistics.median(loads),
-        "load_seconds_all": load_seconds,
-        "gpu_mib": {"started": before, "loaded": after},
-        "room": health.get("room"),
-        "rows": rows,
-    }
-    print(save(f"one_gpu-{args.shape}", result))
+        result: dict[str, Any] = {
+            "shape": args.shape,
+            "variants": len(names),
+            "base_bytes": size_of(base),
+            "variant_bytes": size_of(folder) / len(names),
+            "start_seconds": start_seconds,
+            "load_seconds_each": statistics.median(loads),
+            "load_seconds_all": load_seconds,
+            "gpu_mib": {"started": before, "loaded": after},
+            "room": httpx.get(f"{url}/health").json().get("room"),
+            "rows": [],
+        }
+        for slots in args.slots:  # each is on disk before the next begins
+            result["rows"].append(measure(url, base.name, names, slots, args.pairs))
+            file = save(f"one_gpu-{args.shape}", result)
+    print(file)
     return 0
 
 

@@ -11,8 +11,6 @@ No step sees a region move: copies are asked of the stream of steps, by the thre
 steps. What a step reads follows: records are rewritten and tensors pointed elsewhere here, work
 lists are filled before each run (table.py), and what rebuilds a weight watches its region
 (deltas.py).
-
-Compiled for the GPU, executed on the CPU by the tests, not yet run on a GPU.
 """
 
 import threading

@@ -1,7 +1,7 @@
 """Paged attention on the GPU: argument checks, scratch memory and launches.
 
 Owns: the mirror of src/attention.cuh. Contents of tensors on the device are trusted: nothing waits
-for the GPU. Compiled for the GPU, executed on the CPU by the tests, not yet run on a GPU.
+for the GPU.
 
 Bytes of a call in decode: keys and values of every context once per 16 / group rows of a sequence,
 4 * (dim + 4) per row, head and 512 positions written and read between the two launches.

@@ -3,8 +3,6 @@
 Owns: which of the two computes an operation, and recording. Work lists are built on the host and
 copied before the launches that walk them: those of tables before each run of what was recorded.
 What concerns deltas is in deltas.py, where variants lie in arena.py.
-
-Compiled for the GPU, executed on the CPU by the tests, not yet run on a GPU.
 """
 
 from collections.abc import Callable, Sequence

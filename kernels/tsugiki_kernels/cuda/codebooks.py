@@ -1,7 +1,7 @@
 """Weights that are looked up, on the GPU: a sketched base's linears and what variants add to them.
 
 Owns: the mirror of src/codebooks.cu and its launches. A base's linear is a list of one part, whose
-product is the output. Compiled for the GPU, executed on the CPU by the tests, not yet run on a GPU.
+product is the output.
 
 Bytes of a call: the indices and codebooks of each part once for up to four of its rows (from L2 for
 the next four), x once for each output (from L1), out written. One launch for the base, one for all

@@ -3,8 +3,6 @@
 Owns: everything that CuPy is used for; no other module imports it. Tensors go to a kernel by their
 data pointer, so no array is wrapped and every dtype of torch will do. The stream is torch's current
 one, asked for at each launch: inside a graph capture that is the capturing stream.
-
-Compiled for GPUs and executed on the CPU by the tests; not yet run on a GPU.
 """
 
 import logging

@@ -3,8 +3,6 @@
 Owns: which of a variant's parts a form's kernels compute and which the formulas, and what a
 recorded operation does when the variant moves. Does not know where variants lie (arena.py) nor how
 kernels read them (kinds.py).
-
-Compiled for the GPU, executed on the CPU by the tests, not yet run on a GPU.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,6 @@
 """Norms, rotations, gates and gathered rows on the GPU: argument checks and launches.
 
-Owns: which kernel of src/elementwise.cu computes what. Compiled for the GPU,
-executed on the CPU by the tests, not yet run on a GPU.
+Owns: which kernel of src/elementwise.cu computes what.
 """
 
 import torch

@@ -2,8 +2,7 @@
 weight that was rebuilt.
 
 Owns: the tables of src/lattice.cuh, the layout of rotated rows and the launches. Factors are parts
-of low-rank lists like any others (low_rank.py). Compiled for the GPU, executed on the CPU by the
-tests, not yet run on a GPU.
+of low-rank lists like any others (low_rank.py).
 
 Bytes of a call with few rows: the codes once for each 8 or 32 of them; the rotated rows, 4 bytes a
 value, once for 32 outputs (from L2); out written. With many rows the weight is written and read.

@@ -1,7 +1,6 @@
 """Low-rank deltas on the GPU: their resident form and the launches that apply and rebuild them.
 
-Owns: the mirror of src/low_rank.cuh. Compiled for the GPU, executed on the CPU by the tests, not
-yet run on a GPU.
+Owns: the mirror of src/low_rank.cuh.
 
 Bytes of a call: A and B of every variant once for up to 64 of its rows, x once for 16 ranks of each
 variant, out read and written, 4 * slices * ranks per row written and read between the two launches.

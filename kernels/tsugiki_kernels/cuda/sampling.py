@@ -1,7 +1,6 @@
 """Tokens from logits on the GPU: argument checks and launches.
 
-Owns: nothing but these; what sampling means is said in interface.py. Compiled for the GPU, executed
-on the CPU by the tests, not yet run on a GPU.
+Owns: nothing but these; what sampling means is said in interface.py.
 
 A block takes a row. It passes over the logits once for the likeliest token, twice to draw, and up
 to 31 times each for top_k and top_p, which stop as soon as few tokens are left to choose among; for

@@ -1,7 +1,6 @@
 """Sign deltas on the GPU: their resident form and the launches that apply and rebuild them.
 
-Owns: the mirror of src/sign.cuh. Compiled for the GPU, executed on the CPU by the tests, not yet
-run on a GPU.
+Owns: the mirror of src/sign.cuh.
 
 Bytes of a call: the sign bits of every variant once for up to 64 of its rows, x once for 64 outputs
 of each variant (from L2), out read and written. One launch.

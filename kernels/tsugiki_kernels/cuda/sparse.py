@@ -1,7 +1,6 @@
 """Sparse quantized deltas on the GPU: their resident forms and the launches that apply them.
 
-Owns: the mirror of src/sparse.cuh, which form a delta takes, the windows of x. Compiled for the
-GPU, executed on the CPU by the tests, not yet run on a GPU.
+Owns: the mirror of src/sparse.cuh, which form a delta takes, the windows of x.
 
 A work list may mix both forms: tiles are the items of its first pass, rows of its second.
 

@@ -2,8 +2,6 @@
 
 Owns: that memory, what each variant brings to it, when it is written. Launches read it at each run,
 so a step is captured once for its shape; only what a table holds changes from run to run.
-
-Compiled for the GPU, executed on the CPU by the tests, not yet run on a GPU.
 """
 
 from collections.abc import Sequence

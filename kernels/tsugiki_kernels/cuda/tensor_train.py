@@ -1,7 +1,6 @@
 """Tensor trains with sparse entries on the GPU: their resident form and their launches.
 
-Owns: the mirror of src/tensor_train.cuh. Compiled for the GPU, executed on the CPU by the tests,
-not yet run on a GPU.
+Owns: the mirror of src/tensor_train.cuh.
 
 Bytes of a call: cores, columns and values of every variant once for up to four of its rows (from L2
 for the next four), x once for each element of the state and gathered for each entry (from L1), 4 *
