@@ -4,9 +4,9 @@ Needs an NVIDIA GPU. Each line is one call among others in a captured graph, as 
 server: the time on the device (events around replays, divided by the calls of the graph), the bytes
 that the call must move at least (compressed weights, activations in and out), the bandwidth that
 makes, and its share of what a plain copy reaches on this GPU: the roofline of all of these kernels
-for few rows. The calls of a graph have weights of their own, up to 1 GB, so that no cache holds
-them. Beside them the base's own linear in bfloat16 (torch's, the same way): what a variant adds to
-it is the share that its users pay.
+for few rows. The calls of a graph have weights of their own, up to 1 GB or CALLS of them: small
+deltas stay in a large L2 cache, the base does not. Beside them the base's own linear in bfloat16
+(torch's, the same way): what a variant adds to it is the share that its users pay.
 
     python -m benchmarks.kernels_cuda [--kind 'signs'] [--calls 200]
 """

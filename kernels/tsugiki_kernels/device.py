@@ -69,7 +69,7 @@ class Device(Protocol):
         """uint8 [nbytes] in host memory that `copies` reads without the processor's help."""
 
     def beside(self) -> AbstractContextManager[object]:
-        """What torch computes inside does not wait for steps: it goes to `copies`."""
+        """What torch computes inside goes to `copies`: what reads the work of steps waits first."""
 
     def capture(self, body: Callable[[], None]) -> Replay:
         """All that `body` asks of this device, in order, as one call. `body` computes nothing."""

@@ -46,6 +46,7 @@ class Arena:
         self._beside: dict[int, int] = {}  # slot -> bytes, the first that came first
         self._gone: deque[int] = deque()  # slots of regions that nobody has any more
         self._last_slot = 0
+        self._reserved = False
         self._moves = self._moved_bytes = 0
 
     def reserve(self, nbytes: int) -> None:
@@ -55,8 +56,9 @@ class Arena:
             BadArgument: there is a buffer already.
         """
         with self.still:
-            if self._table.nbytes:
+            if self._reserved:
                 raise BadArgument("the memory of variants is reserved once")
+            self._reserved = True
             self._beside.clear()
             size = nbytes // ALIGNMENT * ALIGNMENT
             self._buffer = self._device.empty(size)

@@ -22,7 +22,6 @@ from tsugiki_kernels.cuda.arguments import dtype_name
 from tsugiki_kernels.cuda.kernels import start
 from tsugiki_kernels.cuda.launcher import Argument, Float32, Int32, Int64
 from tsugiki_kernels.cuda.program import Execution
-from tsugiki_kernels.errors import BadArgument
 from tsugiki_kernels.hadamard import Rotation, paley, signs
 from tsugiki_kernels.interface import Span
 from tsugiki_kernels.lattice import (
@@ -35,7 +34,6 @@ from tsugiki_kernels.lattice import (
 REBUILD_FROM = 64  # rows of a call
 TILE_ROWS = 8
 CHUNK_COLUMNS = 256
-MOST_ORDER = 256  # of a Paley matrix: a block's threads
 
 
 def linear(
@@ -46,20 +44,21 @@ def linear(
     out: Tensor,
     spans: Sequence[Span],
 ) -> None:
-    """See ReadsLattices.linear_lattice. From REBUILD_FROM rows on the weight is rebuilt and rounded
-    to the dtype of x, and cuBLAS multiplies: 16-bit results of a row then differ by that rounding.
+    """See ReadsLattices.linear_lattice. From REBUILD_FROM rows of the call on, whoever they belong
+    to, the weight is rebuilt and rounded to the dtype of x, and cuBLAS multiplies: 16-bit results
+    of a row differ by that rounding, so load tells them apart, as with cuBLAS's own linears.
 
     Raises:
         BadArgument: naming the argument that breaks the contract.
     """
     _check(x, weight, bias, out, spans)
-    added = None if bias is None else bias.float()
     rows = sum(stop - start for start, stop in spans)
     if rows >= REBUILD_FROM:
         rebuilt = execution.scratch.take(x.dtype, math.prod(weight.shape)).view(weight.shape)
         rebuild(execution, weight, rebuilt)
-        execution.do(lambda: dense.linear(x, rebuilt, added, out, spans))
+        execution.do(lambda: dense.linear(x, rebuilt, bias, out, spans))
         return
+    added = None if bias is None else bias.float()
     for first, last in spans:
         if first < last:
             _multiply(execution, x[first:last], weight, added, out[first:last])
@@ -106,12 +105,6 @@ def _check(
     check_strided("out", out, (out.dtype,), (len(x), outputs))
     if bias is not None:
         check_tensor("bias", bias, (x.dtype, torch.float32), (outputs,))
-    if weight.rotation.order > MOST_ORDER:
-        raise BadArgument(
-            f"weight: the rotation of {inputs} columns has a matrix of order "
-            f"{weight.rotation.order}; the CUDA kernels take up to {MOST_ORDER}: "
-            "use --kernels reference"
-        )
 
 
 def _multiply(

@@ -35,7 +35,7 @@ from tsugiki_kernels.operands import ColumnDraw
 TILE_OUTPUTS = 256  # outputs of an item in tile form
 ROW_OUTPUTS = 128  # outputs of an item in row form
 WINDOW_UNIT = 256
-# Columns: of a block of two on a multiprocessor; of sm_75, whose blocks have 64 KB, of one
+# Columns: two blocks of 6144 share a multiprocessor of 228 KB; of sm_75 a block has 64 KB
 LARGEST_WINDOW = 4096
 HOPPER_WINDOW = 6144  # sm_90 and sm_100 have 228 KB
 TURING_WINDOW = 2048

@@ -35,7 +35,9 @@ class Uploader:
         return self._buffer[:nbytes]
 
     def beside_steps(self) -> AbstractContextManager[object]:
-        """For what is computed on the device on the way there."""
+        """For what is computed on the device on the way there. It finds what the steps that were
+        asked for until now have written: masks drawn, or moved, a moment ago."""
+        self._device.copies.wait(self._device.steps.record())
         return self._device.beside()
 
     def target(self, nbytes: int) -> Region:

@@ -233,6 +233,7 @@ def _open_partial(job: CalderaBaseJob, fingerprint: str) -> None:
     """
     asked = {"base": fingerprint, "damping": job.damping, **asdict(job.settings)}
     asked["calibration"] = None if job.calibration is None else _identity(job.calibration)
+    asked["inputs"] = "values as attention averages them"  # layers made otherwise are not mixed in
     told = job.partial / "run.json"
     job.partial.mkdir(exist_ok=True)
     if told.is_file() and json.loads(told.read_text(encoding="utf-8")) != asked:

@@ -80,7 +80,9 @@ class Optimizer:
                 master.copy_(state[f"{name}|master"])
                 moments = {part: state[f"{name}|{part}"] for part in _present(state, name)}
                 self._adam.state[master] = {
-                    part: kept.to(master.device, copy=True) for part, kept in moments.items()
+                    # Adam counts steps on the processor: a count on a GPU is waited for each time
+                    part: kept.to("cpu" if part == "step" else master.device, copy=True)
+                    for part, kept in moments.items()
                 }
         self._round()
 

@@ -28,10 +28,12 @@ from tsugiki.distill.neo import Mixture, NeoObjective
 from tsugiki.distill.teacher import LiveTeacher, View
 from tsugiki.distill.trainer import Record, TrainingPlan, mean_losses, train
 from tsugiki.distill.training_state import StateFile, state_path
+from tsugiki.errors import ConfigError
 from tsugiki.model.checkpoint import INDEX_FILE
 from tsugiki.model.device import CPU
 from tsugiki.model.sketched import CODEBOOKS, INDEX
 from tsugiki.model.stored_form import CONFIG_KEY
+from tsugiki.setting_values import check_parent
 from tsugiki.tune.sketch import SketchStudent, make_student
 
 BETAS = (0.9, 0.98)
@@ -60,6 +62,11 @@ class FitJob:
     dtype: torch.dtype = torch.bfloat16
     device: torch.device = CPU
     checkpoint_every: int = 50  # steps; 0: never
+
+    def __post_init__(self) -> None:
+        check_parent("--out", self.out)
+        if self.out.exists():
+            raise ConfigError(f"--out {self.out} exists already: give another")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +124,7 @@ def _identity(job: FitJob, plan: FitPlan, sketched: OpenedBase, ids: Tensor) -> 
     return {
         **asdict(plan),
         "sketched": sketched.reference(job.cache_dir).fingerprint,
+        "original": open_base(job.original).reference(job.cache_dir).fingerprint,
         "data": hashlib.sha256(ids.numpy().tobytes()).hexdigest(),
         "dtype": str(job.dtype),
     }

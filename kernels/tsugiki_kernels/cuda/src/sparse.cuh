@@ -58,7 +58,6 @@ DEVICE float output_at(const Outputs& out, int64_t at) {
                     : to_float(static_cast<const T*>(out.first)[at]);
 }
 
-// Rounded once.
 template <class T>
 DEVICE void set_output(const Outputs& out, int64_t at, float value) {
   if (out.floats)
@@ -67,6 +66,7 @@ DEVICE void set_output(const Outputs& out, int64_t at, float value) {
     static_cast<T*>(out.first)[at] = from_float<T>(value);
 }
 
+// Rounded once.
 template <class T>
 DEVICE void add_output(const Outputs& out, int64_t at, float change) {
   set_output<T>(out, at, output_at<T>(out, at) + change);
