@@ -15,6 +15,7 @@ TOKENS = 24
 TOLERANCE = 1e-3
 
 ServeHere = Callable[..., AbstractContextManager[str]]
+Truths = dict[str, list[tuple[list[float], list[int]]]]
 
 
 @torch.inference_mode()
@@ -34,15 +35,21 @@ def truth(model: Any, prompt: list[int]) -> tuple[list[float], list[int]]:
     return logprobs.tolist(), greedy[0, len(prompt) :].tolist()
 
 
-def check(url: str, checkpoints: dict[str, Any]) -> None:
+@pytest.fixture(scope="module")
+def truths(checkpoints: dict[str, Any]) -> Truths:
+    """What transformers says of every prompt, by model."""
+    return {
+        name: [truth(model, prompt) for prompt in PROMPTS] for name, model in checkpoints.items()
+    }
+
+
+def check(url: str, truths: Truths) -> None:
     """Compare every answer with transformers."""
     listed = httpx.get(f"{url}/v1/models").json()["data"]
     base = next(m["id"] for m in listed if m["parent"] is None)
-    names = [name or base for name in checkpoints]
-    choices = iter(answers(url, names, PROMPTS, TOKENS))
-    for model in checkpoints.values():
-        for prompt in PROMPTS:
-            logprobs, greedy = truth(model, prompt)
+    choices = iter(answers(url, [name or base for name in truths], PROMPTS, TOKENS))
+    for expected in truths.values():
+        for prompt, (logprobs, greedy) in zip(PROMPTS, expected, strict=True):
             choice = next(choices)
             served = choice["logprobs"]["token_logprobs"][1 : len(prompt)]
             assert served == pytest.approx(logprobs, abs=TOLERANCE)
@@ -55,32 +62,24 @@ def preemptions(url: str) -> float:
     return float(next(x for x in lines if x.startswith("tsugiki_preemptions_total")).split()[-1])
 
 
-def test_a_mixed_batch_of_all_codecs_equals_transformers(
-    server: str, checkpoints: dict[str, Any]
-) -> None:
-    check(server, checkpoints)
+def test_a_mixed_batch_of_all_codecs_equals_transformers(server: str, truths: Truths) -> None:
+    check(server, truths)
 
 
-def test_chunked_prefill_changes_nothing(
-    serve_here: ServeHere, checkpoints: dict[str, Any]
-) -> None:
+def test_chunked_prefill_changes_nothing(serve_here: ServeHere, truths: Truths) -> None:
     with serve_here(max_num_batched_tokens=17, max_num_seqs=16) as url:
-        check(url, checkpoints)
+        check(url, truths)
 
 
-def test_forced_preemption_changes_nothing(
-    serve_here: ServeHere, checkpoints: dict[str, Any]
-) -> None:
+def test_forced_preemption_changes_nothing(serve_here: ServeHere, truths: Truths) -> None:
     # 2 layers x (K, V) x 2 heads x 16 values x 4 bytes = 512 bytes a token: room for 384 tokens,
     # while 20 requests of 60 to 90 tokens each want about 1,600
     with serve_here(kv_memory=192 * 2**10, max_model_len=256) as url:
-        check(url, checkpoints)
+        check(url, truths)
         assert preemptions(url) > 0
 
 
 @pytest.mark.compiler
-def test_reference_kernels_serve_the_same(
-    serve_here: ServeHere, checkpoints: dict[str, Any]
-) -> None:
+def test_reference_kernels_serve_the_same(serve_here: ServeHere, truths: Truths) -> None:
     with serve_here(kernels="reference") as url:
-        check(url, checkpoints)
+        check(url, truths)
