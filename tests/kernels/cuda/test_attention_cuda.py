@@ -1,4 +1,4 @@
-"""Paged attention and the KV write: the GPU's kernels, executed on the CPU."""
+"""Paged attention and the KV write: the GPU's kernels."""
 
 from dataclasses import dataclass, replace
 

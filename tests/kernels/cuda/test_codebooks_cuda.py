@@ -1,4 +1,4 @@
-"""Looked-up weights on the GPU's kernels, executed on the CPU, against the dense formula."""
+"""Looked-up weights on the GPU's kernels, against the dense formula."""
 
 from pathlib import Path
 from typing import Any

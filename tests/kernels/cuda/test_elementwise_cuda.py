@@ -1,4 +1,4 @@
-"""The small operations of a step: the GPU's kernels, executed on the CPU, against the reference."""
+"""The small operations of a step: the GPU's kernels, against the reference."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Linears on the lattice on the GPU's kernels, executed on the CPU, against the dense formula."""
+"""Linears on the lattice on the GPU's kernels, against the dense formula."""
 
 from dataclasses import replace
 from pathlib import Path

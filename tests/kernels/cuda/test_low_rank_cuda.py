@@ -1,4 +1,4 @@
-"""Low-rank deltas on the GPU's kernels, executed on the CPU, against the dense formula."""
+"""Low-rank deltas on the GPU's kernels, against the dense formula."""
 
 import pytest
 import torch

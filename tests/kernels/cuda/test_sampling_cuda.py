@@ -1,4 +1,4 @@
-"""Choosing tokens with the GPU's kernels, executed on the CPU, against plain arithmetic."""
+"""Choosing tokens with the GPU's kernels, against plain arithmetic."""
 
 import math
 from dataclasses import fields

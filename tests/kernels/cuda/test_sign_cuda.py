@@ -1,4 +1,4 @@
-"""Sign deltas on the GPU's kernels, executed on the CPU, against the dense formula."""
+"""Sign deltas on the GPU's kernels, against the dense formula."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Sparse deltas on the GPU's kernels, executed on the CPU, against the dense formula."""
+"""Sparse deltas on the GPU's kernels, against the dense formula."""
 
 from dataclasses import replace
 

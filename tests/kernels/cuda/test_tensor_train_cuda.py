@@ -1,4 +1,4 @@
-"""Tensor trains with sparse entries on the GPU's kernels, executed on the CPU, against the dense
+"""Tensor trains with sparse entries on the GPU's kernels, against the dense
 formula."""
 
 from pathlib import Path
