@@ -131,12 +131,7 @@ class Mixed:
     def __init__(self, two: Path, three: Path, factored: Path) -> None:
         self._two, self._three = open_base(two), open_base(three)
         kept = [report_of(path)["linears"] for path in (two, three)]
-        nbytes, most, wanted = (
-            sum(
-                line["backbone_bytes"] + line["factor_bytes"] for line in report_of(path)["linears"]
-            )
-            for path in (two, three, factored)
-        )
+        nbytes, most, wanted = (bytes_of(report_of(path)) for path in (two, three, factored))
         layers = self._two.architecture.num_layers
         count = min(layers, -(-(wanted - nbytes) * layers // (most - nbytes)))
         self.layers = {number * layers // count for number in range(count)}

@@ -20,11 +20,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.distill.models import RECORD, TRAIN
 from tsugiki.config import DEVICES
 from tsugiki.model.device import choose_device
 
-TRAIN = Path(__file__).parents[2] / "examples" / "train.py"
-RECORD = "training.json"  # what train.py writes last
 CALIBRATION_EXAMPLES = 64
 BATCH_TOKENS = 2048
 OPENING, ANSWER, LEAST = 24, 180, 90  # words of an article that are given, at most and least asked

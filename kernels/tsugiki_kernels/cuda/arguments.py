@@ -58,3 +58,16 @@ def check_rebuild(base: Tensor, part: ResidentPart, out: Tensor) -> None:
         )
     check_tensor("base", base, ACTIVATIONS, base.shape)
     check_tensor("out", out, (base.dtype,), base.shape)
+
+
+def check_scratch(scratch: Tensor, values: int) -> None:
+    """float32, at least so many values in a row.
+
+    Raises:
+        BadArgument: it is not.
+    """
+    if scratch.ndim != 1 or len(scratch) < values:
+        raise BadArgument(
+            f"scratch: expected at least {values} values, found {tuple(scratch.shape)}"
+        )
+    check_tensor("scratch", scratch, (torch.float32,), scratch.shape)

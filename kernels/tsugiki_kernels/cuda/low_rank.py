@@ -6,14 +6,13 @@ Bytes of a call: A and B of every variant once for up to 64 of its rows, x once 
 variant, out read and written, 4 * slices * ranks per row written and read between the two launches.
 """
 
-import torch
 from torch import Tensor
 
-from tsugiki_kernels.check import check_tensor
 from tsugiki_kernels.cuda import fragments, records
 from tsugiki_kernels.cuda.arguments import (
     check_apply,
     check_rebuild,
+    check_scratch,
     dtype_name,
     out_name,
 )
@@ -21,7 +20,6 @@ from tsugiki_kernels.cuda.kernels import start
 from tsugiki_kernels.cuda.launcher import Int32, Int64, Launcher
 from tsugiki_kernels.cuda.work_list import ResidentPart, WorkList
 from tsugiki_kernels.deltas import LowRankDelta
-from tsugiki_kernels.errors import BadArgument
 
 RANK_TILE = 16
 OUTPUT_TILES = 4  # tiles of 16 outputs that a warp takes
@@ -83,11 +81,7 @@ def apply(
         BadArgument: naming the argument.
     """
     check_apply(x, out, segments, work.inputs, work.width)
-    if scratch.ndim != 1 or len(scratch) < work.scratch:
-        raise BadArgument(
-            f"scratch: expected at least {work.scratch} values, found {tuple(scratch.shape)}"
-        )
-    check_tensor("scratch", scratch, (torch.float32,), scratch.shape)
+    check_scratch(scratch, work.scratch)
     multiprocessors, capacity = launcher.multiprocessors, Int32(len(segments) - 1)
     start(
         launcher,

@@ -12,15 +12,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tsugiki_kernels.check import check_tensor
 from tsugiki_kernels.cuda import records
-from tsugiki_kernels.cuda.arguments import check_apply, check_rebuild, dtype_name, out_name
+from tsugiki_kernels.cuda.arguments import (
+    check_apply,
+    check_rebuild,
+    check_scratch,
+    dtype_name,
+    out_name,
+)
 from tsugiki_kernels.cuda.kernels import LANES, start
 from tsugiki_kernels.cuda.launcher import Int32, Int64, Launcher
 from tsugiki_kernels.cuda.tensor_train_pair import Pair, pair_of, paired_cores
 from tsugiki_kernels.cuda.work_list import ResidentPart, WorkList
 from tsugiki_kernels.deltas import Stage, TensorTrainDelta
-from tsugiki_kernels.errors import BadArgument
 
 OUTPUTS_PER_ITEM = 32
 LEAD_THREADS = 128
@@ -115,11 +119,7 @@ def apply(
         BadArgument: naming the argument.
     """
     check_apply(x, out, segments, work.inputs, work.width)
-    if scratch.ndim != 1 or len(scratch) < work.scratch:
-        raise BadArgument(
-            f"scratch: expected at least {work.scratch} values, found {tuple(scratch.shape)}"
-        )
-    check_tensor("scratch", scratch, (torch.float32,), scratch.shape)
+    check_scratch(scratch, work.scratch)
     listed = (segments, Int32(len(segments) - 1))
     own, stride = out_name(x, out), Int64(x.stride(0))
     if work.passes[0]:
